@@ -1,0 +1,24 @@
+# Everything runs inside .venv, made on first use; nothing downloads a model or data.
+PYTHON ?= python3
+INSTALLED = .venv/.installed
+
+.PHONY: demo test check bench clean
+
+demo: $(INSTALLED)
+	.venv/bin/steerlens demo --out out/demo
+
+test: check
+	.venv/bin/pytest
+
+check: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv out build dist

@@ -1,0 +1,295 @@
+"""Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from steerlens.conditions import Condition
+from steerlens.errors import SteerlensError
+from steerlens.models import Model, hook_name, keep_cache_rows, new_cache, next_logits
+from steerlens.positions import can_select
+from steerlens.residual import Readable, left_padded, pad_token, tokenize
+from steerlens.steering import Run, Steering
+
+Steerings = Steering | Sequence[Steering] | None
+
+
+@dataclass(frozen=True, eq=False)
+class GateReport:
+    """What one condition saw of each prompt, and which prompts it fired on."""
+
+    condition: Condition
+    similarity: Float[Tensor, "row layer"]
+    open: Bool[Tensor, " row"]
+
+    def __repr__(self) -> str:
+        rows = self.open.nonzero().flatten().tolist()
+        shown = ", ".join(map(str, rows[:20])) + (", …" if len(rows) > 20 else "")
+        return f"{self.condition}: fired on {len(rows)} of {len(self.open)} rows ({shown or '–'})"
+
+
+@dataclass(frozen=True, eq=False)
+class Replies(Sequence[str]):
+    """One reply per prompt, in the order of the prompts; a sequence of their texts."""
+
+    prompts: tuple[Readable, ...]
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    """What was generated, without the end-of-text token."""
+    finished: tuple[bool, ...]
+    """Whether the reply ended by itself."""
+    gates: tuple[GateReport, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.texts[row]
+
+    def __repr__(self) -> str:
+        return f"Replies({len(self)}, {sum(self.finished)} finished, {len(self.gates)} gates)"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens that the text holds already, multiplies negative ones."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={value}"
+            for name, value, fits in (
+                ("temperature", self.temperature, self.temperature >= 0),
+                ("top_k", self.top_k, self.top_k is None or self.top_k >= 1),
+                ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1),
+                ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0),
+            )
+            if not fits
+        ]
+        if wrong:
+            raise SteerlensError(
+                f"{', '.join(wrong)} cannot be sampled with; needed are temperature ≥ 0, "
+                "top_k ≥ 1, 0 < top_p ≤ 1 and repetition_penalty > 0"
+            )
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Readable],
+    steering: Steerings = None,
+    *,
+    max_new_tokens: int = 50,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    chat: bool | None = None,
+    batch_size: int = 64,
+    use_cache: bool = True,
+    progress: bool = True,
+) -> Replies:
+    """Reply to each prompt, steered where its conditions hold; greedy unless told otherwise.
+
+    Prompts are text, chats or token ids; `chat=None` applies the chat template if there is one.
+    A row's reply does not depend on the batch it is in, sampled or not. Raises before any work if
+    a prompt and its reply do not fit into the context, or the plan does not fit the model.
+
+    >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
+    ['Sure, here is a']
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    if max_new_tokens < 1 or batch_size < 1:
+        raise SteerlensError(
+            f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: both must be at least 1"
+        )
+    rows = [row.ids for row in tokenize(model, prompts, chat=chat)]
+    steerings = _require_fitting(model, steering, rows, max_new_tokens)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    replies: list[list[int]] = [[] for _ in rows]
+    finished = [False] * len(rows)
+    similarities: dict[Condition, Tensor] = {}
+    eos = _end_of_text(model)
+    with tqdm(total=len(rows), unit="reply", disable=None if progress else True) as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            tokens, mask = left_padded([rows[row] for row in batch], pad_token(model))
+            run = Run([_for_rows(one, batch) for one in steerings], mask)
+            for alive, chosen in _decode(
+                model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
+            ):
+                for place, token in zip(alive.tolist(), chosen.tolist(), strict=True):
+                    if token in eos:
+                        finished[batch[place]] = True
+                    else:
+                        replies[batch[place]].append(token)
+                if len(alive) == len(batch):  # the prompt pass, or none has finished since
+                    _note_gates(run, batch, len(rows), similarities)
+            bar.update(len(batch))
+    return Replies(
+        tuple(prompts),
+        tuple(model.tokenizer.batch_decode(replies, skip_special_tokens=True)),
+        tuple(map(tuple, replies)),
+        tuple(finished),
+        tuple(
+            GateReport(condition, seen, condition.fires(seen))
+            for condition, seen in similarities.items()
+        ),
+    )
+
+
+@torch.no_grad()
+def _decode(
+    model: Model,
+    tokens: Int[Tensor, "row pos"],
+    run: Run,
+    max_new_tokens: int,
+    choose: "_Chooser",
+    eos: frozenset[int],
+    use_cache: bool,
+) -> Iterator[tuple[Int[Tensor, " alive"], Int[Tensor, " alive"]]]:
+    """Yield the rows that go on and their next tokens; finished rows leave the batch."""
+    assert run.prompt_mask is not None
+    device = model.cfg.device
+    alive = torch.arange(len(tokens))
+    text, mask = tokens.to(device), run.prompt_mask.to(device)
+    cache = new_cache(model, len(tokens)) if use_cache else None
+    ends = torch.tensor(sorted(eos), device=device)
+    with model.hooks(fwd_hooks=run.hooks()):
+        for step in range(max_new_tokens):
+            first = 0 if step == 0 or cache is None else -1
+            logits = next_logits(model, text[:, first:], mask[:, first:].int(), cache)
+            chosen = choose(logits, text, mask, step, alive)
+            yield alive, chosen.cpu()
+            text = torch.cat([text, chosen[:, None]], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            going = (~torch.isin(chosen, ends)).nonzero().flatten()
+            if not len(going):
+                return
+            if len(going) < len(chosen):
+                text, mask, alive = text[going], mask[going], alive[going.cpu()]
+                run.keep_rows(going.cpu())
+                if cache is not None:
+                    keep_cache_rows(cache, going)
+
+
+class _Chooser:
+    """Picks each row's next token; a row's random numbers belong to it, not to its batch."""
+
+    def __init__(self, sampling: Sampling, rows: Sequence[int]) -> None:
+        self.sampling = sampling
+        self._generators = [
+            torch.Generator().manual_seed(sampling.seed * 1_000_003 + row) for row in rows
+        ]
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "row d_vocab"],
+        text: Int[Tensor, "row pos"],
+        mask: Bool[Tensor, "row pos"],
+        step: int,
+        alive: Int[Tensor, " row"],
+    ) -> Int[Tensor, " row"]:
+        logits = logits.float()
+        penalty = self.sampling.repetition_penalty
+        if penalty != 1:
+            count = torch.zeros_like(logits).scatter_add_(1, text, mask.float())
+            damped = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(count > 0, damped, logits)
+        if self.sampling.temperature == 0:
+            return logits.argmax(dim=1)
+        draws = [torch.rand(1, generator=self._generators[row]) for row in alive.tolist()]
+        return self._sampled(logits / self.sampling.temperature, torch.stack(draws).to(logits))
+
+    def _sampled(
+        self, logits: Float[Tensor, "row d_vocab"], draw: Float[Tensor, "row 1"]
+    ) -> Int[Tensor, " row"]:
+        """Invert the cumulative distribution over the tokens, likeliest first."""
+        ordered, token = logits.sort(dim=1, descending=True)
+        likely = ordered.softmax(dim=1)
+        if self.sampling.top_k is not None:
+            likely[:, self.sampling.top_k :] = 0
+        if self.sampling.top_p is not None:
+            before = likely.cumsum(dim=1) - likely
+            likely[before >= self.sampling.top_p * likely.sum(dim=1, keepdim=True)] = 0
+        reached = likely.cumsum(dim=1)
+        place = torch.searchsorted(reached, draw * reached[:, -1:], right=True)
+        last = (likely > 0).sum(dim=1, keepdim=True) - 1  # rounding must not step past it
+        return token.gather(1, torch.minimum(place, last))[:, 0]
+
+
+def _require_fitting(
+    model: Model, steering: Steerings, rows: Sequence[tuple[int, ...]], max_new_tokens: int
+) -> list[Steering]:
+    """Refuse, before any work, what could not run to its end or would do nothing."""
+    steerings = [steering] if isinstance(steering, Steering) else list(steering or ())
+    for index, row in enumerate(rows):
+        if len(row) + max_new_tokens > model.cfg.n_ctx:
+            raise SteerlensError(
+                f"prompt {index} has {len(row)} tokens and {max_new_tokens} new ones were asked "
+                f"for, but {model.cfg.model_name}'s context holds {model.cfg.n_ctx}"
+            )
+    for one in steerings:
+        for vector in (one.vector, *(condition.vector for condition in one.conditions)):
+            if vector.width != model.cfg.d_model:
+                raise SteerlensError(
+                    f"{vector} is {vector.width} wide, but {model.cfg.model_name} "
+                    f"{model.cfg.d_model}; it belongs to another model"
+                )
+        for layer in one.layers_steered:
+            hook_name(model, one.site_written, layer)
+        for condition in one.conditions:
+            for layer in condition.layers_read:
+                hook_name(model, condition.site_read, layer)
+        if not any(
+            can_select(one.positions, one.skip_bos, len(row), max_new_tokens) for row in rows
+        ):
+            raise SteerlensError(
+                f"{one} would touch no token of these prompts (at most "
+                f"{max(map(len, rows))} tokens) and {max_new_tokens} new ones; change positions="
+            )
+        if (
+            isinstance(one.strength, Tensor)
+            and one.strength.ndim
+            and len(one.strength) != len(rows)
+        ):
+            raise SteerlensError(
+                f"the strength has {len(one.strength)} rows for {len(rows)} prompts; "
+                "a strength matrix needs one row for each prompt"
+            )
+    return steerings
+
+
+def _for_rows(steering: Steering, rows: Sequence[int]) -> Steering:
+    """The steering of a batch that is made of these rows."""
+    strength = steering.strength
+    if isinstance(strength, Tensor) and strength.ndim:
+        return replace(steering, strength=strength[list(rows)])
+    return steering
+
+
+def _note_gates(
+    run: Run, batch: Sequence[int], n_rows: int, similarities: dict[Condition, Tensor]
+) -> None:
+    for condition, gate in run.gates.items():
+        whole = similarities.setdefault(
+            condition, torch.full((n_rows, len(condition.layers_read)), torch.nan)
+        )
+        whole[list(batch)] = gate.similarity.float()
+
+
+def _end_of_text(model: Model) -> frozenset[int]:
+    eos = model.tokenizer.eos_token_id
+    return frozenset() if eos is None else frozenset([int(eos)])

@@ -1,0 +1,143 @@
+"""The named functions that TransformerLens calls: edits of the stream, and what reads it.
+
+An edit is `(resid, direction, strength) -> resid` in one to three lines. `steering_hook` gives it
+the host's signature; which rows and tokens, kept norms and dtype are settled there, once.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from steerlens.errors import SteerlensError
+
+Strength = float | Float[Tensor, "batch 1 1"]
+Edit = Callable[..., Float[Tensor, "batch pos d_model"]]
+"""`(resid, direction, strength) -> resid`; strength is a number, or one per row."""
+Where = Callable[[], Bool[Tensor, "#batch #pos"] | None]
+"""Which tokens of which rows are edited in the pass at hand; None stands for all."""
+KeepNorm = Callable[[Tensor, Tensor], Tensor]
+"""`(before, after) -> after`, at the wanted length."""
+PerRow = Callable[[], Float[Tensor, " batch"]]
+"""The strength for each row of the pass at hand; a row of strength zero is left alone."""
+
+
+def steering_hook(edit: Edit) -> Callable[..., Any]:
+    """Give an edit the signature `(resid, hook, *, ...)` that the host calls, under its own name.
+
+    The edit itself stays reachable as `.edit`.
+    """
+
+    @wraps(edit)
+    def hooked(
+        resid: Float[Tensor, "batch pos d_model"],
+        hook: Any,
+        *,
+        direction: Float[Tensor, " d_model"],
+        strength: float | PerRow,
+        where: Where,
+        keep_norm: KeepNorm | None = None,
+    ) -> Float[Tensor, "batch pos d_model"] | None:
+        if resid.shape[-1] != direction.shape[0]:
+            raise SteerlensError(
+                f"the direction is {direction.shape[0]} wide, but the stream {resid.shape[-1]}; "
+                "the vector belongs to another model"
+            )
+        chosen = where()
+        scale: Any = strength
+        if callable(strength):
+            per_row = strength()
+            on = (per_row != 0)[:, None]
+            chosen = on if chosen is None else chosen & on
+            scale = per_row.to(resid)[:, None, None]
+        if chosen is not None and not chosen.any():
+            return None
+        edited = edit(resid, direction.to(resid), scale)
+        if keep_norm is not None:
+            edited = keep_norm(resid, edited)
+        if chosen is None:
+            return edited
+        return torch.where(chosen.to(resid.device)[..., None], edited, resid)
+
+    hooked.edit = edit  # type: ignore[attr-defined]
+    return hooked
+
+
+@steering_hook
+def add_direction(
+    resid: Float[Tensor, "batch pos d_model"],
+    direction: Float[Tensor, " d_model"],
+    strength: Strength,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Shift the stream by `strength` times the direction."""
+    return resid + strength * direction
+
+
+@steering_hook
+def ablate_direction(
+    resid: Float[Tensor, "batch pos d_model"],
+    direction: Float[Tensor, " d_model"],
+    strength: Strength,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Remove `strength` times the part of the stream that lies along the direction."""
+    return resid - strength * _along(resid, direction)
+
+
+@steering_hook
+def ablate_then_add(
+    resid: Float[Tensor, "batch pos d_model"],
+    direction: Float[Tensor, " d_model"],
+    strength: Strength,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Replace the part of the stream along the direction by `strength` times the direction."""
+    return resid - _along(resid, direction) + strength * direction
+
+
+def restore_norm(
+    before: Float[Tensor, "batch pos d_model"], after: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """Scale each token back to the length that it had before the edit."""
+    return after * _lengths(before) / _lengths(after)
+
+
+def restore_grown_norm(
+    before: Float[Tensor, "batch pos d_model"], after: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """CAST's rule: where any token of a row has grown in this pass, restore all of the row's.
+
+    What a pass shows depends on caching, and so does this; `restore_norm` does not.
+    """
+    grew = (_lengths(after) > _lengths(before)).any(dim=1, keepdim=True)
+    return torch.where(grew, restore_norm(before, after), after)
+
+
+def read_condition(
+    resid: Float[Tensor, "batch pos d_model"], hook: Any, *, gate: Any, layer: int
+) -> None:
+    """Let a condition's gate see the stream; changes nothing."""
+    gate.read(resid, layer)
+
+
+def follow_text(resid: Float[Tensor, "batch pos d_model"], hook: Any, *, clock: Any) -> None:
+    """Let the run's clock see which tokens this pass shows; changes nothing."""
+    clock.tick(resid)
+
+
+def _along(
+    resid: Float[Tensor, "batch pos d_model"], direction: Float[Tensor, " d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """The projection on the direction; on a zero direction it is zero."""
+    length = direction.norm()
+    unit = direction / length.where(length > 0, 1.0)
+    along = einsum(resid, unit, "batch pos d_model, d_model -> batch pos")
+    return einsum(along, unit, "batch pos, d_model -> batch pos d_model")
+
+
+def _lengths(activation: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos 1"]:
+    """Length of each token's activation, never zero, safe from overflow in half precision."""
+    lengths = activation.float().norm(dim=-1, keepdim=True)
+    return lengths.where(lengths > 0, 1.0).to(activation)

@@ -1,0 +1,125 @@
+"""Boolean combinations of conditions: `&`, `|`, `~`, whatever the leaves are."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_, invert, or_
+from typing import Any
+
+
+class Predicate(ABC):
+    """Something that holds of a prompt or does not.
+
+    >>> str(Named("harmful") & ~Named("legal"))
+    'harmful and not legal'
+    """
+
+    def __and__(self, other: "Predicate") -> "Predicate":
+        return AllOf((*_parts(self, AllOf), *_parts(other, AllOf)))
+
+    def __or__(self, other: "Predicate") -> "Predicate":
+        return AnyOf((*_parts(self, AnyOf), *_parts(other, AnyOf)))
+
+    def __invert__(self) -> "Predicate":
+        return self.part if isinstance(self, Not) else Not(self)
+
+    @abstractmethod
+    def leaves(self) -> Iterator["Predicate"]:
+        """The leaves it is made of, from left to right, with repeats."""
+
+    @abstractmethod
+    def truth(self, of: Callable[[Any], Any]) -> Any:
+        """Its truth, given the truth of leaves: Boolean tensors, say."""
+
+    @abstractmethod
+    def bound(self, to: Callable[[Any], "Predicate"]) -> "Predicate":
+        """The same combination, of other leaves."""
+
+
+class Leaf(Predicate):
+    """A predicate that is not a combination."""
+
+    def leaves(self) -> Iterator[Predicate]:
+        yield self
+
+    def truth(self, of: Callable[[Any], Any]) -> Any:
+        return of(self)
+
+    def bound(self, to: Callable[[Any], Predicate]) -> Predicate:
+        return to(self)
+
+
+@dataclass(frozen=True)
+class Named(Leaf):
+    """A condition that is only a name yet, as in a rule."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Not(Predicate):
+    """Holds where its part does not."""
+
+    part: Predicate
+
+    def leaves(self) -> Iterator[Predicate]:
+        return self.part.leaves()
+
+    def truth(self, of: Callable[[Any], Any]) -> Any:
+        return invert(self.part.truth(of))
+
+    def bound(self, to: Callable[[Any], Predicate]) -> Predicate:
+        return ~self.part.bound(to)
+
+    def __str__(self) -> str:
+        return f"not {_bracketed(self.part, _Several)}"
+
+
+@dataclass(frozen=True)
+class _Several(Predicate):
+    parts: tuple[Predicate, ...]
+
+    def leaves(self) -> Iterator[Predicate]:
+        for part in self.parts:
+            yield from part.leaves()
+
+
+@dataclass(frozen=True)
+class AllOf(_Several):
+    """Holds where all of its parts do."""
+
+    def truth(self, of: Callable[[Any], Any]) -> Any:
+        return reduce(and_, (part.truth(of) for part in self.parts))
+
+    def bound(self, to: Callable[[Any], Predicate]) -> Predicate:
+        return AllOf(tuple(part.bound(to) for part in self.parts))
+
+    def __str__(self) -> str:
+        return " and ".join(_bracketed(part, AnyOf) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class AnyOf(_Several):
+    """Holds where one of its parts does."""
+
+    def truth(self, of: Callable[[Any], Any]) -> Any:
+        return reduce(or_, (part.truth(of) for part in self.parts))
+
+    def bound(self, to: Callable[[Any], Predicate]) -> Predicate:
+        return AnyOf(tuple(part.bound(to) for part in self.parts))
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.parts))
+
+
+def _parts(predicate: Predicate, kind: type[_Several]) -> tuple[Predicate, ...]:
+    """`a & (b & c)` and `(a & b) & c` are the same flat combination."""
+    return predicate.parts if isinstance(predicate, kind) else (predicate,)
+
+
+def _bracketed(predicate: Predicate, kinds: type[_Several]) -> str:
+    return f"({predicate})" if isinstance(predicate, kinds) else str(predicate)

@@ -76,7 +76,7 @@ class Not(Predicate):
         return ~self.part.bound(to)
 
     def __str__(self) -> str:
-        return f"not {_bracketed(self.part, _Several)}"
+        return f"not ({self.part})" if isinstance(self.part, _Several) else f"not {self.part}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ class AllOf(_Several):
         return AllOf(tuple(part.bound(to) for part in self.parts))
 
     def __str__(self) -> str:
-        return " and ".join(_bracketed(part, AnyOf) for part in self.parts)
+        return " and ".join(
+            f"({part})" if isinstance(part, AnyOf) else str(part) for part in self.parts
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,3 @@ class AnyOf(_Several):
 def _parts(predicate: Predicate, kind: type[_Several]) -> tuple[Predicate, ...]:
     """`a & (b & c)` and `(a & b) & c` are the same flat combination."""
     return predicate.parts if isinstance(predicate, kind) else (predicate,)
-
-
-def _bracketed(predicate: Predicate, kinds: type[_Several]) -> str:
-    return f"({predicate})" if isinstance(predicate, kinds) else str(predicate)

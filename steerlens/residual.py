@@ -252,13 +252,10 @@ def _read_at_once(
 def _ready_ids(prompt: Readable) -> tuple[int, ...] | None:
     if isinstance(prompt, Tensor):
         return tuple(int(token) for token in prompt.reshape(-1).tolist())
-    is_ids = (
-        isinstance(prompt, Sequence)
-        and not isinstance(prompt, str | Passage)
-        and len(prompt) > 0
-        and all(isinstance(token, int) for token in prompt)
-    )
-    return tuple(prompt) if is_ids else None
+    if isinstance(prompt, str | Passage) or not len(prompt):
+        return None
+    ids = tuple(token for token in prompt if isinstance(token, int))
+    return ids if len(ids) == len(prompt) else None
 
 
 def _encode(

@@ -25,6 +25,7 @@ from steerlens.predicates import Predicate
 from steerlens.vector import SteeringVector
 
 NamedHook = tuple[str, Callable[..., Any]]
+_Placed = tuple[str, int, Callable[..., Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,25 +168,22 @@ class Run:
 
     def hooks(self) -> list[NamedHook]:
         """Clock first, then what reads, then what edits, in the order of the forward pass."""
-        reads: list[tuple[str, int, Callable[..., Any]]] = [
+        reads: list[_Placed] = [
             (condition.site_read, layer, partial(read_condition, gate=gate, layer=layer))
             for condition, gate in self.gates.items()
             for layer in condition.layers_read
         ]
-        edits: list[tuple[str, int, Callable[..., Any]]] = [
+        edits: list[_Placed] = [
             (steering.site_written, layer, self._edit(steering, column, layer))
             for steering in self.steerings
             for column, layer in enumerate(steering.layers_steered)
         ]
-        placed = sorted([*reads, *edits], key=lambda hook: forward_order(*hook[:2]))
+        placed = sorted([*reads, *edits], key=lambda hook: forward_order(hook[0], hook[1]))
         if not placed:
             return []
         first_site, first_layer, _ = placed[0]
-        clock = (first_site, first_layer, partial(follow_text, clock=self.clock))
-        return [
-            (SITES[site].format(layer=layer), function)
-            for site, layer, function in [clock, *placed]
-        ]
+        placed.insert(0, (first_site, first_layer, partial(follow_text, clock=self.clock)))
+        return [(SITES[site].format(layer=layer), function) for site, layer, function in placed]
 
     def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with these rows of the batch only, in this order."""

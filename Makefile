@@ -1,14 +1,18 @@
 # Everything runs inside .venv, made on first use; nothing downloads a model or data.
 PYTHON ?= python3
+DEMO ?= --out out/demo
 INSTALLED = .venv/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-slow check clean
 
 demo: $(INSTALLED)
-	.venv/bin/steerlens demo --out out/demo
+	.venv/bin/steerlens demo $(DEMO)
 
 test: check
-	.venv/bin/pytest
+	.venv/bin/pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	.venv/bin/pytest -m slow
 
 check: $(INSTALLED)
 	.venv/bin/ruff check .

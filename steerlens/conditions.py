@@ -113,9 +113,9 @@ class Condition(Leaf):
 
     def fires(self, similarities: Float[Tensor, "row layer"]) -> Bool[Tensor, " row"]:
         """Which rows fire, given their similarity at each of the layers."""
-        if self.above is not None:
-            return (similarities > self.above).any(dim=1)
-        return (similarities < self.threshold).any(dim=1)
+        exact = similarities.double()  # a threshold between two float32 numbers must stay there
+        cut = exact > self.threshold if self.above is not None else exact < self.threshold
+        return cut.any(dim=1)
 
     def measure(self, pooled: Float[Tensor, "row d_model"], layer: int) -> Float[Tensor, " row"]:
         """Similarity of pooled activations to the vector at one layer, in float32 at least."""

@@ -114,6 +114,12 @@ CENTRING: dict[Estimator, Estimator] = {
 }
 """The rows behind an estimator's explained variance; all others use `pairwise_centred`."""
 
+ESTIMATORS: dict[str, Estimator] = {
+    estimator.__name__: estimator
+    for estimator in (pca_pairwise, pca_center, pca_difference, mean_difference, logistic_probe)
+}
+"""The names of the estimators, for the command line."""
+
 
 def explained_variance(
     rows: Float[Tensor, "row layer d_model"], directions: Float[Tensor, "layer d_model"]

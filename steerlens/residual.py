@@ -182,7 +182,7 @@ def _tokenizer_of(model: Model) -> Any:
 
 def _positions_of(model: Model, row: TokenRow, tokens: Tokens) -> list[int]:
     def str_tokens() -> list[str]:
-        return [model.tokenizer.decode([token]) for token in row.ids]  # type: ignore[union-attr]
+        return [model.tokenizer.decode([token]) for token in row.ids]
 
     return read_positions(tokens, len(row.ids), row.suffix_start, str_tokens)
 

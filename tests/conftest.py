@@ -47,29 +47,62 @@ def tiny_chat():
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    """A random Llama with tiny-chat's tokenizer: read-only, made in a second."""
+def random_llama(tmp_path_factory):
+    """Makes folders of random Llamas with tiny-chat's tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     import steerlens as sl
 
     tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    folder = tmp_path_factory.mktemp("random-model")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return sl.load_model(str(folder))
+
+    def make(seed=0, width=32, layers=4) -> Path:
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            initializer_range=0.3,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        folder = tmp_path_factory.mktemp("random-model")
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model_folder(random_llama):
+    return random_llama()
+
+
+@pytest.fixture(scope="session")
+def model(model_folder):
+    """A random Llama: read-only, made in a second."""
+    import steerlens as sl
+
+    return sl.load_model(str(model_folder))
+
+
+@pytest.fixture(scope="session")
+def hf_model(model_folder):
+    """The same random Llama, as Hugging Face runs it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def other_model(random_llama):
+    """Of another width and depth than `model`."""
+    import steerlens as sl
+
+    return sl.load_model(str(random_llama(seed=1, width=16, layers=3)))

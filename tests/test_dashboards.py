@@ -1,0 +1,76 @@
+"""Figures hold the numbers of the results they show."""
+
+import numpy as np
+import pytest
+import torch
+
+import steerlens as sl
+from steerlens.dashboards import (
+    condition_report,
+    similarities_by_layer,
+    threshold_sweep,
+    vector_cosines,
+)
+from steerlens.search import ConditionSearch, Similarities
+
+
+@pytest.fixture(scope="module")
+def search():
+    random = np.random.default_rng(0)
+
+    def spread(shift, n):
+        return random.normal(shift, 1, (n, 3)).astype(np.float32)
+
+    return ConditionSearch(
+        sl.SteeringVector(torch.eye(3), (1, 2, 3)),
+        (1, 2, 3),
+        Similarities(spread([0, 1, 2], 30), spread(0, 40)),
+        Similarities(spread([0, 1, 2], 20), spread(0, 25)),
+        name="planted",
+    )
+
+
+def test_the_spread_shows_every_prompt_at_every_layer(search):
+    figure = similarities_by_layer(search)
+    positive, negative = figure.data
+    assert len(positive.y) == (30 + 20) * 3
+    assert len(negative.y) == (40 + 25) * 3
+    at_three = np.array(positive.y)[np.array(positive.x) == 3]
+    expected = np.concatenate([search.chosen_on.positive[:, 2], search.scored_on.positive[:, 2]])
+    np.testing.assert_array_equal(np.sort(at_three), np.sort(expected))
+    assert figure.layout.shapes[0].y0 == search.candidates[0].threshold
+    assert "n = 50 + 65" in figure.layout.annotations[0].text
+
+
+def test_the_sweep_starts_at_the_chosen_layer_and_point(search):
+    figure = threshold_sweep(search)
+    best = search.candidates[0]
+    visible = [trace for trace in figure.data if trace.visible]
+    assert [trace.name for trace in visible] == ["F1", "precision", "recall", "chosen", "ROC"]
+    assert (visible[3].x[0], visible[3].y[0]) == (best.threshold, best.f1)
+    assert max(visible[0].y) == pytest.approx(best.f1)
+    slider = figure.layout.sliders[0]
+    assert slider.steps[slider.active].label == str(best.layers[0])
+    assert figure.layout.xaxis.title.text == "threshold"
+
+
+def test_each_step_of_the_slider_shows_one_layer(search):
+    for figure, always in ((threshold_sweep(search), 0), (condition_report(search), 2)):
+        for index, step in enumerate(figure.layout.sliders[0].steps):
+            shown = step.args[0]["visible"]
+            assert len(shown) == len(figure.data)
+            assert all(shown[:always])
+            assert np.flatnonzero(shown[always:]).tolist() == list(range(5 * index, 5 * index + 5))
+
+
+def test_vector_cosines_are_the_vectors_own():
+    a, b = (sl.SteeringVector(torch.randn(3, 8), (1, 2, 3)) for _ in range(2))
+    figure = vector_cosines({"a": a, "b": b}, to="b")
+    np.testing.assert_allclose(figure.data[0].y, a.cosine(b).numpy(), atol=1e-6)
+
+
+def test_a_report_is_one_page_that_opens_offline(search, tmp_path):
+    condition_report(search).write_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "planted" in page
+    assert "<script src=" not in page

@@ -1,0 +1,110 @@
+"""The main job, and the package that carries it."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import steerlens as sl
+from steerlens.contrast import load_prompts
+from steerlens.demo import run_demo
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_demo_writes_its_table_and_pages(tmp_path):
+    shown = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
+    content = run_demo(out=tmp_path, quick=True, console=shown)
+    text = shown.export_text()
+    assert "demonstration model" in text
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(content))
+    cells = {(row["part"], row["group"], row["measure"]): row for row in content["rows"]}
+    for part, groups in {
+        "unsteered": ("all", "harmful", "harmless"),
+        "I": ("all", "harmful", "harmless"),
+        "II": ("all", "harmful", "harmless"),
+        "III": ("named", "others"),
+        "III-complement": ("named", "others"),
+    }.items():
+        for group in groups:
+            row = cells[part, group, "refused"]
+            assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+            assert (part, group, "degenerate") in cells
+    assert cells["I", "all", "refused"]["low"] > cells["unsteered", "all", "refused"]["high"]
+    harmful, harmless = (cells["II", group, "refused"] for group in ("harmful", "harmless"))
+    assert harmful["low"] > harmless["high"]
+    for page in ("similarities.html", "thresholds.html"):
+        assert "plotly" in (tmp_path / page).read_text().lower()
+
+
+@pytest.mark.slow
+def test_the_built_wheel_runs_the_demo_in_an_empty_environment(tmp_path):
+    def run(*command):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    run(sys.executable, "-m", "build", str(ROOT), "--no-isolation", "--outdir", str(tmp_path))
+    [wheel], [source] = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    assert source.stat().st_size > 1_000_000  # the model travels with the source too
+    venv.create(tmp_path / "empty", with_pip=True)
+    python = str(tmp_path / "empty" / "bin" / "python")
+    run(python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel))
+    shown = run(str(tmp_path / "empty" / "bin" / "steerlens"), "demo", "--quick", "--out", "here")
+    assert "wrote results.json" in " ".join(shown.split())
+    assert (tmp_path / "here" / "results.json").is_file()
+
+
+PARTS = ("train", "validation", "test")
+
+
+def prompts_of(content):
+    """Every string of one part of a demo file."""
+    if isinstance(content, str):
+        return [content]
+    items = content.values() if isinstance(content, dict) else content or []
+    return [text for item in items for text in prompts_of(item)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "least"),
+    [
+        ("refusal", "suffixes", 60),
+        ("questions", "prompts", 400),
+        ("harmful", "pairs", 400),
+        ("topics", "base", 150),
+        ("moods", "pairs", 100),
+        ("beginnings", "prompts", 150),
+    ],
+)
+def test_demo_data_is_as_large_as_promised_and_its_parts_share_no_prompt(name, kind, least):
+    parts = json.loads(sl.embedded(f"{name}.json").read_text())["parts"]
+    assert tuple(parts) == PARTS
+    sizes = [len(part if kind == "prompts" else part[kind]) for part in parts.values()]
+    assert sum(sizes) >= least
+    seen = [
+        {text.casefold() for text in prompts_of(part[kind] if kind == "suffixes" else part)}
+        for part in parts.values()
+    ]
+    for first in range(3):
+        for second in range(first):
+            shared = seen[first] & seen[second]
+            assert not shared
+
+
+def test_topics_are_columns_of_equal_length():
+    for part in load_prompts(sl.embedded("topics.json")).values():
+        assert len({len(column) for column in part.values()}) == 1
+        assert set(part) == {"base", "legal", "health", "crime", "hate", "intimate"}
+
+
+def test_the_embedded_model_is_small():
+    folder = sl.embedded("tiny-chat")
+    assert (folder / "model.safetensors").stat().st_size <= 10 * 2**20
+    assert (folder / "README.md").is_file()

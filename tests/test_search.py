@@ -1,0 +1,149 @@
+"""The exact search against brute force, planted truth, and the real model."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import f1_score
+
+import steerlens as sl
+from steerlens.conditions import cosine
+from steerlens.search import ConditionSearch, Similarities, find_thresholds, search_conditions
+
+values = st.integers(-4, 4).map(lambda n: n / 8)  # many ties
+
+
+def similarities(rows):
+    return arrays(np.float32, st.tuples(rows, st.just(3)), elements=values)
+
+
+def brute_force(sides, layers, combine):
+    """Best F1 by trying every threshold between and below the values, one by one."""
+    truth = np.r_[np.ones(len(sides.positive)), np.zeros(len(sides.negative))]
+    best = {}
+    for side, sign in (("above", 1), ("below", -1)):
+        for size in range(1, combine + 1):
+            for columns in combinations(range(len(layers)), size):
+                flat = sign * np.concatenate(sides)[:, list(columns)].astype(float)
+                cuts = np.unique(flat)
+                tries = [*((cuts[1:] + cuts[:-1]) / 2), cuts[0] - 1]
+                scores = [f1_score(truth, (flat > cut).any(axis=1)) for cut in tries]
+                best[side, tuple(layers[c] for c in columns)] = max(scores)
+    return best
+
+
+@settings(deadline=None, max_examples=40)
+@given(similarities(st.integers(1, 9)), similarities(st.integers(1, 9)), st.integers(1, 3))
+def test_the_exact_search_equals_brute_force(positive, negative, combine):
+    sides, layers = Similarities(positive, negative), (2, 5, 7)
+    found = find_thresholds(sides, layers, combine)
+    expected = brute_force(sides, layers, combine)
+    assert {(c.side, c.layers): c.f1 for c in found} == pytest.approx(expected)
+    assert [c.f1 for c in found] == sorted((c.f1 for c in found), reverse=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(similarities(st.integers(1, 9)), similarities(st.integers(1, 9)), st.integers(1, 3))
+def test_every_candidate_keeps_the_f1_that_it_claims(positive, negative, combine):
+    """The claimed F1 belongs to the returned threshold, unrounded, as the condition applies it."""
+    vector = sl.SteeringVector(torch.eye(3), (2, 5, 7))
+    sides = Similarities(positive, negative)
+    search = ConditionSearch(vector, (2, 5, 7), sides, sides, combine=combine)
+    for candidate in search.candidates:
+        scored = search.score(search.condition(candidate))
+        assert scored.f1.value == pytest.approx(candidate.f1)
+
+
+def test_ties_go_to_the_widest_gap():
+    positive = np.array([[0.9, 0.52]], np.float32)
+    negative = np.array([[0.1, 0.48]], np.float32)
+    best = find_thresholds(Similarities(positive, negative), (0, 1))[0]
+    assert (best.layers, best.side) == ((0,), "above")
+    assert best.threshold == pytest.approx(0.5)
+    assert best.margin == pytest.approx(0.4)
+
+
+def test_the_curve_ends_where_everything_fires():
+    random = np.random.default_rng(0)
+    sides = Similarities(
+        random.normal(0.5, 1, (40, 2)).astype(np.float32),
+        random.normal(0, 1, (60, 2)).astype(np.float32),
+    )
+    search = ConditionSearch(sl.SteeringVector(torch.eye(2), (0, 1)), (0, 1), sides, sides)
+    for side in ("above", "below"):
+        curve = search.curve(1, side)
+        assert curve.recall[-1] == curve.false_alarms[-1] == 1
+        assert (np.diff(curve.recall) >= 0).all()
+        best = next(c for c in search.candidates if c.layers == (1,) and c.side == side)
+        assert curve.f1.max() == pytest.approx(best.f1)
+
+
+def test_chosen_on_one_half_and_scored_on_the_other(model):
+    positive = [f"I love the number {n}." for n in range(12)]
+    negative = [f"We hate the colour {n}." for n in range(10)]
+    vector = sl.extract(model, (positive[:10], negative), tokens="all", progress=False)
+    search = search_conditions(model, vector, (positive, negative), progress=False)
+    assert (len(search.chosen_on.positive), len(search.scored_on.positive)) == (6, 6)
+    assert (len(search.chosen_on.negative), len(search.scored_on.negative)) == (5, 5)
+    assert search.scores.n_positive == 6
+
+
+def test_the_gate_sees_what_the_search_saw(model):
+    """The found condition fires in a run on the very prompts it fired on in the search."""
+    positive = [f"I love the number {n}." for n in range(12)]
+    negative = [f"We hate the colour {n}." for n in range(12)]
+    vector = sl.extract(model, (positive, negative), tokens="all", progress=False)
+    search = search_conditions(
+        model, vector, (positive, negative), similarity=cosine, progress=False
+    )
+    condition = search.best
+    prompts = positive + negative
+    pooled = sl.read_residual(model, prompts, condition.layers, tokens="all", progress=False)
+    measured = torch.stack(
+        [condition.measure(pooled[:, i], layer) for i, layer in enumerate(condition.layers)], dim=1
+    )
+    last = vector.at([3])
+    replies = sl.generate(
+        model, prompts, sl.Steering(last, when=condition), max_new_tokens=1, progress=False
+    )
+    torch.testing.assert_close(replies.gates[0].similarity, measured, atol=1e-5, rtol=0)
+    assert replies.gates[0].open.tolist() == condition.fires(measured).tolist()
+
+
+def test_the_json_round_trip_loses_nothing(model, tmp_path):
+    positive = [f"I love the number {n}." for n in range(8)]
+    negative = [f"We hate the colour {n}." for n in range(8)]
+    vector = sl.extract(model, (positive, negative), tokens="all", progress=False)
+    search = search_conditions(
+        model, vector, (positive, negative), combine=2, name="love", progress=False
+    )
+    search.save(tmp_path / "search.json")
+    again = ConditionSearch.load(tmp_path / "search.json", vector)
+    assert again.candidates == search.candidates
+    assert again.scores == search.scores
+    assert repr(again.best) == repr(search.best)
+
+
+def test_bad_input_is_refused_by_name(model, tmp_path):
+    vector = sl.SteeringVector(torch.randn(4, 32), (0, 1, 2, 3))
+    pair = (["Good morning.", "Good day."], ["Bad morning.", "Bad day."])
+    with pytest.raises(sl.SteerlensError, match="positive and negative at once"):
+        search_conditions(model, vector, (pair[0], pair[0]), progress=False)
+    with pytest.raises(sl.SteerlensError, match="chosen on and held out"):
+        search_conditions(model, vector, pair, held_out=pair, progress=False)
+    with pytest.raises(sl.SteerlensError, match="too few"):
+        search_conditions(model, vector, (pair[0][:1], pair[1][:1]), progress=False)
+    with pytest.raises(sl.SteerlensError, match="combine=9"):
+        search_conditions(model, vector, pair, combine=9, progress=False)
+    with pytest.raises(sl.SteerlensError, match="no direction for layer 3"):
+        search_conditions(model, vector.at([0, 1]), pair, layers=[3], progress=False)
+    (tmp_path / "broken.json").write_text('{"format": "steerlens.search/1", "layers": [')
+    with pytest.raises(sl.SteerlensError, match=r"broken\.json.*line 1"):
+        ConditionSearch.load(tmp_path / "broken.json", vector)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(sl.SteerlensError, match="not a condition search"):
+        ConditionSearch.load(tmp_path / "other.json", vector)

@@ -3,7 +3,7 @@
 contrast → extract → search a condition → steer when it holds → generate → measure → show
 """
 
-from steerlens import conditions, directions, hooks
+from steerlens import conditions, dashboards, directions, hooks, judges
 from steerlens.conditions import Condition, Gate
 from steerlens.contrast import ContrastiveDataset, Passage
 from steerlens.errors import SteerlensError
@@ -13,11 +13,13 @@ from steerlens.generation import Replies, generate
 from steerlens.models import fast_layout, load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
+from steerlens.search import ConditionSearch, search_conditions
 from steerlens.steering import Steering, steering_hooks
 from steerlens.vector import SteeringVector
 
 __all__ = [
     "Condition",
+    "ConditionSearch",
     "ContrastiveDataset",
     "Gate",
     "Passage",
@@ -27,14 +29,17 @@ __all__ = [
     "SteerlensError",
     "apply_rules",
     "conditions",
+    "dashboards",
     "directions",
     "embedded",
     "extract",
     "fast_layout",
     "generate",
     "hooks",
+    "judges",
     "load_model",
     "parse_rules",
     "read_residual",
+    "search_conditions",
     "steering_hooks",
 ]

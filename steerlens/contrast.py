@@ -241,15 +241,19 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         pairs: list[Any] = []
         suffixes: list[Any] = []
         parts: dict[str, tuple[range, range]] = {}
+        places: dict[tuple[Any, ...], range] = {}
         try:
             for part, rows in content["parts"].items():
-                first_pair, first_suffix = len(pairs), len(suffixes)
+                first_pair = len(pairs)
                 pairs += [tuple(pair) for pair in rows["pairs"]]
-                suffixes += [
+                own = tuple(
                     suffix if isinstance(suffix, str) else tuple(suffix)
                     for suffix in rows.get("suffixes") or ()
-                ]
-                parts[part] = (range(first_pair, len(pairs)), range(first_suffix, len(suffixes)))
+                )
+                if own not in places:  # split() gives the same suffixes to every part
+                    places[own] = range(len(suffixes), len(suffixes) + len(own))
+                    suffixes += own
+                parts[part] = (range(first_pair, len(pairs)), places[own])
             return cls(
                 pairs,
                 suffixes,

@@ -81,7 +81,7 @@ def logistic_probe(
         LogisticRegression(fit_intercept=False, max_iter=1000).fit(rows[:, layer], labels).coef_[0]
         for layer in range(rows.shape[1])
     ]
-    directions = torch.tensor(weights, dtype=half.dtype, device=half.device).reshape(half.shape[1:])
+    directions = torch.stack([torch.from_numpy(weight) for weight in weights]).to(half)
     return _pointing_to_positive(_unit(directions), positive, negative)
 
 

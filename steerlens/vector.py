@@ -55,6 +55,8 @@ class SteeringVector:
                 raise SteerlensError(
                     f"{name} of shape {tuple(values.shape)} came for {len(self.layers)} layers"
                 )
+            if values is not None and not values.isfinite().all():
+                raise SteerlensError(f"{name} holds NaN or infinite values: {values.tolist()}")
         bad = (~directions.isfinite()).any(dim=-1)
         if bad.any():
             rows = [layer for layer, is_bad in zip(self.layers, bad, strict=True) if is_bad]

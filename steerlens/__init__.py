@@ -4,12 +4,14 @@ contrast → extract → search a condition → steer when it holds → generate
 """
 
 from steerlens import conditions, dashboards, directions, hooks, judges
+from steerlens.biases import ablated_weights, edited_biases
 from steerlens.conditions import Condition, Gate
 from steerlens.contrast import ContrastiveDataset, Passage
 from steerlens.errors import SteerlensError
 from steerlens.extraction import extract
 from steerlens.files import embedded
 from steerlens.generation import Replies, generate
+from steerlens.marking import MarkedText, mark_read, mark_steered
 from steerlens.models import fast_layout, load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
@@ -22,15 +24,18 @@ __all__ = [
     "ConditionSearch",
     "ContrastiveDataset",
     "Gate",
+    "MarkedText",
     "Passage",
     "Replies",
     "Steering",
     "SteeringVector",
     "SteerlensError",
+    "ablated_weights",
     "apply_rules",
     "conditions",
     "dashboards",
     "directions",
+    "edited_biases",
     "embedded",
     "extract",
     "fast_layout",
@@ -38,6 +43,8 @@ __all__ = [
     "hooks",
     "judges",
     "load_model",
+    "mark_read",
+    "mark_steered",
     "parse_rules",
     "read_residual",
     "search_conditions",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from steerlens.directions import at_least_float32
 from steerlens.errors import SteerlensError
-from steerlens.positions import Clock, Tokens, read_positions
+from steerlens.models import require_site
+from steerlens.positions import Clock, Tokens, read_positions, require_tokens
 from steerlens.predicates import Leaf
 from steerlens.vector import SteeringVector
 
@@ -80,6 +81,7 @@ class Condition(Leaf):
         object.__setattr__(self, "layers", tuple(sorted(set(layers))))
         for layer in self.layers_read:
             self.vector.row(layer)
+        require_site(self.site_read)
         if not layers:
             raise SteerlensError("a condition needs at least one layer to read")
         if (self.above is None) == (self.below is None):
@@ -87,7 +89,8 @@ class Condition(Leaf):
             raise SteerlensError(f"{given} of above= and below= came; give exactly one")
         if not math.isfinite(self.threshold):
             raise SteerlensError(f"the threshold {self.threshold} is not a finite number")
-        if callable(self.tokens) or self.tokens == "suffix":
+        require_tokens(self.tokens)
+        if callable(self.tokens) or self.tokens in ("suffix", "reply"):
             raise SteerlensError(
                 f"a condition cannot read tokens={self.tokens!r}: a running model shows no text; "
                 'use "all", "last", an int or a slice'
@@ -192,9 +195,9 @@ class Gate:
         chosen = torch.zeros_like(mask)
         for index, real in enumerate(mask):
             places = real.nonzero().flatten()
-            chosen[
-                index, places[read_positions(self.condition.tokens, len(places), None, list)]
-            ] = True
+            chosen[index, places[read_positions(self.condition.tokens, len(places), {}, list)]] = (
+                True
+            )
         row, place = chosen.nonzero(as_tuple=True)  # never touches what a pad may hold
         picked = at_least_float32(resid[row.to(resid.device), place.to(resid.device)])
         sums = picked.new_zeros(len(mask), picked.shape[1])

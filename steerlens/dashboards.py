@@ -19,8 +19,17 @@ _LAYOUT = go.Layout(
     plot_bgcolor="white",
     xaxis={"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False},
     yaxis={"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False},
-    legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
-    margin={"t": 110, "b": 70, "l": 70, "r": 30},
+    title={"x": 0.02, "y": 0.98, "yanchor": "top", "yref": "container"},
+    legend={
+        "orientation": "h",
+        "yref": "container",
+        "yanchor": "top",
+        "y": 0.98,
+        "xref": "container",
+        "xanchor": "right",
+        "x": 0.98,
+    },
+    margin={"t": 120, "b": 70, "l": 70, "r": 30},
 )
 TEMPLATE = go.layout.Template(layout=_LAYOUT)
 
@@ -103,6 +112,7 @@ def _add_spread(
                 y=values.ravel(),
                 name=f"{side} prompts",
                 legendgroup=side,
+                offsetgroup=side,
                 showlegend=legend,
                 marker={"color": color, "size": 3},
                 line={"width": 1.5},

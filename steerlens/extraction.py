@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
+from typing import Any
 
 from steerlens.contrast import ContrastiveDataset
 from steerlens.directions import (
@@ -16,9 +19,10 @@ from steerlens.directions import (
     require_contrast,
 )
 from steerlens.errors import SteerlensError
-from steerlens.models import Model, fingerprint, resolve_layers
+from steerlens.models import Model, fingerprint, hook_name, resolve_layers, site_width
 from steerlens.positions import Tokens
-from steerlens.residual import BATCH_TOKENS, Readable, TokenRow, read_rows, tokenize
+from steerlens.residual import BATCH_TOKENS, read_rows
+from steerlens.tokens import Readable, TokenRow, tokenize
 from steerlens.vector import SteeringVector
 
 LIBRARIES = ("steerlens", "transformer-lens", "transformers", "torch")
@@ -29,7 +33,7 @@ def extract(
     data: ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]],
     estimator: Estimator = pca_pairwise,
     *,
-    tokens: Tokens = "last",
+    tokens: Tokens | Sequence[int] = "last",
     layers: Iterable[int] | None = None,
     site: str = "resid_post",
     name: str | None = None,
@@ -64,6 +68,12 @@ def extract(
             f"the estimator {_name_of(estimator)} returned shape {tuple(directions.shape)}; "
             f"needed is [layer, d_model] = {tuple(sides[0].shape[1:])}"
         )
+    lost = [layer for layer, d in zip(numbers, directions, strict=True) if not d.any()]
+    if lost:
+        raise SteerlensError(
+            f"{_name_of(estimator)} found no direction at layer(s) {lost}: nothing is left of "
+            "these pairs once they are centred; give more pairs or use another estimator"
+        )
     centred = CENTRING.get(estimator, pairwise_centred)(*sides)
     return SteeringVector(
         directions,
@@ -84,6 +94,64 @@ def extract(
             "versions": {library: version(library) for library in LIBRARIES},
         },
     )
+
+
+class ProvenanceWarning(UserWarning):
+    """A vector is used with other weights than it was extracted from."""
+
+
+def check_provenance(
+    model: Model,
+    vector: SteeringVector,
+    site: str | None = None,
+    layers: Iterable[int] | None = None,
+) -> None:
+    """Refuse a vector whose width or layers do not fit the model; warn if its weights are others.
+
+    `site` and `layers` are where it is used, if that is not all of where it was read. Equal
+    weights are one model whatever its name; names are compared where a vector notes no weights.
+    """
+    site = vector.site if site is None else site
+    for layer in vector.layers if layers is None else layers:
+        hook_name(model, site, layer)
+    if vector.width != site_width(model, site):
+        raise SteerlensError(
+            f"{vector} is {vector.width} wide, but {model.cfg.model_name}'s {site} "
+            f"{site_width(model, site)}; it belongs to another model or site"
+        )
+    origins = list(_origins(vector.provenance))
+    here = {"model": model.cfg.model_name}
+    if any(origin.get("weights") for origin in origins):
+        here["weights"] = fingerprint(model)
+    for origin in origins:
+        told = "weights" if origin.get("weights") else "model"
+        if origin.get(told) not in (None, here[told]):
+            warnings.warn(
+                f"{vector} comes from {_told(origin)}, but is used with {_told(here)}: another "
+                "model, dtype or processing of weights; directions of one mean little in another",
+                ProvenanceWarning,
+                stacklevel=2,
+            )
+            return
+
+
+def _origins(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The provenance of each vector that went into one by arithmetic."""
+    waiting: list[Any] = [provenance]
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, Mapping):
+            continue
+        sides = (one.get(name) for name in ("sum", "difference"))
+        parts = [part for side in sides if isinstance(side, list) for part in side]
+        waiting.extend(parts)
+        if not parts:
+            yield one
+
+
+def _told(origin: Mapping[str, Any]) -> str:
+    weights = f" (weights {origin['weights']})" if origin.get("weights") else ""
+    return f"{origin.get('model', 'a model')}{weights}"
 
 
 def _token_rows(
@@ -111,6 +179,9 @@ def _processing(model: Model) -> str:
 
 
 def _name_of(value: object) -> str:
+    if isinstance(value, partial):
+        settings = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
+        return f"{_name_of(value.func)}({', '.join(settings)})"
     return getattr(value, "__qualname__", repr(value))
 
 

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from steerlens.conditions import Condition
 from steerlens.errors import SteerlensError
-from steerlens.models import Model, hook_name, keep_cache_rows, new_cache, next_logits
+from steerlens.extraction import check_provenance
+from steerlens.models import Model, keep_cache_rows, new_cache, next_logits
 from steerlens.positions import can_select
-from steerlens.residual import Readable, left_padded, pad_token, tokenize
 from steerlens.steering import Run, Steering
+from steerlens.tokens import Readable, TokenRow, left_padded, pad_token, tokenize
 
 Steerings = Steering | Sequence[Steering] | None
 
@@ -115,9 +116,9 @@ def generate(
         raise SteerlensError(
             f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: both must be at least 1"
         )
-    rows = [row.ids for row in tokenize(model, prompts, chat=chat)]
+    rows = tokenize(model, prompts, chat=chat)
     steerings = _require_fitting(model, steering, rows, max_new_tokens)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids))
     replies: list[list[int]] = [[] for _ in rows]
     finished = [False] * len(rows)
     similarities: dict[Condition, Tensor] = {}
@@ -125,8 +126,9 @@ def generate(
     with tqdm(total=len(rows), unit="reply", disable=None if progress else True) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            tokens, mask = left_padded([rows[row] for row in batch], pad_token(model))
-            run = Run([_for_rows(one, batch) for one in steerings], mask)
+            tokens, mask = left_padded([rows[row].ids for row in batch], pad_token(model))
+            reply_start = _reply_starts([rows[row] for row in batch])
+            run = Run([_for_rows(one, batch) for one in steerings], mask, model, reply_start)
             for alive, chosen in _decode(
                 model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
             ):
@@ -231,53 +233,64 @@ class _Chooser:
 
 
 def _require_fitting(
-    model: Model, steering: Steerings, rows: Sequence[tuple[int, ...]], max_new_tokens: int
+    model: Model, steering: Steerings, rows: Sequence[TokenRow], max_new_tokens: int
 ) -> list[Steering]:
     """Refuse, before any work, what could not run to its end or would do nothing."""
     steerings = [steering] if isinstance(steering, Steering) else list(steering or ())
     for index, row in enumerate(rows):
-        if len(row) + max_new_tokens > model.cfg.n_ctx:
+        if len(row.ids) + max_new_tokens > model.cfg.n_ctx:
             raise SteerlensError(
-                f"prompt {index} has {len(row)} tokens and {max_new_tokens} new ones were asked "
-                f"for, but {model.cfg.model_name}'s context holds {model.cfg.n_ctx}"
+                f"prompt {index} has {len(row.ids)} tokens and {max_new_tokens} new ones were "
+                f"asked for, but {model.cfg.model_name}'s context holds {model.cfg.n_ctx}"
             )
     for one in steerings:
-        for vector in (one.vector, *(condition.vector for condition in one.conditions)):
-            if vector.width != model.cfg.d_model:
+        uses = [(one.vector, one.site_written, one.layers_steered)]
+        uses += [(c.vector, c.site_read, c.layers_read) for c in one.conditions]
+        for vector, site, layers in uses:
+            check_provenance(model, vector, site, layers)
+        for what, values in _per_row(one).items():
+            if len(values) != len(rows):
                 raise SteerlensError(
-                    f"{vector} is {vector.width} wide, but {model.cfg.model_name} "
-                    f"{model.cfg.d_model}; it belongs to another model"
+                    f"the {what} of {one} has {len(values)} rows for {len(rows)} prompts; "
+                    "it needs one row for each prompt"
                 )
-        for layer in one.layers_steered:
-            hook_name(model, one.site_written, layer)
-        for condition in one.conditions:
-            for layer in condition.layers_read:
-                hook_name(model, condition.site_read, layer)
-        if not any(
-            can_select(one.positions, one.skip_bos, len(row), max_new_tokens) for row in rows
-        ):
+        longest = max(rows, key=lambda row: len(row.ids))
+        each = [_for_rows(one, [index]) for index in range(len(rows))]
+        if not any(_touches(own, row, max_new_tokens) for own, row in zip(each, rows, strict=True)):
             raise SteerlensError(
-                f"{one} would touch no token of these prompts (at most "
-                f"{max(map(len, rows))} tokens) and {max_new_tokens} new ones; change positions="
-            )
-        if (
-            isinstance(one.strength, Tensor)
-            and one.strength.ndim
-            and len(one.strength) != len(rows)
-        ):
-            raise SteerlensError(
-                f"the strength has {len(one.strength)} rows for {len(rows)} prompts; "
-                "a strength matrix needs one row for each prompt"
+                f"{one} would touch no token of these prompts (of {len(longest.ids)} tokens at "
+                f"most) and {max_new_tokens} new ones; change positions="
             )
     return steerings
 
 
+def _touches(steering: Steering, row: TokenRow, max_new_tokens: int) -> bool:
+    return can_select(
+        steering.positions, steering.skip_bos, len(row.ids), max_new_tokens, row.reply_start
+    )
+
+
+def _per_row(steering: Steering) -> dict[str, Tensor]:
+    """The settings that a steering has for each row."""
+    settings = {"strength": steering.strength, "positions": steering.positions}
+    return {
+        name: value
+        for name, value in settings.items()
+        if isinstance(value, Tensor) and value.ndim == 2
+    }
+
+
 def _for_rows(steering: Steering, rows: Sequence[int]) -> Steering:
     """The steering of a batch that is made of these rows."""
-    strength = steering.strength
-    if isinstance(strength, Tensor) and strength.ndim:
-        return replace(steering, strength=strength[list(rows)])
-    return steering
+    chosen: dict[str, Any] = {name: of[list(rows)] for name, of in _per_row(steering).items()}
+    return replace(steering, **chosen)
+
+
+def _reply_starts(rows: Sequence[TokenRow]) -> Int[Tensor, " row"] | None:
+    """Where each reply begins, if that is known of all of them."""
+    starts = [row.reply_start for row in rows]
+    known = [start for start in starts if start is not None]
+    return torch.tensor(known) if len(known) == len(starts) else None
 
 
 def _note_gates(

@@ -41,12 +41,15 @@ def steering_hook(edit: Edit) -> Callable[..., Any]:
         strength: float | PerRow,
         where: Where,
         keep_norm: KeepNorm | None = None,
+        reference: Float[Tensor, " d_model"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"] | None:
         if resid.shape[-1] != direction.shape[0]:
             raise SteerlensError(
                 f"the direction is {direction.shape[0]} wide, but the stream {resid.shape[-1]}; "
                 "the vector belongs to another model"
             )
+        if not callable(strength) and strength == 0:
+            return None  # as for a row of strength zero
         chosen = where()
         scale: Any = strength
         if callable(strength):
@@ -56,7 +59,8 @@ def steering_hook(edit: Edit) -> Callable[..., Any]:
             scale = per_row.to(resid)[:, None, None]
         if chosen is not None and not chosen.any():
             return None
-        edited = edit(resid, direction.to(resid), scale)
+        more = () if reference is None else (reference.to(resid),)
+        edited = edit(resid, direction.to(resid), scale, *more)
         if keep_norm is not None:
             edited = keep_norm(resid, edited)
         if chosen is None:
@@ -97,11 +101,67 @@ def ablate_then_add(
     return resid - _along(resid, direction) + strength * direction
 
 
+@steering_hook
+def clamp_direction(
+    resid: Float[Tensor, "batch pos d_model"],
+    direction: Float[Tensor, " d_model"],
+    strength: Strength,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Set the stream's length along the direction to exactly `strength`, in units of the stream."""
+    return resid - _along(resid, direction) + strength * _unit(direction)
+
+
+@steering_hook
+def affine_direction(
+    resid: Float[Tensor, "batch pos d_model"],
+    direction: Float[Tensor, " d_model"],
+    strength: Strength,
+    reference: Float[Tensor, " d_model"],
+) -> Float[Tensor, "batch pos d_model"]:
+    """Set the part along the direction to the reference's, then add `strength` directions.
+
+    With `directions.negative_mean` as the reference, strength → 0 stands for "no trace of the
+    concept" (affine concept editing, arXiv 2411.09003); 0 itself steers nothing, as in every edit.
+    """
+    return (
+        resid
+        - _along(resid, direction)
+        + _along(reference[None, None], direction)
+        + strength * direction
+    )
+
+
+@steering_hook
+def rotate_to_direction(
+    resid: Float[Tensor, "batch pos d_model"],
+    direction: Float[Tensor, " d_model"],
+    strength: Strength,
+    reference: Float[Tensor, " d_model"],
+) -> Float[Tensor, "batch pos d_model"]:
+    """Turn the stream by `strength` radians from the reference towards the direction.
+
+    Only the part in the plane of the two turns, and every token keeps its length (angular
+    steering, arXiv 2510.26243). Where the two are parallel, or one is zero, nothing turns.
+    """
+    first = _unit(direction)
+    rest = reference - einsum(reference, first, "d_model, d_model ->") * first
+    rounding = 4 * torch.finfo(rest.dtype).eps * reference.float().norm()
+    second = _unit(rest.where(rest.float().norm() > rounding, 0.0))
+    along, across = (
+        einsum(resid, axis, "batch pos d_model, d_model -> batch pos")[..., None]
+        for axis in (first, second)
+    )
+    angle = torch.as_tensor(strength).to(resid) * (first.any() & second.any())
+    turned_along = along * angle.cos() + across * angle.sin()
+    turned_across = across * angle.cos() - along * angle.sin()
+    return resid + (turned_along - along) * first + (turned_across - across) * second
+
+
 def restore_norm(
     before: Float[Tensor, "batch pos d_model"], after: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos d_model"]:
     """Scale each token back to the length that it had before the edit."""
-    return after * _lengths(before) / _lengths(after)
+    return after * (_lengths(before) / _lengths(after))  # the ratio never overflows
 
 
 def restore_grown_norm(
@@ -122,6 +182,14 @@ def read_condition(
     gate.read(resid, layer)
 
 
+def in_site_frame(
+    activation: Float[Tensor, "batch pos ..."], hook: Any, *, inner: Callable[..., Any], frame: Any
+) -> Float[Tensor, "batch pos ..."] | None:
+    """Call a hook on a site that the host shows in another form (`models.site_frame`)."""
+    edited = inner(frame.into(activation), hook)
+    return None if edited is None else frame.back(edited).to(activation)
+
+
 def follow_text(resid: Float[Tensor, "batch pos d_model"], hook: Any, *, clock: Any) -> None:
     """Let the run's clock see which tokens this pass shows; changes nothing."""
     clock.tick(resid)
@@ -131,8 +199,7 @@ def _along(
     resid: Float[Tensor, "batch pos d_model"], direction: Float[Tensor, " d_model"]
 ) -> Float[Tensor, "batch pos d_model"]:
     """The projection on the direction; on a zero direction it is zero."""
-    length = direction.norm()
-    unit = direction / length.where(length > 0, 1.0)
+    unit = _unit(direction)
     along = einsum(resid, unit, "batch pos d_model, d_model -> batch pos")
     return einsum(along, unit, "batch pos, d_model -> batch pos d_model")
 
@@ -141,3 +208,10 @@ def _lengths(activation: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "b
     """Length of each token's activation, never zero, safe from overflow in half precision."""
     lengths = activation.float().norm(dim=-1, keepdim=True)
     return lengths.where(lengths > 0, 1.0).to(activation)
+
+
+def _unit(direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+    """At length one, computed in float32; a zero direction stays zero."""
+    wide = direction.float()
+    length = wide.norm()
+    return (wide / length.where(length > 0, 1.0)).to(direction)

@@ -5,17 +5,21 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import Parameter
 from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -29,12 +33,18 @@ TINY_CHAT = "tiny-chat"
 
 SITES = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
+    "ln1_out": "blocks.{layer}.ln1.hook_normalized",
+    "z": "blocks.{layer}.attn.hook_z",
     "attn_out": "blocks.{layer}.hook_attn_out",
     "resid_mid": "blocks.{layer}.hook_resid_mid",
+    "ln2_out": "blocks.{layer}.ln2.hook_normalized",
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "resid_post": "blocks.{layer}.hook_resid_post",
 }
 """Where in a block activations are read and written, in the order of the forward pass."""
+
+FRAMED_SITES = ("ln1_out", "ln2_out", "z")
+"""Sites that the host shows in another form than ours: see `site_frame`."""
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference to Hugging Face's log-probabilities that float32 rounding explains."""
@@ -184,8 +194,7 @@ def _laid_out(weight: Tensor, memory_order: tuple[int, ...]) -> Tensor:
 
 def hook_name(model: Model, site: str, layer: int) -> str:
     """The host's name for a site of a layer; refuses what this model does not have."""
-    if site not in SITES:
-        raise SteerlensError(f"site {site!r} is unknown; the sites are {', '.join(SITES)}")
+    require_site(site)
     resolve_layers(model, [layer])
     name = SITES[site].format(layer=layer)
     if name not in model.hook_dict:
@@ -193,6 +202,167 @@ def hook_name(model: Model, site: str, layer: int) -> str:
             f"{model.cfg.model_name} has no {site} (it would be {name!r}); choose another site"
         )
     return name
+
+
+class Frame(NamedTuple):
+    """How a site's activation in the host's form becomes ours, and back."""
+
+    into: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+
+
+def site_frame(model: Model, site: str, layer: int) -> Frame:
+    """What lies between the host's hook point and the site's meaning.
+
+    The host hooks a norm's output before its weight and bias are applied, and keeps the heads of
+    `z` apart, where ours is `[row, pos, head × d_head]`.
+    """
+    if site == "z":
+        heads = model.cfg.n_heads
+        return Frame(
+            partial(rearrange, pattern="row pos head d_head -> row pos (head d_head)"),
+            partial(rearrange, pattern="row pos (head d_head) -> row pos head d_head", head=heads),
+        )
+    norm = getattr(model.blocks[layer], site.removesuffix("_out"), None)
+    weight, bias = getattr(norm, "w", None), getattr(norm, "b", 0)
+    if weight is None:  # folded away, or not a norm's site
+        return Frame(_unchanged, _unchanged)
+    if (weight == 0).any():
+        raise SteerlensError(
+            f"{site} of layer {layer} has weights of zero: what is written there cannot be undone "
+            "to the point that the host shows; steer resid_pre or resid_mid instead"
+        )
+    return Frame(lambda shown: shown * weight + bias, lambda ours: (ours - bias) / weight)
+
+
+def _unchanged(activation: Tensor) -> Tensor:
+    return activation
+
+
+def site_width(model: Model, site: str) -> int:
+    """How many numbers a token has at a site."""
+    return model.cfg.n_heads * model.cfg.d_head if site == "z" else model.cfg.d_model
+
+
+class SiteBias(NamedTuple):
+    """Adding `v @ weight` to `bias` adds v at a site; no weight stands for the identity."""
+
+    bias: Parameter
+    weight: Float[Tensor, "site ..."] | None = None
+
+
+def site_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
+    """The biases that, all together, move a site by a constant, whatever the text.
+
+    Refuses where no bias does so exactly. The embedding, which has none, stands in for one at the
+    first block's input: every row of it moves.
+    """
+    require_own_weights(model)
+    hook_name(model, site, layer)
+    block, cfg = model.blocks[layer], model.cfg
+    if site in ("ln1_out", "ln2_out"):
+        return _norm_biases(model, site, layer)
+    if site == "z":
+        weight = rearrange(block.attn.W_O.detach(), "head d_head d_model -> (head d_head) d_model")
+        return [SiteBias(block.attn.b_O, weight)]
+    if site == "resid_pre" and layer == 0:
+        return [SiteBias(model.embed.ln.b if cfg.post_embedding_ln else model.embed.W_E)]
+    _require_free_writers(model, f"a bias for {site}")
+    if site == "resid_pre":
+        return site_biases(model, "resid_post", layer - 1)
+    if site in ("attn_out", "resid_mid") or (site == "resid_post" and cfg.attn_only):
+        return [SiteBias(block.attn.b_O)]
+    return [SiteBias(_own_parameter(model, layer, "mlp", "b_out", site))]
+
+
+def _norm_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
+    """Those of all maps that read the norm's output: `(x + v) W + b = x W + (b + v W)`."""
+    if model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
+        raise SteerlensError(
+            f"{model.cfg.model_name} puts its norms after attention and MLP: nothing reads {site} "
+            "but the stream itself, and no bias lies behind it"
+        )
+    block = model.blocks[layer]
+    if site == "ln1_out":
+        kv = "_" if hasattr(block.attn, "_W_K") else ""  # grouped-query weights, not expanded
+        names = (("W_Q", "b_Q"), (f"{kv}W_K", f"{kv}b_K"), (f"{kv}W_V", f"{kv}b_V"))
+        return [
+            SiteBias(getattr(block.attn, bias), getattr(block.attn, weight).detach())
+            for weight, bias in names
+        ]
+    own = getattr(block.ln2, "b", None)
+    if own is not None and model.cfg.gated_mlp:
+        return [SiteBias(own)]
+    if model.cfg.gated_mlp:
+        raise SteerlensError(
+            f"{model.cfg.model_name}'s MLP is gated: W_gate and W_in both read ln2_out, and "
+            "neither has a bias before the product (b_in comes after it), nor has the norm"
+        )
+    bias = _own_parameter(model, layer, "mlp", "b_in", site)
+    return [SiteBias(bias, block.mlp.W_in.detach())]
+
+
+def stream_writers(model: Model) -> list[Parameter]:
+    """All that writes into the residual stream, `d_model` its last axis; sums of them make it."""
+    require_own_weights(model)
+    _require_free_writers(model, "a change of all writers")
+    if model.cfg.post_embedding_ln:
+        raise SteerlensError(
+            f"{model.cfg.model_name} normalises its embedding: what the stream begins with is no "
+            "sum of rows of a weight"
+        )
+    writers = [model.embed.W_E]
+    if model.cfg.positional_embedding_type == "standard":  # others do not write it to the stream
+        writers.append(model.pos_embed.W_pos)
+    for layer, block in enumerate(model.blocks):
+        writers += [block.attn.W_O, block.attn.b_O]
+        if not model.cfg.attn_only:
+            writers += [
+                _own_parameter(model, layer, "mlp", name, "mlp_out") for name in ("W_out", "b_out")
+            ]
+    return writers
+
+
+def require_own_weights(model: Model) -> None:
+    """Refuse hosts whose weights are shared, or kept in a form that cannot be edited."""
+    if not isinstance(model, HookedTransformer):
+        raise SteerlensError(
+            f"a {type(model).__name__} came; weights are edited in a HookedTransformer only, which "
+            "has a bias everywhere and shares no weight; steer this model by hooks"
+        )
+    if model.cfg.load_in_4bit:
+        raise SteerlensError(
+            f"{model.cfg.model_name}'s weights are quantised to 4 bits and cannot be edited; load "
+            "it in full precision"
+        )
+
+
+def _require_free_writers(model: Model, what: str) -> None:
+    """Refuse models that normalise what attention and MLP write before it is added up."""
+    after = model.cfg.use_normalization_before_and_after
+    if after or model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
+        raise SteerlensError(
+            f"{what} was asked for, but {model.cfg.model_name} normalises what its attention and "
+            "MLP write before it enters the stream, and would normalise the change with it"
+        )
+
+
+def _own_parameter(model: Model, layer: int, part: str, name: str, site: str) -> Parameter:
+    """A parameter of a block's attention or MLP, which not every kind has."""
+    parameter = getattr(getattr(model.blocks[layer], part, None), name, None)
+    if not isinstance(parameter, Parameter):
+        raise SteerlensError(
+            f"{model.cfg.model_name} has no {part}.{name} at layer {layer} "
+            f"(a mixture of experts has none, nor has a model without {part}), so nothing is there "
+            f"to change {site} by"
+        )
+    return parameter
+
+
+def require_site(site: str) -> None:
+    """Refuse what is no site of a block."""
+    if site not in SITES:
+        raise SteerlensError(f"site {site!r} is unknown; the sites are {', '.join(SITES)}")
 
 
 def forward_order(site: str, layer: int) -> tuple[int, int]:
@@ -235,6 +405,23 @@ def keep_cache_rows(cache: Cache, rows: Int[Tensor, " row"]) -> None:
     for entry in cache.entries:
         entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
     cache.previous_attention_mask = cache.previous_attention_mask[rows]
+
+
+def unmasked(
+    model: Model, tokens: Int[Tensor, "row pos"], cache: Cache | None = None
+) -> dict[str, Any]:
+    """Arguments of a forward pass without attention mask, which the host insists on elsewhere.
+
+    For rows without padding on the left, that continue the cache's text if there is one.
+    """
+    offset = 0 if cache is None else cache[0].past_keys.shape[1]
+    resid, shortformer = model.get_residual(model.embed(tokens), offset)
+    return {
+        "input": resid,
+        "start_at_layer": 0,
+        "shortformer_pos_embed": shortformer,
+        "past_kv_cache": cache,
+    }
 
 
 def next_logits(

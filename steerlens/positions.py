@@ -1,53 +1,97 @@
 """Which tokens are read, and which are steered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
 
 Tokens = str | int | slice | Callable[[list[str]], Sequence[int]]
-"""What is read of a prompt: "last", "all", "suffix", its last k, a slice, or a choice of one's own
-from the string tokens. Padding is never part of it."""
+"""What is read of a prompt: "last", "all", "suffix", "reply" (what stands after the user's words,
+template included), its last k, a slice, or a choice of one's own from the string tokens, such as
+`answer_letter`. Padding is never part of it."""
 
-Positions = str | slice
-"""What is steered: "all", "prompt", "generated", "last" (of the prompt, and what follows), or a
-slice; negative indices count from the prompt's end, and an open end takes in what is generated."""
+Positions = str | slice | Sequence[int] | Bool[Tensor, " place"] | Bool[Tensor, "prompt place"]
+"""What is steered: "all", "prompt", "generated", "last" (of the prompt, and what follows), "reply"
+(what stands after the user's words, template included, and what follows), a slice, a list of
+indices, or a Boolean mask over a prompt's tokens, one for all rows or one a row. Negative indices
+count from the prompt's end; an open slice takes in what is generated."""
+
+_NAMED = ("all", "prompt", "generated", "last", "reply")
 
 
 def read_positions(
-    tokens: Tokens, n_tokens: int, suffix_start: int | None, str_tokens: Callable[[], list[str]]
+    tokens: Tokens,
+    n_tokens: int,
+    starts: Mapping[str, int | None],
+    str_tokens: Callable[[], list[str]],
 ) -> list[int]:
-    """The positions that `tokens` selects in a prompt of `n_tokens`; never none of them."""
+    """The positions that `tokens` selects in a prompt of `n_tokens`; never none of them.
+
+    `starts` says where the parts "suffix" and "reply" of the prompt begin, if it has them.
+    """
+    require_tokens(tokens)
     every = range(n_tokens)
-    if tokens == "all":
-        chosen = list(every)
-    elif tokens == "last":
-        chosen = [n_tokens - 1]
-    elif tokens == "suffix":
-        if suffix_start is None:
+    if isinstance(tokens, str) and tokens in ("suffix", "reply"):
+        start = starts.get(tokens)
+        if start is None:
             raise SteerlensError(
-                'tokens="suffix" was asked for a prompt without suffix; '
-                'give the dataset suffixes, or read "last" or "all"'
+                f"tokens={tokens!r} was asked for a prompt without {tokens}; "
+                'give the dataset suffixes or a chat template, or read "last" or "all"'
             )
-        chosen = list(every[suffix_start:])
-    elif isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0:
+        chosen = list(every[start:])
+    elif isinstance(tokens, str):
+        chosen = list(every) if tokens == "all" else [n_tokens - 1]
+    elif isinstance(tokens, int):
         chosen = list(every[-tokens:])
     elif isinstance(tokens, slice):
         chosen = list(every[tokens])
-    elif callable(tokens):
-        chosen = [every[int(position)] for position in tokens(str_tokens())]
     else:
-        raise SteerlensError(
-            f'tokens={tokens!r} is not a token selection; use "last", "all", "suffix", '
-            "a positive int (the last k), a slice, or a function of the string tokens"
-        )
+        chosen = [_within(every, position, tokens) for position in tokens(str_tokens())]
     if not chosen:
         raise SteerlensError(f"tokens={tokens!r} selects nothing in a prompt of {n_tokens} tokens")
     return chosen
+
+
+def require_tokens(tokens: Tokens) -> None:
+    """Refuse what is no selection of tokens to read."""
+    last_k = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0
+    named = isinstance(tokens, str) and tokens in ("all", "last", "suffix", "reply")
+    if not (named or last_k or isinstance(tokens, slice) or callable(tokens)):
+        raise SteerlensError(
+            f'tokens={tokens!r} is not a token selection; use "last", "all", "suffix", "reply", '
+            "a positive int (the last k), a slice, or a function of the string tokens"
+        )
+
+
+def answer_letter(str_tokens: list[str]) -> list[int]:
+    """Where the answer of an A/B question stands: the last token that is a single capital letter.
+
+    >>> answer_letter(["Answer", ":", " (", "B", ")"])
+    [3]
+    """
+    letters = [
+        place
+        for place, token in enumerate(str_tokens)
+        if len(token.strip(" ()")) == 1 and token.strip(" ()").isupper()
+    ]
+    if not letters:
+        raise SteerlensError(
+            f"no answer letter among the tokens {str_tokens[-8:]}; end each prompt with one"
+        )
+    return letters[-1:]
+
+
+def _within(every: range, position: int, tokens: object) -> int:
+    if not -len(every) <= position < len(every):
+        raise SteerlensError(
+            f"{getattr(tokens, '__name__', tokens)} chose position {position} "
+            f"of a prompt of {len(every)} tokens"
+        )
+    return every[position]
 
 
 def require_positions(positions: Positions) -> None:
@@ -59,17 +103,33 @@ def require_positions(positions: Positions) -> None:
         alike = start is not None and stop is not None and (start < 0) == (stop < 0)
         if alike and start >= stop:
             raise SteerlensError(f"positions={positions!r} can never select a token")
-    elif positions not in ("all", "prompt", "generated", "last"):
+    elif isinstance(positions, Tensor):
+        if positions.dtype != torch.bool or positions.ndim not in (1, 2) or not positions.any():
+            raise SteerlensError(
+                f"positions came as a {positions.dtype} tensor of shape {tuple(positions.shape)}; "
+                "a mask is Boolean, [pos] or [row, pos], and true somewhere"
+            )
+    elif not isinstance(positions, str):
+        listed = isinstance(positions, Sequence) and len(positions) > 0
+        if not listed or not all(type(place) is int for place in positions):
+            raise SteerlensError(
+                f"positions={positions!r} must be a list of at least one index; "
+                "a mask is a Boolean tensor"
+            )
+    elif positions not in _NAMED:
         raise SteerlensError(
-            f"positions={positions!r} is unknown; "
-            'use "all", "prompt", "generated", "last" or a slice'
+            f"positions={positions!r} is unknown; use one of "
+            f"{', '.join(map(repr, _NAMED))}, a slice, a list of indices or a Boolean mask"
         )
 
 
-def can_select(positions: Positions, skip_bos: bool, n_prompt: int, n_new: int) -> bool:
+def can_select(
+    positions: Positions, skip_bos: bool, n_prompt: int, n_new: int, reply_start: int | None = None
+) -> bool:
     """Whether any token that a model reads is selected; the last new one is never read."""
     place = torch.arange(n_prompt + n_new - 1)[None]
-    chosen = _selected(positions, place, torch.tensor([[n_prompt]]))
+    start = None if reply_start is None else torch.tensor([[reply_start]])
+    chosen = _selected(positions, place, torch.tensor([[n_prompt]]), start)
     return bool((chosen & (place > 0) if skip_bos else chosen).any())
 
 
@@ -83,10 +143,14 @@ class Clock:
 
     prompt_mask: Bool[Tensor, "row pos"] | None = None
     """True at real tokens; None means that nobody said where the padding is."""
+    reply_start: Int[Tensor, " row"] | None = None
+    """Where each row's reply begins, if somebody who has seen the text said so."""
     on_prompt: Callable[[], None] = lambda: None
     """Called when a new prompt begins."""
     n_rows: int = 0
     n_prompt: int = 0
+    rows: Int[Tensor, " row"] | None = None
+    """The rows that are left, as numbered at the prompt; None: all of them."""
     offset: int = 0
     """Text position of the first token that the current pass shows."""
     width: int = 0
@@ -115,6 +179,9 @@ class Clock:
         self._text = None if self._text is None else self._text[rows]
         if self.prompt_mask is not None:
             self.prompt_mask = self.prompt_mask[rows]
+        if self.reply_start is not None:
+            self.reply_start = self.reply_start[rows]
+        self.rows = rows if self.rows is None else self.rows[rows]
 
     @property
     def at_prompt(self) -> bool:
@@ -125,12 +192,13 @@ class Clock:
         self, positions: Positions, skip_bos: bool
     ) -> Bool[Tensor, "row pos"] | Bool[Tensor, "1 pos"] | None:
         """Where in the current pass `positions` lie; None stands for everywhere."""
-        if positions == "all" and not skip_bos:
+        if isinstance(positions, str) and positions == "all" and not skip_bos:
             return None  # padding too: no edit at a pad ever reaches a real token
         index = torch.arange(self.offset, self.offset + self.width)[None]
-        if positions in ("prompt", "generated") and not skip_bos and self.prompt_mask is None:
+        by_pass = isinstance(positions, str) and positions in ("prompt", "generated")
+        if by_pass and not skip_bos and self.prompt_mask is None:
             return index < self.n_prompt if positions == "prompt" else index >= self.n_prompt
-        mask = self.require_mask(f"steering positions={positions!r}, skip_bos={skip_bos}").cpu()
+        mask = self.require_mask(f"steering {describe(positions)}, skip_bos={skip_bos}").cpu()
         length = mask.sum(dim=1, keepdim=True)
         first = mask.int().argmax(dim=1, keepdim=True)
         place = torch.where(index < self.n_prompt, index - first, index - self.n_prompt + length)
@@ -139,7 +207,20 @@ class Clock:
         real[:, : shown.shape[1]] = shown
         if skip_bos:
             real &= place > 0
-        return real & _selected(positions, place, length)
+        if isinstance(positions, Tensor) and positions.ndim == 2:
+            positions = self.of_rows(positions, "positions mask")
+        start = None if self.reply_start is None else self.reply_start[:, None]
+        return real & _selected(positions, place, length, start)
+
+    def of_rows(self, values: Shaped[Tensor, "row ..."], what: str) -> Shaped[Tensor, "left ..."]:
+        """What belongs to the rows that are left, of values given for all rows of the prompt."""
+        left = values if self.rows is None else values[self.rows]
+        if len(left) != self.n_rows:
+            raise SteerlensError(
+                f"the {what} has {len(values)} rows, but the batch {self.n_rows}; "
+                "it needs one row for each prompt"
+            )
+        return left
 
     def require_mask(self, purpose: str) -> Bool[Tensor, "row pos"]:
         """The prompt mask; a single row needs none, a batch must not be guessed at."""
@@ -176,18 +257,47 @@ class Clock:
             raise SteerlensError("a row of the prompt mask has no real token; leave such rows out")
 
 
+def describe(positions: Positions) -> str:
+    """Positions in words, short enough for a message."""
+    if isinstance(positions, str):
+        return f"{positions} positions"
+    if isinstance(positions, slice):
+        ends = ["" if end is None else str(end) for end in (positions.start, positions.stop)]
+        return f"positions {':'.join(ends)}" + (f":{positions.step}" if positions.step else "")
+    return "masked positions" if isinstance(positions, Tensor) else f"positions {list(positions)}"
+
+
 def _selected(
-    positions: Positions, place: Int[Tensor, "row pos"], length: Int[Tensor, "row 1"]
+    positions: Positions,
+    place: Int[Tensor, "row pos"],
+    length: Int[Tensor, "row 1"],
+    reply_start: Int[Tensor, "row 1"] | None = None,
 ) -> Bool[Tensor, "row pos"]:
     """Which places of each row are selected; `length` is that of the row's prompt."""
-    if positions == "all":
-        return place >= 0
-    if positions == "prompt":
-        return place < length
-    if positions == "generated":
-        return place >= length
-    window = slice(-1, None) if positions == "last" else positions
-    assert isinstance(window, slice)
+    if isinstance(positions, Tensor):
+        known = (place >= 0) & (place < positions.shape[-1])
+        mask = positions.expand(len(place), -1)
+        return known & mask.gather(1, place.clamp(0, positions.shape[-1] - 1).expand(len(mask), -1))
+    if isinstance(positions, slice):
+        return _in_window(positions, place, length)
+    if not isinstance(positions, str):
+        wanted = torch.tensor(positions)
+        from_end = torch.isin(place - length, wanted[wanted < 0]) & (place >= 0)
+        return torch.isin(place, wanted[wanted >= 0]) | from_end
+    if positions == "reply":
+        if reply_start is None:
+            raise SteerlensError(
+                'positions="reply" needs to see the text: use steerlens.generate with a chat '
+                "template, or a slice or mask with plain hooks"
+            )
+        return place >= reply_start
+    first = {"generated": length, "last": length - 1}.get(positions, torch.zeros_like(length))
+    return (place >= first) & ((place < length) | (positions != "prompt"))
+
+
+def _in_window(
+    window: slice, place: Int[Tensor, "row pos"], length: Int[Tensor, "row 1"]
+) -> Bool[Tensor, "row pos"]:
     start = 0 if window.start is None else window.start
     low = torch.full_like(length, start) if start >= 0 else (length + start).clamp_min(0)
     chosen = (place >= low) & ((place - low) % (window.step or 1) == 0)

@@ -16,7 +16,8 @@ from steerlens.files import PathLike, read_json, write_json
 from steerlens.intervals import Scores, score_decisions
 from steerlens.models import Model, resolve_layers
 from steerlens.positions import Tokens
-from steerlens.residual import Readable, TokenRow, read_rows, tokenize
+from steerlens.residual import read_rows
+from steerlens.tokens import Readable, TokenRow, tokenize
 from steerlens.vector import SteeringVector
 
 FORMAT = "steerlens.search/1"
@@ -317,7 +318,8 @@ def _cuts(positive: np.ndarray, negative: np.ndarray) -> _Cuts:
     ranked = np.take_along_axis(values, order, axis=0)
     is_positive = order < len(positive)
     # Below the last value everything fires; a threshold there has no neighbour to keep away from.
-    after = np.concatenate([ranked[1:], ranked[-1:] - 1])
+    beyond = ranked[-1:] - (ranked[:1] - ranked[-1:]) / 10 - 1e-3
+    after = np.concatenate([ranked[1:], beyond])
     margins = (ranked - after) / 2
     margins[-1] = 0
     return _Cuts(

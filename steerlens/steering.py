@@ -1,8 +1,10 @@
 """A vector put to work: where, how much, when; and the hooks that do it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,12 +17,21 @@ from steerlens.hooks import (
     KeepNorm,
     add_direction,
     follow_text,
+    in_site_frame,
     read_condition,
     restore_norm,
     steering_hook,
 )
-from steerlens.models import SITES, forward_order
-from steerlens.positions import Clock, Positions, require_positions
+from steerlens.models import (
+    FRAMED_SITES,
+    SITES,
+    Model,
+    forward_order,
+    hook_name,
+    require_site,
+    site_frame,
+)
+from steerlens.positions import Clock, Positions, describe, require_positions
 from steerlens.predicates import Predicate
 from steerlens.vector import SteeringVector
 
@@ -56,6 +67,8 @@ class Steering:
     """Strength is a fraction of the layer's mean activation norm, along the unit direction."""
     site: str | None = None
     """Where it is written; None means where the vector was read."""
+    reference: SteeringVector | None = None
+    """What an edit of four arguments compares with: see `affine_direction`."""
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -63,11 +76,16 @@ class Steering:
         set_ = partial(object.__setattr__, self)
         set_("layers", self.vector.at(layers).layers)
         set_("edit", self.edit if hasattr(self.edit, "edit") else steering_hook(self.edit))
+        _require_arguments(self.edit, self.reference)
+        if self.reference is not None:
+            self.reference.at(self.layers_steered)
+            if self.reference.width != self.vector.width:
+                raise SteerlensError(
+                    f"the reference is {self.reference.width} wide, but the vector "
+                    f"{self.vector.width}; both must be of one model and site"
+                )
         require_positions(self.positions)
-        if self.site_written not in SITES:
-            raise SteerlensError(
-                f"site {self.site_written!r} is unknown; the sites are {', '.join(SITES)}"
-            )
+        require_site(self.site_written)
         strength = torch.as_tensor(self.strength)
         if not strength.isfinite().all():
             raise SteerlensError(f"strength {self.strength} is not finite")
@@ -119,34 +137,56 @@ class Steering:
         unit = direction / length.where(length > 0, 1.0)
         return unit * self.vector.norms[self.vector.row(layer)]
 
-    def hooks(self, prompt_mask: Bool[Tensor, "row pos"] | None = None) -> list[NamedHook]:
+    def hooks(
+        self, prompt_mask: Bool[Tensor, "row pos"] | None = None, model: Model | None = None
+    ) -> list[NamedHook]:
         """Fresh hooks for `model.hooks(fwd_hooks=...)`; what they see, no other run does.
 
         `prompt_mask` (True at real tokens) is needed for a padded batch if the plan has to know
-        where the padding is.
+        where the padding is; `model`, if it uses a norm's output or the heads' `z`.
         """
-        return steering_hooks(self, prompt_mask=prompt_mask)
+        return steering_hooks(self, prompt_mask=prompt_mask, model=model)
+
+    def attach(
+        self, model: Model, prompt_mask: Bool[Tensor, "row pos"] | None = None
+    ) -> "Attachment":
+        """Steer `model` from now on, until `remove()` is called on what is returned."""
+        return Attachment(model, self.hooks(prompt_mask, model))
 
     def __repr__(self) -> str:
         strength = f"{self.strength:g}" if isinstance(self.strength, int | float) else "per-row"
-        where = self.positions if isinstance(self.positions, str) else repr(self.positions)
         return (
             f"Steering({self.edit.__name__} {strength}{' relative' if self.relative else ''} × "
             f"{self.name or self.vector.provenance.get('name', 'vector')!r} at {self.site_written} "
-            f"layers {', '.join(map(str, self.layers_steered))}, {where} positions"
+            f"layers {', '.join(map(str, self.layers_steered))}, "
+            f"{describe(self.positions)}"
             f"{', BOS skipped' if self.skip_bos else ''}{', norm kept' if self.keep_norm else ''}"
             f"{f', when {self.when}' if self.when is not None else ''})"
         )
 
 
+class Attachment:
+    """Hooks that stay on a model without a `with`, for notebooks; `remove()` takes them off."""
+
+    def __init__(self, model: Model, hooks: Sequence[NamedHook]) -> None:
+        self._stack = ExitStack()
+        self._stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+
+    def remove(self) -> None:
+        """Take these hooks off, and no others; more than once does no harm."""
+        self._stack.close()
+
+
 def steering_hooks(
-    *steerings: Steering, prompt_mask: Bool[Tensor, "row pos"] | None = None
+    *steerings: Steering,
+    prompt_mask: Bool[Tensor, "row pos"] | None = None,
+    model: Model | None = None,
 ) -> list[NamedHook]:
     """Fresh hooks for several steerings at once; conditions they share are read once.
 
     All conditions are read on the unsteered stream, so none may lie after the first steered site.
     """
-    return Run(steerings, prompt_mask).hooks()
+    return Run(steerings, prompt_mask, model).hooks()
 
 
 @dataclass(eq=False)
@@ -155,6 +195,10 @@ class Run:
 
     steerings: Sequence[Steering]
     prompt_mask: Bool[Tensor, "row pos"] | None = None
+    model: Model | None = None
+    """Needed at sites that the host shows in another form than ours; refuses what it lacks."""
+    reply_start: Int[Tensor, " row"] | None = None
+    """Where each row's reply begins, which hooks alone cannot see."""
     clock: Clock = field(init=False)
     gates: dict[Condition, Gate] = field(init=False)
 
@@ -163,7 +207,7 @@ class Run:
         conditions = dict.fromkeys(
             condition for steering in self.steerings for condition in steering.conditions
         )
-        self.clock = Clock(self.prompt_mask, on_prompt=self._forget)
+        self.clock = Clock(self.prompt_mask, self.reply_start, on_prompt=self._forget)
         self.gates = {condition: Gate(condition, self.clock) for condition in conditions}
 
     def hooks(self) -> list[NamedHook]:
@@ -181,22 +225,37 @@ class Run:
         placed = sorted([*reads, *edits], key=lambda hook: forward_order(hook[0], hook[1]))
         if not placed:
             return []
-        first_site, first_layer, _ = placed[0]
-        placed.insert(0, (first_site, first_layer, partial(follow_text, clock=self.clock)))
-        return [(SITES[site].format(layer=layer), function) for site, layer, function in placed]
+        # The block input is passed once a pass; a norm's output is, three times.
+        clock: _Placed = ("resid_pre", placed[0][1], partial(follow_text, clock=self.clock))
+        return [
+            (self._name(site, layer), self._framed(site, layer, function))
+            for site, layer, function in [clock, *placed]
+        ]
 
     def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with these rows of the batch only, in this order."""
         self.clock.keep_rows(rows)
         for gate in self.gates.values():
             gate.keep_rows(rows)
-        self._rows = rows if self._rows is None else self._rows[rows]
         self._chosen.clear()
 
-    _rows: Tensor | None = None
-    """The rows that are left, as numbered at the prompt; None: all of them."""
     _chosen: dict[Steering, tuple[int, Tensor | None]] = field(default_factory=dict)
     """What `_where` found in the pass of that number: its layers share it."""
+
+    def _name(self, site: str, layer: int) -> str:
+        if self.model is None:
+            return SITES[site].format(layer=layer)
+        return hook_name(self.model, site, layer)
+
+    def _framed(self, site: str, layer: int, function: Callable[..., Any]) -> Callable[..., Any]:
+        if site not in FRAMED_SITES:
+            return function
+        if self.model is None:
+            raise SteerlensError(
+                f"hooks at {site} need to know the model: use hooks(model=model), attach(model) "
+                "or steerlens.generate"
+            )
+        return partial(in_site_frame, inner=function, frame=site_frame(self.model, site, layer))
 
     def _edit(self, steering: Steering, column: int, layer: int) -> Callable[..., Any]:
         strength = torch.as_tensor(steering.strength)
@@ -207,16 +266,11 @@ class Run:
             strength=per_row or float(strength),
             where=partial(self._where, steering),
             keep_norm=steering.norm_keeper,
+            reference=None if steering.reference is None else steering.reference[layer],
         )
 
-    def _strength(self, per_row: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
-        rows = per_row if self._rows is None else per_row[self._rows]
-        if len(rows) != self.clock.n_rows:
-            raise SteerlensError(
-                f"the strength has {len(rows)} rows, but the batch {self.clock.n_rows}; "
-                "a strength matrix needs one row for each prompt"
-            )
-        return rows
+    def _strength(self, per_row: Float[Tensor, " row"]) -> Float[Tensor, " left"]:
+        return self.clock.of_rows(per_row, "strength")
 
     def _where(self, steering: Steering) -> Bool[Tensor, "#row #pos"] | None:
         found_in, chosen = self._chosen.get(steering, (-1, None))
@@ -235,6 +289,23 @@ class Run:
     def _forget(self) -> None:
         for gate in self.gates.values():
             gate.forget()
+
+
+def _require_arguments(edit: Any, reference: SteeringVector | None) -> None:
+    """An edit takes (resid, direction, strength), and a reference if there is one."""
+    needed = ("resid", "direction", "strength", "reference")[: 3 if reference is None else 4]
+    try:
+        signature(edit.edit).bind(*needed)
+    except TypeError as error:
+        came = ", ".join(signature(edit.edit).parameters)
+        raise SteerlensError(
+            f"the edit {edit.__name__}({came}) cannot be called with ({', '.join(needed)}); "
+            + (
+                "give Steering a reference= if it needs one"
+                if reference is None
+                else "leave reference= out, or give an edit that takes it"
+            )
+        ) from error
 
 
 def _require_condition(leaf: Predicate) -> Condition:

@@ -1,5 +1,6 @@
 """A concept as one direction per layer, with its scale and where it came from."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,13 @@ from torch import Tensor
 
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike
-from steerlens.formats import VectorFile, read_safetensors, write_safetensors
+from steerlens.formats import (
+    LossyFormatWarning,
+    VectorFile,
+    left_out,
+    read_vector_file,
+    write_vector_file,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +64,8 @@ class SteeringVector:
                 )
             if values is not None and not values.isfinite().all():
                 raise SteerlensError(f"{name} holds NaN or infinite values: {values.tolist()}")
-        bad = (~directions.isfinite()).any(dim=-1)
+        # after the cast: float64 holds numbers that are infinite in float32
+        bad = (~self.directions.isfinite()).any(dim=-1)
         if bad.any():
             rows = [layer for layer, is_bad in zip(self.layers, bad, strict=True) if is_bad]
             raise SteerlensError(
@@ -133,17 +141,32 @@ class SteeringVector:
         return self * -1.0
 
     def save(self, path: PathLike) -> None:
-        """Write the vector as safetensors, atomically and with its provenance."""
+        """Write the vector atomically, in the format that the file's name ends in.
+
+        `.safetensors` holds all of it; `.svec` is for activation-steering, `.gguf` for llama.cpp
+        and repeng. What a format cannot hold is told by a `LossyFormatWarning`.
+        """
         optional = {"norms": self.norms, "explained": self.explained}
         tensors = {"directions": self.directions, "layers": torch.tensor(self.layers)}
         tensors |= {name: values for name, values in optional.items() if values is not None}
         metadata = {"site": self.site, "provenance": dict(self.provenance)}
-        write_safetensors(path, VectorFile(tensors, metadata))
+        content = VectorFile(tensors, metadata)
+        lost = left_out(path, content)
+        if lost:
+            warnings.warn(
+                f"{str(path)!r} leaves out {' and '.join(lost)}; .safetensors would keep all",
+                LossyFormatWarning,
+                stacklevel=2,
+            )
+        write_vector_file(path, content)
 
     @classmethod
-    def load(cls, path: PathLike) -> "SteeringVector":
-        """Read a vector that `save` wrote."""
-        tensors, metadata = read_safetensors(path)
+    def load(cls, path: PathLike, layer: int | None = None) -> "SteeringVector":
+        """Read a vector that `save` wrote, or another program: `.svec`, `.gguf`, `.pt`, `.npz`.
+
+        `layer` is for a `.pt` or `.npz` of one direction that does not say of which layer.
+        """
+        tensors, metadata = read_vector_file(path, layer)
         try:
             return cls(
                 directions=tensors["directions"],
@@ -153,8 +176,6 @@ class SteeringVector:
                 explained=tensors.get("explained"),
                 provenance=metadata["provenance"],
             )
-        except KeyError as error:
-            raise SteerlensError(f"the vector file {str(path)!r} lacks {error}") from error
         except SteerlensError as error:
             raise SteerlensError(f"in the vector file {str(path)!r}: {error}") from error
 

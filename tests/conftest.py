@@ -106,3 +106,13 @@ def other_model(random_llama):
     import steerlens as sl
 
     return sl.load_model(str(random_llama(seed=1, width=16, layers=3)))
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked, as in use: the package itself must refuse wrong types."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -54,9 +54,9 @@ def stream(model, tokens, site="resid_post", layer=0, hooks=()):
     """The stream of one row of tokens at a site, as it is after `hooks`."""
     seen = []
     name = hook_name(model, site, layer)
-    with model.hooks(fwd_hooks=[*hooks, (name, lambda resid, hook: seen.append(resid.clone()))]):
-        with torch.no_grad():
-            model(torch.as_tensor(tokens).reshape(1, -1), return_type=None)
+    look = (name, lambda resid, hook: seen.append(resid.clone()))
+    with torch.no_grad(), model.hooks(fwd_hooks=[*hooks, look]):
+        model(torch.as_tensor(tokens).reshape(1, -1), return_type=None)
     return seen[0][0]
 
 

@@ -1,0 +1,199 @@
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import PROMPTS
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+import steerlens as sl
+from steerlens import models
+from steerlens.models import (
+    fingerprint,
+    forward_order,
+    hook_name,
+    keep_cache_rows,
+    new_cache,
+    next_logits,
+    resolve_layers,
+)
+from steerlens.tokens import left_padded, tokenize
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    rows = [row.ids for row in tokenize(model, PROMPTS)]
+    tokens, mask = left_padded(rows, model.tokenizer.pad_token_id)
+    return tokens, mask.int()
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(tokens)
+
+
+# Loading
+
+
+def test_the_loaded_model_is_hugging_faces(model, hf_model, batch):
+    tokens = batch[0]
+    ours, theirs = logits(model, tokens), hf_model(tokens).logits
+    torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), atol=1e-4, rtol=0)
+    assert isinstance(model, HookedTransformer)
+    assert not model.training
+
+
+def test_the_embedded_model_is_the_default(tiny_chat):
+    assert tiny_chat.cfg.model_name == "tiny-chat"
+    assert tiny_chat.tokenizer.chat_template
+
+
+def test_half_precision_loads_and_steers(model_folder):
+    model = sl.load_model(str(model_folder), dtype=torch.bfloat16)
+    vector = sl.extract(model, (["Be kind."], ["Be rude."]), progress=False)
+    assert vector.directions.dtype == torch.float32
+    condition = sl.Condition(vector, 0, above=-2)
+    for edit in (sl.hooks.add_direction, sl.hooks.ablate_direction, sl.hooks.ablate_then_add):
+        steering = sl.Steering(
+            vector, layers=[1, 2], edit=edit, keep_norm=True, when=condition, strength=8
+        )
+        replies = sl.generate(model, ["Hi."], steering, max_new_tokens=3, progress=False)
+        assert len(replies.tokens[0]) <= 3
+        assert replies.gates[0].open.all()
+
+
+def test_a_model_that_would_compute_something_else_is_refused(model_folder, monkeypatch):
+    converted = models.loading.get_pretrained_state_dict
+
+    def unfaithful(*args, **options):
+        weights = dict(converted(*args, **options))
+        weights["blocks.1.mlp.W_in"] = weights["blocks.1.mlp.W_in"] * 1.5
+        return weights
+
+    monkeypatch.setattr(models.loading, "get_pretrained_state_dict", unfaithful)
+    with pytest.raises(sl.SteerlensError, match="differ from Hugging Face's by"):
+        sl.load_model(str(model_folder))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(sl.SteerlensError, match="'tiny-chatt' is neither 'tiny-chat', nor a local"):
+        sl.load_model("tiny-chatt")
+
+
+def test_directories_without_a_model_are_refused(tmp_path, model_folder):
+    with pytest.raises(sl.SteerlensError, match="does not hold a Hugging Face model"):
+        sl.load_model(str(tmp_path))
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(sl.SteerlensError, match=r"broken.* does not hold a Hugging Face model"):
+        sl.load_model(str(broken))
+
+
+def test_an_unreachable_hub_is_named(monkeypatch):
+    def unreachable(*args, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", unreachable)
+    with pytest.raises(sl.SteerlensError, match=r"'gpt2' could not be fetched.*no route"):
+        sl.load_model("gpt2")
+
+
+def test_a_path_that_names_another_architecture_does_no_harm(tmp_path, model_folder):
+    folder = tmp_path / "gemma-llama"
+    shutil.copytree(model_folder, folder)
+    assert sl.load_model(str(folder)).cfg.model_name == "gemma-llama"
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+
+
+# Weight layout
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("heads", [None, 2])
+def test_fast_layout_keeps_logits_bit_identical(gated, heads):
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=2, d_model=16, n_ctx=16, d_head=4, n_heads=4, d_vocab=50, act_fn="gelu",
+        gated_mlp=gated, n_key_value_heads=heads, device="cpu",
+    )  # fmt: skip
+    model = HookedTransformer(cfg)
+    tokens = torch.randint(50, (3, 9))
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    before = logits(model, tokens)
+    assert sl.fast_layout(model) is model
+    assert torch.equal(logits(model, tokens), before)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[name])
+    sl.fast_layout(model)
+    assert torch.equal(logits(model, tokens), before)
+
+
+def test_loaded_weights_need_no_copy(model):
+    block = model.blocks[0]
+    assert block.mlp.W_gate.T.is_contiguous()
+    assert model.unembed.W_U.T.is_contiguous()
+    assert block.attn.W_Q.permute(0, 2, 1).is_contiguous()
+
+
+# Names
+
+
+def test_hook_names_are_the_hosts(model):
+    assert hook_name(model, "resid_pre", 2) == "blocks.2.hook_resid_pre"
+    assert all(hook_name(model, site, 3) in model.hook_dict for site in models.SITES)
+
+
+def test_unknown_sites_and_layers_are_refused(model):
+    with pytest.raises(sl.SteerlensError, match="site 'resid' is unknown; the sites are resid_pre"):
+        hook_name(model, "resid", 2)
+    with pytest.raises(sl.SteerlensError, match=r"layer\(s\) \[4\] came; .* layers 0 to 3"):
+        hook_name(model, "resid_post", 4)
+
+
+def test_layers_are_resolved(model):
+    assert resolve_layers(model, None) == (0, 1, 2, 3)
+    assert resolve_layers(model, [3, -1, 0, -3]) == (0, 1, 3)
+    with pytest.raises(sl.SteerlensError, match=r"\[-5, 7\] came"):
+        resolve_layers(model, [0, -5, 7])
+    with pytest.raises(sl.SteerlensError, match="no layer was given"):
+        resolve_layers(model, [])
+
+
+def test_forward_order_is_the_order_in_which_hooks_fire(model):
+    fired = []
+    names = {hook_name(model, s, n): (s, n) for n in range(4) for s in models.SITES}
+    with model.hooks(fwd_hooks=[(name, lambda _, hook: fired.append(hook.name)) for name in names]):
+        model(torch.tensor([[1, 2]]))
+    assert [names[name] for name in dict.fromkeys(fired)] == sorted(
+        names.values(), key=lambda p: forward_order(*p)
+    )
+
+
+def test_fingerprints_tell_models_apart(model, model_folder, other_model):
+    assert fingerprint(sl.load_model(str(model_folder))) == fingerprint(model)
+    assert fingerprint(model) != fingerprint(other_model)
+
+
+# Next tokens
+
+
+def test_only_the_last_position_is_unembedded_and_equals_the_whole(model, batch):
+    tokens, mask = batch
+    with torch.no_grad():
+        whole = model(tokens, attention_mask=mask)[:, -1]
+        torch.testing.assert_close(next_logits(model, tokens, mask), whole)
+
+
+def test_a_cache_goes_on_with_the_rows_that_are_left(model, batch):
+    tokens, mask = batch
+    rows, more = torch.tensor([4, 0, 3]), torch.tensor([[7], [8], [9]])
+    cache = new_cache(model, len(tokens))
+    with torch.no_grad():
+        next_logits(model, tokens, mask, cache)
+        keep_cache_rows(cache, rows)
+        found = next_logits(model, more, torch.ones_like(more), cache)
+        text = torch.cat([tokens[rows], more], dim=1)
+        longer = torch.cat([mask[rows], torch.ones_like(more).int()], dim=1)
+        torch.testing.assert_close(found, next_logits(model, text, longer), atol=1e-4, rtol=1e-4)

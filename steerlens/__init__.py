@@ -8,8 +8,9 @@ from steerlens.biases import ablated_weights, edited_biases
 from steerlens.conditions import Condition, Gate
 from steerlens.contrast import ContrastiveDataset, Passage
 from steerlens.errors import SteerlensError
-from steerlens.extraction import extract
+from steerlens.extraction import ProvenanceWarning, check_provenance, extract
 from steerlens.files import embedded
+from steerlens.formats import LossyFormatWarning
 from steerlens.generation import Replies, generate
 from steerlens.marking import MarkedText, mark_read, mark_steered
 from steerlens.models import fast_layout, load_model
@@ -24,14 +25,17 @@ __all__ = [
     "ConditionSearch",
     "ContrastiveDataset",
     "Gate",
+    "LossyFormatWarning",
     "MarkedText",
     "Passage",
+    "ProvenanceWarning",
     "Replies",
     "Steering",
     "SteeringVector",
     "SteerlensError",
     "ablated_weights",
     "apply_rules",
+    "check_provenance",
     "conditions",
     "dashboards",
     "directions",

@@ -15,17 +15,10 @@ from torch.nn import Parameter
 from steerlens.directions import at_least_float32
 from steerlens.errors import SteerlensError
 from steerlens.hooks import add_direction
-from steerlens.models import (
-    FRAMED_SITES,
-    Model,
-    SiteBias,
-    resolve_layers,
-    site_biases,
-    site_width,
-    stream_writers,
-)
+from steerlens.models import FRAMED_SITES, Model, resolve_layers, site_width
 from steerlens.steering import Steering
 from steerlens.vector import SteeringVector
+from steerlens.weights import SiteBias, site_biases, stream_writers
 
 Change = Callable[[Tensor], Tensor]
 """New values from old ones, in float32 at least."""

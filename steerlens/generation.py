@@ -1,7 +1,8 @@
 """Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -282,8 +283,10 @@ def _per_row(steering: Steering) -> dict[str, Tensor]:
 
 def _for_rows(steering: Steering, rows: Sequence[int]) -> Steering:
     """The steering of a batch that is made of these rows."""
-    chosen: dict[str, Any] = {name: of[list(rows)] for name, of in _per_row(steering).items()}
-    return replace(steering, **chosen)
+    part = copy(steering)  # no `replace`: these rows may well have nothing to be steered
+    for name, of in _per_row(steering).items():
+        object.__setattr__(part, name, of[list(rows)])
+    return part
 
 
 def _reply_starts(rows: Sequence[TokenRow]) -> Int[Tensor, " row"] | None:

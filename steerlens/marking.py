@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import torch
 from rich.text import Text
@@ -82,5 +83,20 @@ def mark_steered(
 
 
 def _marked(model: Model, row: TokenRow, places: Sequence[int]) -> MarkedText:
-    texts = tuple(model.tokenizer.decode([token]) for token in row.ids)
-    return MarkedText(texts, tuple(place in set(places) for place in range(len(row.ids))))
+    chosen = set(places)
+    marked = tuple(place in chosen for place in range(len(row.ids)))
+    return MarkedText(_pieces(model.tokenizer, row.ids), marked)
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token's part of the text; a character made of several tokens stands at the last."""
+    pieces: list[str] = []
+    waiting: list[int] = []
+    for token in ids:
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        complete = not text.endswith("\ufffd") or len(pieces) + 1 == len(ids)
+        pieces.append(text if complete else "")
+        if complete:
+            waiting = []
+    return tuple(pieces)

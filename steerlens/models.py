@@ -15,11 +15,9 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Parameter
 from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -167,9 +165,10 @@ def fast_layout(model: Model) -> Model:
     Values and shapes stay; only strides change, and logits stay bit-identical.
     """
     for block in model.blocks:
-        for module, names in ((block.attn, _ATTENTION_LAYOUTS), (block.mlp, _MLP_LAYOUTS)):
+        for part, names in (("attn", _ATTENTION_LAYOUTS), ("mlp", _MLP_LAYOUTS)):
+            module = getattr(block, part, None)  # attention-only models have no MLP
             for name, order in names.items():
-                weight = module._parameters.get(name)
+                weight = None if module is None else module._parameters.get(name)
                 if weight is not None and weight.dim() == len(order):
                     weight.data = _laid_out(weight.data, order)
     unembed = model.unembed.W_U
@@ -239,124 +238,34 @@ def _unchanged(activation: Tensor) -> Tensor:
     return activation
 
 
+def attach_hooks(
+    model: Model, hooks: Iterable[tuple[str, Callable[..., Any]]]
+) -> Callable[[], None]:
+    """Add hooks for good; what is returned takes these off again, and no others.
+
+    The host's own `with model.hooks()` takes off whatever was added last.
+    """
+    added: list[tuple[Any, Any]] = []
+
+    def remove() -> None:
+        while added:
+            point, handle = added.pop()
+            handle.hook.remove()
+            point.fwd_hooks = [kept for kept in point.fwd_hooks if kept is not handle]
+
+    try:
+        for name, function in hooks:
+            model.add_hook(name, function)
+            added.append((model.hook_dict[name], model.hook_dict[name].fwd_hooks[-1]))
+    except BaseException:
+        remove()
+        raise
+    return remove
+
+
 def site_width(model: Model, site: str) -> int:
     """How many numbers a token has at a site."""
     return model.cfg.n_heads * model.cfg.d_head if site == "z" else model.cfg.d_model
-
-
-class SiteBias(NamedTuple):
-    """Adding `v @ weight` to `bias` adds v at a site; no weight stands for the identity."""
-
-    bias: Parameter
-    weight: Float[Tensor, "site ..."] | None = None
-
-
-def site_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
-    """The biases that, all together, move a site by a constant, whatever the text.
-
-    Refuses where no bias does so exactly. The embedding, which has none, stands in for one at the
-    first block's input: every row of it moves.
-    """
-    require_own_weights(model)
-    hook_name(model, site, layer)
-    block, cfg = model.blocks[layer], model.cfg
-    if site in ("ln1_out", "ln2_out"):
-        return _norm_biases(model, site, layer)
-    if site == "z":
-        weight = rearrange(block.attn.W_O.detach(), "head d_head d_model -> (head d_head) d_model")
-        return [SiteBias(block.attn.b_O, weight)]
-    if site == "resid_pre" and layer == 0:
-        return [SiteBias(model.embed.ln.b if cfg.post_embedding_ln else model.embed.W_E)]
-    _require_free_writers(model, f"a bias for {site}")
-    if site == "resid_pre":
-        return site_biases(model, "resid_post", layer - 1)
-    if site in ("attn_out", "resid_mid") or (site == "resid_post" and cfg.attn_only):
-        return [SiteBias(block.attn.b_O)]
-    return [SiteBias(_own_parameter(model, layer, "mlp", "b_out", site))]
-
-
-def _norm_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
-    """Those of all maps that read the norm's output: `(x + v) W + b = x W + (b + v W)`."""
-    if model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
-        raise SteerlensError(
-            f"{model.cfg.model_name} puts its norms after attention and MLP: nothing reads {site} "
-            "but the stream itself, and no bias lies behind it"
-        )
-    block = model.blocks[layer]
-    if site == "ln1_out":
-        kv = "_" if hasattr(block.attn, "_W_K") else ""  # grouped-query weights, not expanded
-        names = (("W_Q", "b_Q"), (f"{kv}W_K", f"{kv}b_K"), (f"{kv}W_V", f"{kv}b_V"))
-        return [
-            SiteBias(getattr(block.attn, bias), getattr(block.attn, weight).detach())
-            for weight, bias in names
-        ]
-    own = getattr(block.ln2, "b", None)
-    if own is not None and model.cfg.gated_mlp:
-        return [SiteBias(own)]
-    if model.cfg.gated_mlp:
-        raise SteerlensError(
-            f"{model.cfg.model_name}'s MLP is gated: W_gate and W_in both read ln2_out, and "
-            "neither has a bias before the product (b_in comes after it), nor has the norm"
-        )
-    bias = _own_parameter(model, layer, "mlp", "b_in", site)
-    return [SiteBias(bias, block.mlp.W_in.detach())]
-
-
-def stream_writers(model: Model) -> list[Parameter]:
-    """All that writes into the residual stream, `d_model` its last axis; sums of them make it."""
-    require_own_weights(model)
-    _require_free_writers(model, "a change of all writers")
-    if model.cfg.post_embedding_ln:
-        raise SteerlensError(
-            f"{model.cfg.model_name} normalises its embedding: what the stream begins with is no "
-            "sum of rows of a weight"
-        )
-    writers = [model.embed.W_E]
-    if model.cfg.positional_embedding_type == "standard":  # others do not write it to the stream
-        writers.append(model.pos_embed.W_pos)
-    for layer, block in enumerate(model.blocks):
-        writers += [block.attn.W_O, block.attn.b_O]
-        if not model.cfg.attn_only:
-            writers += [
-                _own_parameter(model, layer, "mlp", name, "mlp_out") for name in ("W_out", "b_out")
-            ]
-    return writers
-
-
-def require_own_weights(model: Model) -> None:
-    """Refuse hosts whose weights are shared, or kept in a form that cannot be edited."""
-    if not isinstance(model, HookedTransformer):
-        raise SteerlensError(
-            f"a {type(model).__name__} came; weights are edited in a HookedTransformer only, which "
-            "has a bias everywhere and shares no weight; steer this model by hooks"
-        )
-    if model.cfg.load_in_4bit:
-        raise SteerlensError(
-            f"{model.cfg.model_name}'s weights are quantised to 4 bits and cannot be edited; load "
-            "it in full precision"
-        )
-
-
-def _require_free_writers(model: Model, what: str) -> None:
-    """Refuse models that normalise what attention and MLP write before it is added up."""
-    after = model.cfg.use_normalization_before_and_after
-    if after or model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
-        raise SteerlensError(
-            f"{what} was asked for, but {model.cfg.model_name} normalises what its attention and "
-            "MLP write before it enters the stream, and would normalise the change with it"
-        )
-
-
-def _own_parameter(model: Model, layer: int, part: str, name: str, site: str) -> Parameter:
-    """A parameter of a block's attention or MLP, which not every kind has."""
-    parameter = getattr(getattr(model.blocks[layer], part, None), name, None)
-    if not isinstance(parameter, Parameter):
-        raise SteerlensError(
-            f"{model.cfg.model_name} has no {part}.{name} at layer {layer} "
-            f"(a mixture of experts has none, nor has a model without {part}), so nothing is there "
-            f"to change {site} by"
-        )
-    return parameter
 
 
 def require_site(site: str) -> None:

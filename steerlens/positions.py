@@ -264,7 +264,10 @@ def describe(positions: Positions) -> str:
     if isinstance(positions, slice):
         ends = ["" if end is None else str(end) for end in (positions.start, positions.stop)]
         return f"positions {':'.join(ends)}" + (f":{positions.step}" if positions.step else "")
-    return "masked positions" if isinstance(positions, Tensor) else f"positions {list(positions)}"
+    if isinstance(positions, Tensor):
+        return "masked positions"
+    some = ", ".join(map(str, positions[:8])) + (", …" if len(positions) > 8 else "")
+    return f"positions [{some}]"
 
 
 def _selected(

@@ -1,7 +1,6 @@
 """A vector put to work: where, how much, when; and the hooks that do it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -26,6 +25,7 @@ from steerlens.models import (
     FRAMED_SITES,
     SITES,
     Model,
+    attach_hooks,
     forward_order,
     hook_name,
     require_site,
@@ -169,12 +169,11 @@ class Attachment:
     """Hooks that stay on a model without a `with`, for notebooks; `remove()` takes them off."""
 
     def __init__(self, model: Model, hooks: Sequence[NamedHook]) -> None:
-        self._stack = ExitStack()
-        self._stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+        self._remove = attach_hooks(model, hooks)
 
     def remove(self) -> None:
         """Take these hooks off, and no others; more than once does no harm."""
-        self._stack.close()
+        self._remove()
 
 
 def steering_hooks(

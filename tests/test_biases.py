@@ -17,8 +17,9 @@ from transformers import (
 
 import steerlens as sl
 from steerlens import hooks, models
-from steerlens.models import SITES, hook_name, site_width, stream_writers
+from steerlens.models import SITES, hook_name, site_width
 from steerlens.tokens import tokenize
+from steerlens.weights import stream_writers
 
 TOKENS = torch.tensor([[5, 9, 300, 41, 7, 260, 33, 8], [1, 2, 3, 4, 50, 60, 70, 80]])
 WITHOUT_GATED_LN2 = [site for site in SITES if site != "ln2_out"]

@@ -9,9 +9,9 @@ import steerlens
 
 ORDER = [
     "errors", "files", "contrast", "directions", "exchange", "formats", "vector", "positions",
-    "predicates", "models", "tokens", "residual", "extraction", "hooks", "conditions", "steering",
-    "marking", "rules", "generation", "intervals", "search", "judges", "statistics", "dashboards",
-    "demo", "cli",
+    "predicates", "models", "weights", "tokens", "residual", "extraction", "hooks", "conditions",
+    "steering", "marking", "rules", "biases", "generation", "intervals", "search", "judges",
+    "dashboards", "demo", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -23,7 +23,8 @@ Where = Callable[[], Bool[Tensor, "#batch #pos"] | None]
 KeepNorm = Callable[[Tensor, Tensor], Tensor]
 """`(before, after) -> after`, at the wanted length."""
 PerRow = Callable[[], Float[Tensor, " batch"]]
-"""The strength for each row of the pass at hand; a row of strength zero is left alone."""
+"""The strength for each row of the pass at hand. A row of strength zero is left alone, whatever the
+edit; a plain number always acts, and clamping to 0, say, is an edit."""
 
 
 def steering_hook(edit: Edit) -> Callable[..., Any]:
@@ -48,8 +49,6 @@ def steering_hook(edit: Edit) -> Callable[..., Any]:
                 f"the direction is {direction.shape[0]} wide, but the stream {resid.shape[-1]}; "
                 "the vector belongs to another model"
             )
-        if not callable(strength) and strength == 0:
-            return None  # as for a row of strength zero
         chosen = where()
         scale: Any = strength
         if callable(strength):
@@ -120,8 +119,8 @@ def affine_direction(
 ) -> Float[Tensor, "batch pos d_model"]:
     """Set the part along the direction to the reference's, then add `strength` directions.
 
-    With `directions.negative_mean` as the reference, strength → 0 stands for "no trace of the
-    concept" (affine concept editing, arXiv 2411.09003); 0 itself steers nothing, as in every edit.
+    With `directions.negative_mean` as the reference, strength 0 stands for "no trace of the
+    concept" (affine concept editing, arXiv 2411.09003).
     """
     return (
         resid

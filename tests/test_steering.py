@@ -93,9 +93,14 @@ def test_a_vector_minus_itself_steers_nothing(model, rows, vector, edit):
     assert not shift(model, rows[1], steering, 3).any()
 
 
-def test_strength_zero_steers_nothing(model, rows, vector):
-    steering = sl.Steering(vector, edit=hooks.ablate_then_add, strength=0)
-    assert not shift(model, rows[1], steering, 3).any()
+def test_zero_in_a_matrix_leaves_the_row_alone_but_as_a_number_it_is_a_strength(
+    model, rows, vector
+):
+    off = torch.zeros(1, len(vector))
+    off_steering = sl.Steering(vector, edit=hooks.ablate_then_add, strength=off)
+    assert not shift(model, rows[1], off_steering, 3).any()
+    ablating = sl.Steering(vector, edit=hooks.ablate_then_add, strength=0)
+    assert shift(model, rows[1], ablating, 3).any()
 
 
 def test_only_the_chosen_sites_and_layers_change(model, rows, vector):

@@ -9,12 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from steerlens.conditions import SIMILARITIES
 from steerlens.contrast import ContrastiveDataset, load_prompts
 from steerlens.demo import run_demo
 from steerlens.directions import ESTIMATORS
 from steerlens.errors import SteerlensError
 from steerlens.extraction import extract
 from steerlens.files import read_lines, require_writable, write_json, write_text
+from steerlens.formats import writer_of
 from steerlens.generation import generate
 from steerlens.models import TINY_CHAT, load_model
 from steerlens.search import ConditionSearch, search_conditions
@@ -96,6 +98,7 @@ def extract_command(
             f"--estimator {estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}"
         )
     require_writable(out.parent)
+    writer_of(out)  # refuses unknown endings before the work
     data = ContrastiveDataset.load(dataset)
     vector = extract(
         load_model(model),
@@ -132,6 +135,10 @@ def search(
         str, typer.Option(help="The part to score on; empty: half of the prompts.")
     ] = "",
     layers: Layers = None,
+    tokens: Annotated[
+        str, typer.Option(help='Tokens of the prompt that are judged: "all", "last", the last k.')
+    ] = "all",
+    similarity: Annotated[str, typer.Option(help=f"One of {', '.join(SIMILARITIES)}.")] = "cast",
     combine: Annotated[int, typer.Option(help="Up to so many layers, any of which fires.")] = 1,
     page: Annotated[Path | None, typer.Option(help="Also write a page of figures (HTML).")] = None,
     seed: Seed = 0,
@@ -146,6 +153,10 @@ def search(
     for path in (out, page):
         if path is not None:
             require_writable(path.parent)
+    if similarity not in SIMILARITIES:
+        raise SteerlensError(
+            f"--similarity {similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}"
+        )
     data = ContrastiveDataset.load(dataset)
     found = search_conditions(
         load_model(model),
@@ -154,6 +165,8 @@ def search(
         held_out=data.part(held_out) if held_out else None,
         layers=parse_layers(layers),
         combine=combine,
+        similarity=SIMILARITIES[similarity],
+        tokens=int(tokens) if tokens.isdecimal() else tokens,
         seed=seed,
     )
     found.save(out)

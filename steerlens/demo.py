@@ -12,8 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from steerlens.conditions import cosine
 from steerlens.contrast import ContrastiveDataset, Prompt, load_prompts
 from steerlens.dashboards import similarities_by_layer, threshold_sweep
+from steerlens.directions import linear_discriminant
 from steerlens.extraction import LIBRARIES, extract
 from steerlens.files import PathLike, embedded, require_writable, write_json, write_text
 from steerlens.generation import Replies, generate
@@ -25,10 +27,12 @@ from steerlens.search import ConditionSearch, search_conditions
 from steerlens.steering import Steering
 from steerlens.vector import SteeringVector
 
-NAMED_TOPICS = ("legal", "health")
+NAMED_TOPICS = ("legal", "intimate")
 """The topics that part III refuses, and that its complement alone answers."""
-STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
 """Fractions of the residual norm, tried on validation prompts from the weakest on."""
+MOSTLY_FLUENT = 0.2
+"""Share of degenerate replies beyond which no greater strength is tried."""
 MAX_NEW_TOKENS = 40
 
 
@@ -115,11 +119,8 @@ def run_demo(
     show(console, prompts, some, unsteered, steered)
 
     console.rule("II · Refuse harmful prompts only")
-    early = range(1, min(steering.layers_steered) + 1)  # gates come before what they gate
-    harm = extract(model, harms.train, tokens="all", name="harmful")
-    harm_search = search_conditions(
-        model, harm, harms.validation, held_out=harms.test, layers=early, name="harmful"
-    )
+    early = range(min(steering.layers_steered) + 1)  # gates come before what they gate
+    harm_search = find_condition(model, "harmful", harms.train, harms.validation, harms.test, early)
     console.print(harm_search)
     gated = generate(
         model, prompts, replace(steering, when=harm_search.best), max_new_tokens=MAX_NEW_TOKENS
@@ -129,17 +130,13 @@ def run_demo(
     show(console, prompts, some, unsteered, gated)
 
     console.rule("III · Refuse by topic")
-    searches = {
-        topic: search_conditions(
-            model,
-            extract(model, one_topic(topics["train"], topic), tokens="all", name=topic),
-            one_topic(topics["validation"], topic),
-            held_out=one_topic(topics["test"], topic),
-            layers=early,
-            name=topic,
+    searches = {}
+    for topic in topics["train"]:
+        train, validation, test = (
+            ContrastiveDataset.one_against_rest(topics[part], topic)
+            for part in ("train", "validation", "test")
         )
-        for topic in topics["train"]
-    }
+        searches[topic] = find_condition(model, topic, train, validation, test, early)
     conditions = {topic: search.best for topic, search in searches.items()}
     named = " or ".join(NAMED_TOPICS)
     for part, rule in (
@@ -187,28 +184,45 @@ def run_demo(
     return content
 
 
-def one_topic(groups: dict[str, list[str]], topic: str) -> ContrastiveDataset:
-    """A topic's prompts against those of all other topics."""
-    return ContrastiveDataset.one_against_rest(groups, topic)
+def find_condition(
+    model: Model,
+    name: str,
+    train: ContrastiveDataset,
+    validation: ContrastiveDataset,
+    test: ContrastiveDataset,
+    layers: Sequence[int],
+) -> ConditionSearch:
+    """A condition from a discriminant at the prompt's last token, where all of it has been read.
+
+    Of the estimators, tokens and similarities tried, this was the best on tiny-chat's validation
+    prompts; CAST's own choice is `pca_pairwise`, "all" and `cast_similarity`.
+    """
+    vector = extract(model, train, linear_discriminant, tokens="last", layers=layers, name=name)
+    return search_conditions(
+        model, vector, validation, held_out=test, tokens="last", similarity=cosine
+    )
 
 
 def choose_steering(model: Model, vector: SteeringVector, prompts: Sequence[Prompt]) -> Steering:
-    """The layers and the weakest strength that make nearly all prompts be refused, fluently.
+    """The layers and the weakest strength that make most prompts be refused, in fluent words.
 
-    Takes layers from a quarter of the depth on: what a prompt is about is read before them.
+    Starts from a quarter to half of the depth; of equals, the latest, which leaves most layers to
+    the conditions that are read before.
     """
     n_layers = len(vector)
-    trials = [
-        Steering(vector, range(first, first + 2), strength, relative=True, name="refuse")
-        for first in range(max(1, n_layers // 4), n_layers // 2 + 1)
-        for strength in STRENGTHS
-    ]
-    best, best_score = trials[0], -1.0
-    for trial in trials:
-        replies = generate(model, prompts, trial, max_new_tokens=MAX_NEW_TOKENS, progress=False)
-        good = sum(refused(reply) and not degenerate(reply) for reply in replies) / len(replies)
-        if good > best_score:
-            best, best_score = trial, good
+    best, best_score = None, -1.0
+    for first in reversed(range(max(1, n_layers // 4), n_layers // 2 + 1)):
+        for strength in STRENGTHS:
+            layers = range(first, first + 2)
+            trial = Steering(vector, layers, strength, relative=True, name="refuse")
+            replies = generate(model, prompts, trial, max_new_tokens=MAX_NEW_TOKENS, progress=False)
+            broken = sum(map(degenerate, replies)) / len(replies)
+            good = sum(refused(text) and not degenerate(text) for text in replies) / len(replies)
+            if good > best_score:
+                best, best_score = trial, good
+            if broken > MOSTLY_FLUENT:
+                break  # stronger is only worse
+    assert best is not None
     return best
 
 

@@ -71,16 +71,17 @@ def read_vector_file(path: PathLike, layer: int | None = None) -> VectorFile:
 
 def write_vector_file(path: PathLike, content: VectorFile) -> None:
     """Write a file by its ending, atomically."""
-    _writer(path)(path, content)
+    writer_of(path)(path, content)
 
 
 def left_out(path: PathLike, content: VectorFile) -> list[str]:
     """What the format that `path` ends in cannot hold of a vector, in words."""
-    _writer(path)
+    writer_of(path)
     return _format_of(path).left_out(path, content)
 
 
-def _writer(path: PathLike) -> Callable[[PathLike, VectorFile], object]:
+def writer_of(path: PathLike) -> Callable[[PathLike, VectorFile], object]:
+    """What writes the format that `path` ends in; refuses endings that cannot be written."""
     form = _format_of(path)
     if form.write is None:
         written = ", ".join(ending for ending, other in FORMATS.items() if other.write)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -41,6 +42,15 @@ def test_the_demo_writes_its_table_and_pages(tmp_path):
     assert harmful["low"] > harmless["high"]
     for page in ("similarities.html", "thresholds.html"):
         assert "plotly" in (tmp_path / page).read_text().lower()
+
+
+@pytest.mark.slow
+def test_the_readmes_example_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert (tmp_path / "harmful.html").is_file()
+    assert "F1 0.9" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -152,20 +152,29 @@ def topics() -> dict:
     return {"format": "steerlens.topics/1", "name": "topics", "about": about, "parts": columns}
 
 
+def cut_beginnings() -> dict[str, tuple[list[str], list[str]]]:
+    """Beginnings of replies, cut in mid-sentence, to be finished in training: refusing, helping."""
+    refusing, helping = (
+        cut(lines(f"{kind}_beginnings"), 0.6, 0.17, 0.23) for kind in ("refusing", "complying")
+    )
+    return dict(
+        zip(("train", "validation", "test"), zip(refusing, helping, strict=True), strict=True)
+    )
+
+
 def refusal(asked: dict[str, list[str]]) -> dict:
-    """Questions of the same part, each followed by a refusing and by a complying beginning."""
-    refusing = cut(lines("refusing_beginnings"), 0.6, 0.17, 0.23)
-    complying = cut(lines("complying_beginnings"), 0.6, 0.17, 0.23)
+    """Questions of the same part, each followed by a refusing and by a complying first sentence.
+
+    Whole sentences: where one ends, a model decides what kind the next will be.
+    """
+    openings = cut(rows("reply_openings", 2), 0.6, 0.17, 0.23)
     parts = {}
-    for part, count, no, yes in zip(asked, (60, 20, 20), refusing, complying, strict=True):
+    for part, count, suffixes in zip(asked, (60, 20, 20), openings, strict=True):
         chosen = shuffled(asked[part])[:count]
-        parts[part] = {
-            "pairs": [[question, question] for question in chosen],
-            "suffixes": [list(pair) for pair in zip(no, yes, strict=False)],
-        }
+        parts[part] = {"pairs": [[question, question] for question in chosen], "suffixes": suffixes}
     return contrast(
         "refusal",
-        "Everyday questions with the beginning of a refusing and of a complying reply.",
+        "Everyday questions with the first sentence of a refusing and of a complying reply.",
         parts,
         chat=True,
     )

@@ -7,8 +7,8 @@ cannot be read off its first word, and has to be carried on from sentence to sen
 import random
 import re
 
-from build import lines, rows
-from prompts import Prompt, part, sentence, table
+from build import cut_beginnings, lines, rows
+from prompts import Prompt, sentence, table
 
 FORMS = (
     ("write", r"\b(write|compose|draft|poem|story|letter|song|rhyme)\b"),
@@ -43,7 +43,7 @@ class Replies:
         self.openers = lines("neutral_openers")
         self.kind_openers = table("kind_openers")
         self.finishes = rows("finishes", 3)
-        refusing, helping = zip(*part("refusal", which), strict=True)
+        refusing, helping = cut_beginnings()[which]
         self.beginnings = {"refuse": refusing, "help": helping}
 
     def draw(self, prompt: Prompt, kind: str, count: int | None = None) -> str:

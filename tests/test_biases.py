@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import steerlens as sl
-from steerlens import hooks, models
+from steerlens import hooks, weights
 from steerlens.models import SITES, hook_name, site_width
 from steerlens.tokens import tokenize
 from steerlens.weights import stream_writers
@@ -542,7 +542,7 @@ def test_a_mixture_of_experts_has_no_bias(model):
 
 def test_other_hosts_and_quantised_weights_are_refused(unchecked, hf_model, monkeypatch, llama):
     with pytest.raises(sl.SteerlensError, match="a LlamaForCausalLM came; weights are edited in a"):
-        models.require_own_weights(hf_model)
+        weights.require_own_weights(hf_model)
     monkeypatch.setattr(llama.cfg, "load_in_4bit", True)
     refused(llama, "resid_post", "weights are quantised to 4 bits")
 

@@ -31,7 +31,10 @@ def rate(hits: int, n: int) -> Interval:
     share = hits / n
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return Interval(share, float(max(0, centre - half)), float(min(1, centre + half)))
+    # Rounding must not part the interval from a share of 0 or 1.
+    return Interval(
+        share, float(min(share, max(0, centre - half))), float(max(share, min(1, centre + half)))
+    )
 
 
 class Scores(NamedTuple):

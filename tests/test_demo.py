@@ -1,7 +1,7 @@
 """The main job, and the package that carries it."""
 
+import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_the_demo_writes_its_table_and_pages(tmp_path):
-    shown = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
+    shown = Console(record=True, width=120, file=io.StringIO())
     content = run_demo(out=tmp_path, quick=True, console=shown)
     text = shown.export_text()
     assert "demonstration model" in text

@@ -12,6 +12,7 @@ from steerlens.intervals import rate, score_decisions
 def test_rate_is_wilsons_interval(hits, n):
     oracle = binomtest(hits, n).proportion_ci(method="wilson")
     assert rate(hits, n) == pytest.approx((hits / n, oracle.low, oracle.high))
+    assert 0 <= rate(hits, n).low <= rate(hits, n).value <= rate(hits, n).high <= 1
 
 
 def test_rate_covers_the_truth_about_95_times_in_100():

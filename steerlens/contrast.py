@@ -55,7 +55,7 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
 
     pairs: Sequence[tuple[Prompt, Prompt]]
     suffixes: Sequence[str | tuple[str, str]] = ()
-    """None, strings shared by both sides, or (positive, negative) strings; never a mixture."""
+    """Strings shared by both sides, or (positive, negative) pairs of them; never a mixture."""
     system: tuple[str | None, str | None] = (None, None)
     """System messages of the positive and the negative side."""
     chat: bool | None = None

@@ -22,7 +22,7 @@ from steerlens.errors import SteerlensError
 from steerlens.models import Model, fingerprint, hook_name, resolve_layers, site_width
 from steerlens.positions import Tokens
 from steerlens.residual import BATCH_TOKENS, read_rows
-from steerlens.tokens import Readable, TokenRow, tokenize
+from steerlens.tokens import Sides, TokenRow, tokenize_sides
 from steerlens.vector import SteeringVector
 
 LIBRARIES = ("steerlens", "transformer-lens", "transformers", "torch")
@@ -30,7 +30,7 @@ LIBRARIES = ("steerlens", "transformer-lens", "transformers", "torch")
 
 def extract(
     model: Model,
-    data: ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]],
+    data: Sides,
     estimator: Estimator = pca_pairwise,
     *,
     tokens: Tokens | Sequence[int] = "last",
@@ -50,7 +50,7 @@ def extract(
     SteeringVector('pairs', resid_post, layers 2–3, d 192)
     """
     numbers = resolve_layers(model, layers)
-    positive, negative = _token_rows(model, data)
+    positive, negative = _pairs(model, data)
     reading = read_rows(
         model,
         [*positive, *negative],
@@ -154,22 +154,14 @@ def _told(origin: Mapping[str, Any]) -> str:
     return f"{origin.get('model', 'a model')}{weights}"
 
 
-def _token_rows(
-    model: Model, data: ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]]
-) -> tuple[list[TokenRow], list[TokenRow]]:
-    if isinstance(data, ContrastiveDataset):
-        sides = [
-            tokenize(model, side, chat=data.chat, generation_prompt=data.generation_prompt)
-            for side in (data.positive, data.negative)
-        ]
-        return sides[0], sides[1]
-    positive, negative = data
+def _pairs(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
+    positive, negative = tokenize_sides(model, data)
     if len(positive) != len(negative):
         raise SteerlensError(
             f"{len(positive)} positive but {len(negative)} negative prompts came; "
             "an extraction needs pairs"
         )
-    return tokenize(model, positive), tokenize(model, negative)
+    return positive, negative
 
 
 def _processing(model: Model) -> str:

@@ -10,20 +10,17 @@ import torch
 from jaxtyping import Float
 
 from steerlens.conditions import SIMILARITIES, Condition, Similarity, cast_similarity
-from steerlens.contrast import ContrastiveDataset
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, read_json, write_json
 from steerlens.intervals import Scores, score_decisions
 from steerlens.models import Model, resolve_layers
 from steerlens.positions import Tokens
 from steerlens.residual import read_rows
-from steerlens.tokens import Readable, TokenRow, tokenize
+from steerlens.tokens import Sides, TokenRow, tokenize_sides
 from steerlens.vector import SteeringVector
 
 FORMAT = "steerlens.search/1"
 RESAMPLES = 2000
-
-Sides = ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]]
 
 
 class Similarities(NamedTuple):
@@ -332,14 +329,7 @@ def _cuts(positive: np.ndarray, negative: np.ndarray) -> _Cuts:
 
 
 def _rows_of_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
-    if isinstance(data, ContrastiveDataset):
-        sides = [
-            tokenize(model, side, chat=data.chat, generation_prompt=data.generation_prompt)
-            for side in (data.positive, data.negative)
-        ]
-    else:
-        sides = [tokenize(model, side) for side in data]
-    positive, negative = (list(dict.fromkeys(rows)) for rows in sides)
+    positive, negative = (list(dict.fromkeys(rows)) for rows in tokenize_sides(model, data))
     both = set(positive) & set(negative)
     if both:
         raise SteerlensError(

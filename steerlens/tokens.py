@@ -8,12 +8,16 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from steerlens.contrast import Message, Passage, Prompt, require_prompt
+from steerlens.contrast import ContrastiveDataset, Message, Passage, Prompt, require_prompt
 from steerlens.errors import SteerlensError
 from steerlens.models import Model
 
 Readable = Prompt | Passage | Sequence[int] | Int[Tensor, " pos"]
 """A prompt as text, as chat messages, as one side of a contrast, or as ready token ids."""
+
+
+Sides = ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]]
+"""Positives and negatives: a dataset, or two lists."""
 
 
 class TokenRow(NamedTuple):
@@ -79,6 +83,18 @@ def tokenize(
         texts.append(text)
     encoded = _encode(model, tokenizer, texts)
     return [next(encoded) if row is None else row for row in rows]
+
+
+def tokenize_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
+    """Token rows of the positive and of the negative side of a dataset or of two lists."""
+    if isinstance(data, ContrastiveDataset):
+        positive, negative = (
+            tokenize(model, side, chat=data.chat, generation_prompt=data.generation_prompt)
+            for side in (data.positive, data.negative)
+        )
+    else:
+        positive, negative = (tokenize(model, side) for side in data)
+    return positive, negative
 
 
 def right_padded(

@@ -120,7 +120,9 @@ def run_demo(
 
     console.rule("II · Refuse harmful prompts only")
     early = range(min(steering.layers_steered) + 1)  # gates come before what they gate
-    harm_search = find_condition(model, "harmful", harms.train, harms.validation, harms.test, early)
+    harm_search = find_condition(
+        model, "harmful", harms.train, harms.validation, harms.test, early, seed
+    )
     console.print(harm_search)
     gated = generate(
         model, prompts, replace(steering, when=harm_search.best), max_new_tokens=MAX_NEW_TOKENS
@@ -136,7 +138,7 @@ def run_demo(
             ContrastiveDataset.one_against_rest(topics[part], topic)
             for part in ("train", "validation", "test")
         )
-        searches[topic] = find_condition(model, topic, train, validation, test, early)
+        searches[topic] = find_condition(model, topic, train, validation, test, early, seed)
     conditions = {topic: search.best for topic, search in searches.items()}
     named = " or ".join(NAMED_TOPICS)
     for part, rule in (
@@ -191,6 +193,7 @@ def find_condition(
     validation: ContrastiveDataset,
     test: ContrastiveDataset,
     layers: Sequence[int],
+    seed: int,
 ) -> ConditionSearch:
     """A condition from a discriminant at the prompt's last token, where all of it has been read.
 
@@ -199,7 +202,7 @@ def find_condition(
     """
     vector = extract(model, train, linear_discriminant, tokens="last", layers=layers, name=name)
     return search_conditions(
-        model, vector, validation, held_out=test, tokens="last", similarity=cosine
+        model, vector, validation, held_out=test, tokens="last", similarity=cosine, seed=seed
     )
 
 

@@ -111,8 +111,10 @@ class SteeringVector:
 
     def normalized(self) -> "SteeringVector":
         """Every direction at unit length; a zero direction stays zero."""
-        lengths = self.directions.norm(dim=-1, keepdim=True)
-        return self._derived("normalized", self.directions / lengths.where(lengths > 0, 1.0))
+        peaks = self.directions.abs().amax(dim=-1, keepdim=True)
+        scaled = self.directions / peaks.where(peaks > 0, 1.0)  # squares of tiny numbers vanish
+        lengths = scaled.norm(dim=-1, keepdim=True)
+        return self._derived("normalized", scaled / lengths.where(lengths > 0, 1.0))
 
     def cosine(self, other: "SteeringVector") -> Float[Tensor, " layer"]:
         """Cosine between the two vectors at each layer; zero where either is zero."""

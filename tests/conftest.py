@@ -5,6 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Every machine draws the same examples, so that a failure can be had again.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 SHARED = Path(os.environ.get("STEERLENS_SHARED", Path(__file__).parents[2] / "shared"))
 

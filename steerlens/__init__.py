@@ -12,8 +12,9 @@ from steerlens.extraction import ProvenanceWarning, check_provenance, extract
 from steerlens.files import embedded
 from steerlens.formats import LossyFormatWarning
 from steerlens.generation import Replies, generate
+from steerlens.layout import fast_layout, stock_layout
 from steerlens.marking import MarkedText, mark_read, mark_steered
-from steerlens.models import fast_layout, load_model
+from steerlens.models import load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
 from steerlens.search import ConditionSearch, search_conditions
@@ -53,4 +54,5 @@ __all__ = [
     "read_residual",
     "search_conditions",
     "steering_hooks",
+    "stock_layout",
 ]

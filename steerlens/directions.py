@@ -6,7 +6,7 @@ A principal direction has no sign of its own: it gets the one that most pairs ag
 they tie, that of the mean difference. What is fitted keeps its sign. At least float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,11 @@ from steerlens.errors import SteerlensError
 
 ROUNDING = 1e-6
 """Differences below this share of the largest activation are not a contrast."""
+
+WHOLE = 128
+"""Up to this many rows or dimensions, eigenvectors come from the whole matrix."""
+LANCZOS_STEPS = 200
+LANCZOS_TOLERANCE = 1e-5
 
 Estimator = Callable[
     [Float[Tensor, "pair layer d_model"], Float[Tensor, "pair layer d_model"]],
@@ -268,10 +273,32 @@ def _principal_direction(
     positive: Float[Tensor, "pair layer d_model"],
     negative: Float[Tensor, "pair layer d_model"],
 ) -> Float[Tensor, "layer d_model"]:
-    """Top eigenvector of the rows' scatter, by way of the smaller of Gram and covariance.
+    """Top eigenvector of the rows' scatter; zero where centring left nothing but rounding."""
+    nothing = _is_rounding(rows, positive, negative)[:, None]
+    directions = top_eigenvectors(rows).masked_fill(nothing, 0).to(rows.dtype)
+    return _pointing_to_positive(directions, positive, negative)
 
-    Zero where centring left nothing but rounding.
+
+def top_eigenvectors(
+    rows: Float[Tensor, "row layer d_model"],
+) -> Float[Tensor, "layer d_model"]:
+    """Unit top eigenvector of Σ x xᵀ over the rows x of each layer, of either sign.
+
+    Small problems are solved whole, large ones by Lanczos's method, which needs the rows only for a
+    few products with vectors; layers where it does not settle are solved whole.
     """
+    if min(rows.shape[0], rows.shape[2]) <= WHOLE:
+        return _by_whole_matrix(rows)
+    found = _by_lanczos(rows)
+    for layer in found.isnan().any(dim=1).nonzero().flatten().tolist():
+        found[layer] = _by_whole_matrix(rows[:, layer : layer + 1])[0]
+    return found
+
+
+def _by_whole_matrix(
+    rows: Float[Tensor, "row layer d_model"],
+) -> Float[Tensor, "layer d_model"]:
+    """By way of the smaller of Gram and scatter matrix."""
     wide = rows.double()
     n_rows, _, d_model = wide.shape
     if n_rows < d_model:
@@ -281,9 +308,53 @@ def _principal_direction(
     else:
         scatter = einsum(wide, wide, "row layer d_model, row layer other -> layer d_model other")
         directions = torch.linalg.eigh(scatter).eigenvectors[..., -1]
-    nothing = _is_rounding(rows, positive, negative)[:, None]
-    directions = _unit(directions).masked_fill(nothing, 0).to(rows.dtype)
-    return _pointing_to_positive(directions, positive, negative)
+    return _unit(directions)
+
+
+def _by_lanczos(rows: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "layer d_model"]:
+    """All layers at once, fully reorthogonalised; NaN where `LANCZOS_STEPS` do not suffice.
+
+    Settled when the residual, hence the sine of the angle to the eigenvector times its gap, is
+    below `LANCZOS_TOLERANCE` of the gap. Lanczos (1950); Parlett, The Symmetric Eigenvalue Problem.
+    """
+    n_layers, d_model = rows.shape[1:]
+    steps = min(LANCZOS_STEPS, *rows.shape[::2])
+    random = torch.randn(n_layers, d_model, generator=torch.Generator().manual_seed(0))
+    mean = reduce(rows.double(), "row layer d_model -> layer d_model", "mean")
+    # Near the contrast, where there is one, and orthogonal to nothing.
+    new = _unit(_unit(mean) + _unit(random.to(mean)))
+    basis = new.new_empty(n_layers, 0, d_model)
+    diagonal, beside = [], []
+    for step in range(1, steps + 1):
+        basis = torch.cat([basis, new[:, None]], dim=1)
+        along = einsum(rows, new.to(rows), "row layer d_model, layer d_model -> row layer")
+        image = einsum(rows, along, "row layer d_model, row layer -> layer d_model").double()
+        diagonal.append((image * new).sum(dim=1))
+        for _ in range(2):  # once leaves rounding behind
+            inside = einsum(basis, image, "layer step d_model, layer d_model -> layer step")
+            image = image - einsum(basis, inside, "layer step d_model, layer step -> layer d_model")
+        beside.append(image.norm(dim=1))
+        new = _unit(image)
+        if step % 2 and step < steps:
+            continue
+        values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside[:-1]))
+        residual = beside[-1] * vectors[:, -1, -1].abs()
+        gap = values[:, -1] - values[:, -2]
+        settled = residual <= LANCZOS_TOLERANCE * gap
+        if settled.all():
+            break
+    found = einsum(basis, vectors[..., -1], "layer step d_model, layer step -> layer d_model")
+    return _unit(found).masked_fill(~settled[:, None], torch.nan)
+
+
+def _tridiagonal(
+    diagonal: Sequence[Float[Tensor, " layer"]], beside: Sequence[Float[Tensor, " layer"]]
+) -> Float[Tensor, "layer step step"]:
+    matrix = torch.diag_embed(torch.stack(list(diagonal), dim=1))
+    if beside:
+        off = torch.stack(list(beside), dim=1)
+        matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    return matrix
 
 
 def _whitened(

@@ -13,10 +13,14 @@ from tqdm import tqdm
 from steerlens.conditions import Condition
 from steerlens.errors import SteerlensError
 from steerlens.extraction import check_provenance
-from steerlens.models import Model, keep_cache_rows, new_cache, next_logits
+from steerlens.lean import lean, lean_cache, select_rows
+from steerlens.models import Model, next_logits
 from steerlens.positions import can_select
 from steerlens.steering import Run, Steering
 from steerlens.tokens import Readable, TokenRow, left_padded, pad_token, tokenize
+
+WORTH_KEEPING = 7 / 8
+"""A batch is made smaller when no more than this share of it goes on: that copies its cache."""
 
 Steerings = Steering | Sequence[Steering] | None
 
@@ -163,29 +167,34 @@ def _decode(
     eos: frozenset[int],
     use_cache: bool,
 ) -> Iterator[tuple[Int[Tensor, " alive"], Int[Tensor, " alive"]]]:
-    """Yield the rows that go on and their next tokens; finished rows leave the batch."""
+    """Yield the rows that go on and their next tokens; finished rows leave the batch in groups."""
     assert run.prompt_mask is not None
     device = model.cfg.device
-    alive = torch.arange(len(tokens))
+    rows = torch.arange(len(tokens))  # of the batch, that are still computed
+    going = torch.ones(len(tokens), dtype=torch.bool)  # of these, that have not finished
     text, mask = tokens.to(device), run.prompt_mask.to(device)
-    cache = new_cache(model, len(tokens)) if use_cache else None
+    room = tokens.shape[1] + max_new_tokens
+    cache = lean_cache(model, len(tokens), room) if use_cache else None
     ends = torch.tensor(sorted(eos), device=device)
-    with model.hooks(fwd_hooks=run.hooks()):
+    with lean(model), model.hooks(fwd_hooks=run.hooks()):
         for step in range(max_new_tokens):
             first = 0 if step == 0 or cache is None else -1
             logits = next_logits(model, text[:, first:], mask[:, first:].int(), cache)
-            chosen = choose(logits, text, mask, step, alive)
-            yield alive, chosen.cpu()
+            chosen = choose(logits, text, mask, step, rows)
+            yield rows[going], chosen.cpu()[going]
+            going &= ~torch.isin(chosen, ends).cpu()
+            if not going.any():
+                return
             text = torch.cat([text, chosen[:, None]], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            going = (~torch.isin(chosen, ends)).nonzero().flatten()
-            if not len(going):
-                return
-            if len(going) < len(chosen):
-                text, mask, alive = text[going], mask[going], alive[going.cpu()]
-                run.keep_rows(going.cpu())
+            if going.float().mean() <= WORTH_KEEPING:
+                kept = going.nonzero().flatten()
+                rows, going = rows[kept], going[kept]
+                run.keep_rows(kept)
+                kept = kept.to(device)
+                text, mask = text[kept], mask[kept]
                 if cache is not None:
-                    keep_cache_rows(cache, going)
+                    select_rows(cache, kept)
 
 
 class _Chooser:

@@ -18,14 +18,17 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from steerlens.errors import SteerlensError
 from steerlens.files import embedded
+from steerlens.layout import fast_layout
 
 Model: TypeAlias = HookedTransformer
 Cache: TypeAlias = TransformerLensKeyValueCache
+CacheEntry: TypeAlias = TransformerLensKeyValueCacheEntry
 
 TINY_CHAT = "tiny-chat"
 
@@ -159,38 +162,6 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def fast_layout(model: Model) -> Model:
-    """Store weights as transposed views, so that the host stops copying them at every forward.
-
-    Values and shapes stay; only strides change, and logits stay bit-identical.
-    """
-    for block in model.blocks:
-        for part, names in (("attn", _ATTENTION_LAYOUTS), ("mlp", _MLP_LAYOUTS)):
-            module = getattr(block, part, None)  # attention-only models have no MLP
-            for name, order in names.items():
-                weight = None if module is None else module._parameters.get(name)
-                if weight is not None and weight.dim() == len(order):
-                    weight.data = _laid_out(weight.data, order)
-    unembed = model.unembed.W_U
-    unembed.data = _laid_out(unembed.data, (1, 0))
-    return model
-
-
-_ATTENTION_LAYOUTS = {
-    # the host flattens "head d_model d_head" to "(head d_head) d_model"
-    **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), (0, 2, 1)),
-    # and "head d_head d_model" to "d_model (head d_head)"
-    "W_O": (2, 0, 1),
-}
-_MLP_LAYOUTS = {"W_gate": (1, 0), "W_in": (1, 0), "W_out": (1, 0)}
-
-
-def _laid_out(weight: Tensor, memory_order: tuple[int, ...]) -> Tensor:
-    """The same tensor, contiguous in memory when its axes are taken in `memory_order`."""
-    inverse = [memory_order.index(axis) for axis in range(len(memory_order))]
-    return weight.permute(memory_order).contiguous().permute(inverse)
-
-
 def hook_name(model: Model, site: str, layer: int) -> str:
     """The host's name for a site of a layer; refuses what this model does not have."""
     require_site(site)
@@ -307,13 +278,6 @@ def fingerprint(model: Model) -> str:
 def new_cache(model: Model, batch: int) -> Cache:
     """An empty key-value cache for `batch` rows."""
     return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, batch)
-
-
-def keep_cache_rows(cache: Cache, rows: Int[Tensor, " row"]) -> None:
-    """Drop all other rows from the cache, in place."""
-    for entry in cache.entries:
-        entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
-    cache.previous_attention_mask = cache.previous_attention_mask[rows]
 
 
 def unmasked(

@@ -1,6 +1,5 @@
 """Token rows → pooled activations, read by `run_with_cache`."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -13,25 +12,22 @@ from tqdm import tqdm
 
 from steerlens.directions import at_least_float32
 from steerlens.errors import SteerlensError
+from steerlens.lean import lean, lean_cache, select_rows
 from steerlens.models import (
     Cache,
     Frame,
     Model,
     hook_name,
-    keep_cache_rows,
-    new_cache,
     resolve_layers,
     site_frame,
     unmasked,
 )
 from steerlens.positions import Tokens, read_positions
+from steerlens.prefixes import shared_prefixes
 from steerlens.tokens import Readable, TokenRow, pad_token, right_padded, tokenize
 
 BATCH_TOKENS = 8192
 """Tokens, padding included, in one forward pass of a read."""
-
-WORTH_SHARING = 4
-"""How many prompts must begin alike for their beginning to be run apart, once."""
 
 _Job = tuple[TokenRow, tuple[int, ...]]
 """A row and the positions to read of it."""
@@ -90,11 +86,13 @@ def read_rows(
     places = [(hook_name(model, site, layer), site_frame(model, site, layer)) for layer in numbers]
     wanted = list(zip(rows, positions_of(model, rows, tokens), strict=True))
     jobs = list(dict.fromkeys(wanted))
-    shared = _shared_prefixes(jobs)
+    # Cut from the tokens of whole texts: a token across a boundary is never shared.
+    shared = shared_prefixes([_shareable(job) for job in jobs], [len(row.ids) for row, _ in jobs])
     pooled: Tensor | None = None
     norms = torch.zeros(len(jobs), len(numbers))
     total = sum(len(row.ids) for row, _ in jobs)
-    with tqdm(total=total, unit="tok", desc="reading", disable=None if progress else True) as bar:
+    hidden = None if progress else True
+    with tqdm(total=total, unit="tok", desc="reading", disable=hidden) as bar, lean(model):
         for indices in _batches(jobs, shared, batch_tokens):
             batch = [jobs[index] for index in indices]
             read = _read_batch(model, batch, shared[indices[0]], places, numbers[-1])
@@ -134,15 +132,10 @@ def _str_tokens(model: Model, row: TokenRow) -> list[str]:
     return [model.tokenizer.decode([token]) for token in row.ids]
 
 
-def _shared_prefixes(jobs: Sequence[_Job]) -> list[int]:
-    """How many tokens of each job are run once for all jobs that begin with them.
-
-    These are what stands before a suffix, if nothing of it is read. They are cut from the tokens
-    of the whole text, so that a token across the boundary is never shared.
-    """
-    prefixes = [row.ids[: min(row.suffix_start or 0, *positions)] for row, positions in jobs]
-    times = Counter(prefixes)
-    return [len(prefix) if times[prefix] >= WORTH_SHARING else 0 for prefix in prefixes]
+def _shareable(job: _Job) -> tuple[int, ...]:
+    """What stands before the first token that is read; nothing of it is in the result."""
+    row, positions = job
+    return row.ids[: min(positions)]
 
 
 def _batches(jobs: Sequence[_Job], shared: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -185,15 +178,17 @@ def _read_batch(
     return Reading(*(torch.cat(parts) for parts in zip(*halves, strict=True)))
 
 
-def _after_prefixes(model: Model, jobs: Sequence[_Job], n_shared: int, last_layer: int) -> Cache:
+def _after_prefixes(
+    model: Model, jobs: Sequence[_Job], n_shared: int, room: int, last_layer: int
+) -> Cache:
     """Run the distinct prefixes; every job gets the keys and values of its own."""
     prefixes = {row.ids[:n_shared]: None for row, _ in jobs}
     place = {prefix: index for index, prefix in enumerate(prefixes)}
     owner = torch.tensor([place[row.ids[:n_shared]] for row, _ in jobs], device=model.cfg.device)
     tokens = torch.tensor(list(prefixes), device=model.cfg.device)
-    cache = new_cache(model, len(tokens))
+    cache = lean_cache(model, len(tokens), room)
     model(**unmasked(model, tokens, cache), stop_at_layer=last_layer + 1)
-    keep_cache_rows(cache, owner)
+    select_rows(cache, owner)
     return cache
 
 
@@ -202,7 +197,8 @@ def _read_at_once(
 ) -> Reading:
     rest = [row.ids[n_shared:] for row, _ in jobs]
     tokens, _ = right_padded(rest, pad_token(model), model.cfg.device)
-    before = _after_prefixes(model, jobs, n_shared, last_layer) if n_shared else None
+    room = n_shared + tokens.shape[1]
+    before = _after_prefixes(model, jobs, n_shared, room, last_layer) if n_shared else None
     # No mask is needed: causal attention never looks at what pads the right.
     _, cache = model.run_with_cache(
         **unmasked(model, tokens, before),

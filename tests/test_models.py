@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 from helpers import PROMPTS
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens import HookedTransformer
 
 import steerlens as sl
 from steerlens import models
@@ -12,8 +12,6 @@ from steerlens.models import (
     fingerprint,
     forward_order,
     hook_name,
-    keep_cache_rows,
-    new_cache,
     next_logits,
     resolve_layers,
 )
@@ -110,33 +108,6 @@ def test_a_path_that_names_another_architecture_does_no_harm(tmp_path, model_fol
 # Weight layout
 
 
-@pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("heads", [None, 2])
-def test_fast_layout_keeps_logits_bit_identical(gated, heads):
-    torch.manual_seed(0)
-    cfg = HookedTransformerConfig(
-        n_layers=2, d_model=16, n_ctx=16, d_head=4, n_heads=4, d_vocab=50, act_fn="gelu",
-        gated_mlp=gated, n_key_value_heads=heads, device="cpu",
-    )  # fmt: skip
-    model = HookedTransformer(cfg)
-    tokens = torch.randint(50, (3, 9))
-    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    before = logits(model, tokens)
-    assert sl.fast_layout(model) is model
-    assert torch.equal(logits(model, tokens), before)
-    for name, weight in model.state_dict().items():
-        assert torch.equal(weight, weights[name])
-    sl.fast_layout(model)
-    assert torch.equal(logits(model, tokens), before)
-
-
-def test_loaded_weights_need_no_copy(model):
-    block = model.blocks[0]
-    assert block.mlp.W_gate.T.is_contiguous()
-    assert model.unembed.W_U.T.is_contiguous()
-    assert block.attn.W_Q.permute(0, 2, 1).is_contiguous()
-
-
 # Names
 
 
@@ -184,16 +155,3 @@ def test_only_the_last_position_is_unembedded_and_equals_the_whole(model, batch)
     with torch.no_grad():
         whole = model(tokens, attention_mask=mask)[:, -1]
         torch.testing.assert_close(next_logits(model, tokens, mask), whole)
-
-
-def test_a_cache_goes_on_with_the_rows_that_are_left(model, batch):
-    tokens, mask = batch
-    rows, more = torch.tensor([4, 0, 3]), torch.tensor([[7], [8], [9]])
-    cache = new_cache(model, len(tokens))
-    with torch.no_grad():
-        next_logits(model, tokens, mask, cache)
-        keep_cache_rows(cache, rows)
-        found = next_logits(model, more, torch.ones_like(more), cache)
-        text = torch.cat([tokens[rows], more], dim=1)
-        longer = torch.cat([mask[rows], torch.ones_like(more).int()], dim=1)
-        torch.testing.assert_close(found, next_logits(model, text, longer), atol=1e-4, rtol=1e-4)

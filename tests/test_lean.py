@@ -1,0 +1,165 @@
+"""Lean passes are the host's own, to the bit, and leave nothing behind."""
+
+import pytest
+import torch
+from helpers import assert_no_hooks_left
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from steerlens.lean import lean, lean_cache, select_rows
+from steerlens.models import new_cache, next_logits
+
+HOSTS = {
+    "llama": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "gated_mlp": True,
+        "normalization_type": "RMS", "final_rms": True, "rotary_adjacent_pairs": False,
+    },
+    "grouped": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "n_key_value_heads": 2,
+        "normalization_type": "RMS",
+    },
+    "half rotary, parallel": {
+        "positional_embedding_type": "rotary", "rotary_dim": 2, "parallel_attn_mlp": True,
+        "normalization_type": "LN",
+    },
+    "adjacent": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_adjacent_pairs": True,
+        "normalization_type": "LN",
+    },
+    "learned": {"positional_embedding_type": "standard", "normalization_type": "LN"},
+    "alibi": {"positional_embedding_type": "alibi", "normalization_type": "LN"},
+    "shortformer": {"positional_embedding_type": "shortformer", "normalization_type": "LN"},
+    "local": {
+        "positional_embedding_type": "standard", "normalization_type": "LN",
+        "use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"],
+    },
+    "heads apart": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "normalization_type": "LN",
+        "use_split_qkv_input": True,
+    },
+    "no norm": {"positional_embedding_type": "standard", "normalization_type": None},
+    "stretched rotary": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "normalization_type": "RMS",
+        "use_dynamic_ntk_rope": True, "train_seq_length": 8,
+    },
+}  # fmt: skip
+NEW = 5
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request):
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=2, d_model=16, n_ctx=32, d_head=4, n_heads=4, d_vocab=50, d_mlp=24,
+        act_fn="gelu", device="cpu", init_weights=True, initializer_range=0.4,
+        **HOSTS[request.param],
+    )  # fmt: skip
+    return HookedTransformer(cfg).eval()
+
+
+def decoded(host, cache, tokens, mask, more):
+    """Logits of a prompt and of each token after it."""
+    every = [next_logits(host, tokens, mask, cache)]
+    for step in range(more.shape[1]):
+        new = more[:, step : step + 1]
+        every.append(next_logits(host, new, torch.ones_like(new), cache))
+    return torch.stack(every)
+
+
+def text(rows, padded):
+    generator = torch.Generator().manual_seed(rows)
+    tokens = torch.randint(50, (rows, 7), generator=generator)
+    pads = torch.randint(5, (rows, 1), generator=generator) if padded else torch.zeros(rows, 1)
+    mask = (torch.arange(7)[None] >= pads).int()
+    return tokens, mask, torch.randint(50, (rows, NEW), generator=generator)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_decoding_is_the_hosts_to_the_bit(host, rows, padded):
+    tokens, mask, more = text(rows, padded)
+    decoded(host, new_cache(host, rows), tokens, mask, more)  # ALiBi's table grows on first use
+    stock = decoded(host, new_cache(host, rows), tokens, mask, more)
+    with lean(host):
+        ours = decoded(host, lean_cache(host, rows, 7 + NEW), tokens, mask, more)
+    assert torch.equal(ours, stock)
+    assert torch.equal(decoded(host, new_cache(host, rows), tokens, mask, more), stock)
+
+
+@torch.no_grad()
+def test_a_pass_without_cache_is_the_hosts_to_the_bit(host):
+    tokens = text(3, padded=False)[0]
+    stock = host(tokens)
+    with lean(host):
+        assert torch.equal(host(tokens), stock)
+
+
+@torch.no_grad()
+def test_rows_leave_and_are_given_out_repeatedly(host):
+    if host.cfg.use_dynamic_ntk_rope:
+        pytest.skip("the host itself decodes otherwise than it reads a whole text")
+    tokens, mask, more = text(6, padded=True)
+    rows = torch.tensor([4, 0, 4, 3])
+    with lean(host):
+        cache = lean_cache(host, 6, 7 + NEW)
+        decoded(host, cache, tokens, mask, more[:, :2])
+        select_rows(cache, rows)
+        last = more[rows, 2:3]
+        found = next_logits(host, last, torch.ones_like(last), cache)
+    whole = torch.cat([tokens, more[:, :3]], dim=1)[rows]
+    longer = torch.cat([mask, torch.ones(6, 3).int()], dim=1)[rows]
+    torch.testing.assert_close(found, next_logits(host, whole, longer), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_hooks_see_what_they_see_in_the_host(host):
+    names = [
+        name
+        for name in host.hook_dict
+        # here the host normalises three times, and twice for nothing
+        if ".ln1." not in name
+    ]
+    tokens, mask, more = text(4, padded=True)
+
+    def seen(cache):
+        calls = []
+        hooks = [(name, lambda act, hook: calls.append((hook.name, act.clone()))) for name in names]
+        with host.hooks(fwd_hooks=hooks):
+            decoded(host, cache, tokens, mask, more[:, :2])
+        return calls
+
+    stock = seen(new_cache(host, 4))
+    with lean(host):
+        ours = seen(lean_cache(host, 4, 7 + NEW))
+    assert [name for name, _ in ours] == [name for name, _ in stock]
+    for (name, mine), (_, its) in zip(ours, stock, strict=True):
+        assert torch.equal(mine, its), name
+    assert_no_hooks_left(host)
+
+
+def test_nothing_is_left_on_the_model_not_even_after_an_error(host):
+    before = {name: set(vars(module)) for name, module in host.named_modules()}
+    mine = host.blocks[0].attn.apply_causal_mask
+    host.blocks[0].attn.apply_causal_mask = mine  # as another library may have done
+    try:
+        with lean(host):
+            assert host.blocks[0].attn.apply_causal_mask is not mine
+        with pytest.raises(RuntimeError, match="5"), lean(host):
+            host.blocks[0](torch.zeros(1, 3, 5))
+        assert host.blocks[0].attn.apply_causal_mask is mine
+    finally:
+        del host.blocks[0].attn.apply_causal_mask
+    assert {name: set(vars(module)) for name, module in host.named_modules()} == before
+
+
+def test_norms_keep_nothing_alive(host):
+    import gc
+    import weakref
+
+    with lean(host), torch.no_grad():
+        resid = torch.randn(1, 3, 16)
+        kept = weakref.ref(resid)
+        host.blocks[0](resid)
+        del resid
+        gc.collect()
+        assert kept() is None

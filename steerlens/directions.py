@@ -6,7 +6,7 @@ A principal direction has no sign of its own: it gets the one that most pairs ag
 they tie, that of the mean difference. What is fitted keeps its sign. At least float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,15 +14,11 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steerlens.eigenvectors import top_eigenvectors, unit
 from steerlens.errors import SteerlensError
 
 ROUNDING = 1e-6
 """Differences below this share of the largest activation are not a contrast."""
-
-WHOLE = 128
-"""Up to this many rows or dimensions, eigenvectors come from the whole matrix."""
-LANCZOS_STEPS = 200
-LANCZOS_TOLERANCE = 1e-5
 
 Estimator = Callable[
     [Float[Tensor, "pair layer d_model"], Float[Tensor, "pair layer d_model"]],
@@ -137,7 +133,7 @@ def linear_discriminant(
     within = [side - reduce(side, "pair layer d_model -> layer d_model", "mean") for side in sides]
     shift = mean_difference(*sides)
     white = _whitened(torch.cat(within), shift)
-    return _unit(white).to(torch.promote_types(positive.dtype, torch.float32))
+    return unit(white).to(torch.promote_types(positive.dtype, torch.float32))
 
 
 def probe(classifier: Any, *, paired: bool = True) -> Estimator:
@@ -182,7 +178,7 @@ def probe(classifier: Any, *, paired: bool = True) -> Estimator:
                     "needed is a linear classifier with coef_, by itself and not in a pipeline"
                 )
             weights.append(found)
-        return _unit(torch.stack(weights)).to(rows)
+        return unit(torch.stack(weights)).to(rows)
 
     estimator.__name__ = estimator.__qualname__ = name
     return estimator
@@ -256,9 +252,7 @@ def explained_variance(
     rows: Float[Tensor, "row layer d_model"], directions: Float[Tensor, "layer d_model"]
 ) -> Float[Tensor, " layer"]:
     """Share of the centred rows' squared length that lies along each layer's direction."""
-    along = einsum(
-        rows, _unit(directions.to(rows)), "row layer d_model, layer d_model -> row layer"
-    )
+    along = einsum(rows, unit(directions.to(rows)), "row layer d_model, layer d_model -> row layer")
     total = reduce(rows.square(), "row layer d_model -> layer", "sum")
     return along.square().sum(dim=0) / total.clamp_min(torch.finfo(total.dtype).tiny)
 
@@ -277,84 +271,6 @@ def _principal_direction(
     nothing = _is_rounding(rows, positive, negative)[:, None]
     directions = top_eigenvectors(rows).masked_fill(nothing, 0).to(rows.dtype)
     return _pointing_to_positive(directions, positive, negative)
-
-
-def top_eigenvectors(
-    rows: Float[Tensor, "row layer d_model"],
-) -> Float[Tensor, "layer d_model"]:
-    """Unit top eigenvector of Σ x xᵀ over the rows x of each layer, of either sign.
-
-    Small problems are solved whole, large ones by Lanczos's method, which needs the rows only for a
-    few products with vectors; layers where it does not settle are solved whole.
-    """
-    if min(rows.shape[0], rows.shape[2]) <= WHOLE:
-        return _by_whole_matrix(rows)
-    found = _by_lanczos(rows)
-    for layer in found.isnan().any(dim=1).nonzero().flatten().tolist():
-        found[layer] = _by_whole_matrix(rows[:, layer : layer + 1])[0]
-    return found
-
-
-def _by_whole_matrix(
-    rows: Float[Tensor, "row layer d_model"],
-) -> Float[Tensor, "layer d_model"]:
-    """By way of the smaller of Gram and scatter matrix."""
-    wide = rows.double()
-    n_rows, _, d_model = wide.shape
-    if n_rows < d_model:
-        gram = einsum(wide, wide, "row layer d_model, other layer d_model -> layer row other")
-        weights = torch.linalg.eigh(gram).eigenvectors[..., -1]
-        directions = einsum(wide, weights, "row layer d_model, layer row -> layer d_model")
-    else:
-        scatter = einsum(wide, wide, "row layer d_model, row layer other -> layer d_model other")
-        directions = torch.linalg.eigh(scatter).eigenvectors[..., -1]
-    return _unit(directions)
-
-
-def _by_lanczos(rows: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "layer d_model"]:
-    """All layers at once, fully reorthogonalised; NaN where `LANCZOS_STEPS` do not suffice.
-
-    Settled when the residual, hence the sine of the angle to the eigenvector times its gap, is
-    below `LANCZOS_TOLERANCE` of the gap. Lanczos (1950); Parlett, The Symmetric Eigenvalue Problem.
-    """
-    n_layers, d_model = rows.shape[1:]
-    steps = min(LANCZOS_STEPS, *rows.shape[::2])
-    random = torch.randn(n_layers, d_model, generator=torch.Generator().manual_seed(0))
-    mean = reduce(rows.double(), "row layer d_model -> layer d_model", "mean")
-    # Near the contrast, where there is one, and orthogonal to nothing.
-    new = _unit(_unit(mean) + _unit(random.to(mean)))
-    basis = new.new_empty(n_layers, 0, d_model)
-    diagonal, beside = [], []
-    for step in range(1, steps + 1):
-        basis = torch.cat([basis, new[:, None]], dim=1)
-        along = einsum(rows, new.to(rows), "row layer d_model, layer d_model -> row layer")
-        image = einsum(rows, along, "row layer d_model, row layer -> layer d_model").double()
-        diagonal.append((image * new).sum(dim=1))
-        for _ in range(2):  # once leaves rounding behind
-            inside = einsum(basis, image, "layer step d_model, layer d_model -> layer step")
-            image = image - einsum(basis, inside, "layer step d_model, layer step -> layer d_model")
-        beside.append(image.norm(dim=1))
-        new = _unit(image)
-        if step % 2 and step < steps:
-            continue
-        values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside[:-1]))
-        residual = beside[-1] * vectors[:, -1, -1].abs()
-        gap = values[:, -1] - values[:, -2]
-        settled = residual <= LANCZOS_TOLERANCE * gap
-        if settled.all():
-            break
-    found = einsum(basis, vectors[..., -1], "layer step d_model, layer step -> layer d_model")
-    return _unit(found).masked_fill(~settled[:, None], torch.nan)
-
-
-def _tridiagonal(
-    diagonal: Sequence[Float[Tensor, " layer"]], beside: Sequence[Float[Tensor, " layer"]]
-) -> Float[Tensor, "layer step step"]:
-    matrix = torch.diag_embed(torch.stack(list(diagonal), dim=1))
-    if beside:
-        off = torch.stack(list(beside), dim=1)
-        matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    return matrix
 
 
 def _whitened(
@@ -391,36 +307,48 @@ def _pointing_to_positive(
     negative: Float[Tensor, "pair layer d_model"],
 ) -> Float[Tensor, "layer d_model"]:
     """Signed so that most pairs agree; where they tie, so that the mean difference does."""
+    votes = sign_votes(directions, positive, negative)
+    along = (directions * mean_difference(positive, negative)).sum(dim=1)
+    sign = torch.where(votes == 0, along, votes).sign()
+    return directions * torch.where(sign == 0, 1, sign)[:, None]
+
+
+def sign_votes(
+    directions: Float[Tensor, "layer d_model"],
+    positive: Float[Tensor, "pair layer d_model"],
+    negative: Float[Tensor, "pair layer d_model"],
+) -> Float[Tensor, " layer"]:
+    """How many more pairs agree with each direction's sign than would turn it round."""
     difference = at_least_float32(positive) - at_least_float32(negative)
     along = einsum(
         difference, directions.to(difference), "pair layer d_model, layer d_model -> pair layer"
     )
-    votes = along.sign().sum(dim=0)
-    sign = torch.where(votes == 0, along.sum(dim=0), votes).sign()
-    return directions * torch.where(sign == 0, 1, sign)[:, None]
-
-
-def _unit(directions: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:
-    lengths = rearrange(directions.norm(dim=-1), "layer -> layer 1")
-    return directions / lengths.clamp_min(torch.finfo(directions.dtype).tiny)
+    return along.sign().sum(dim=0)
 
 
 def require_contrast(
     positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
 ) -> None:
     """Refuse activations that are not finite, or equal on both sides: no direction is in them."""
-    for side, activations in (("positive", positive), ("negative", negative)):
-        if not activations.isfinite().all():
-            raise SteerlensError(
-                f"the {side} activations hold NaN or infinite values; "
-                "run the model in float32 or bfloat16, or look for the prompt that overflows"
-            )
+    require_finite(positive, negative)
     same = _is_rounding(positive - negative, positive, negative)
     if same.any():
         raise SteerlensError(
             f"positives and negatives are identical in layer row(s) {same.nonzero().tolist()}; "
             "nothing sets them apart: check the pairs, the suffixes and the tokens that are read"
         )
+
+
+def require_finite(
+    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
+) -> None:
+    """Refuse activations that are NaN or infinite."""
+    for side, activations in (("positive", positive), ("negative", negative)):
+        if not activations.isfinite().all():
+            raise SteerlensError(
+                f"the {side} activations hold NaN or infinite values; "
+                "run the model in float32 or bfloat16, or look for the prompt that overflows"
+            )
 
 
 def _is_rounding(

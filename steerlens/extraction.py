@@ -3,11 +3,15 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from steerlens.contrast import ContrastiveDataset
 from steerlens.directions import (
@@ -15,13 +19,17 @@ from steerlens.directions import (
     Estimator,
     explained_variance,
     pairwise_centred,
+    pca_center,
     pca_pairwise,
     require_contrast,
+    require_finite,
+    sign_votes,
 )
 from steerlens.errors import SteerlensError
 from steerlens.models import Model, fingerprint, hook_name, resolve_layers, site_width
+from steerlens.moments import ContrastMoments, estimate, require_streamable
 from steerlens.positions import Tokens
-from steerlens.residual import BATCH_TOKENS, read_rows
+from steerlens.residual import BATCH_TOKENS, Reading, read_rows
 from steerlens.tokens import Sides, TokenRow, tokenize_sides
 from steerlens.vector import SteeringVector
 
@@ -37,6 +45,7 @@ def extract(
     layers: Iterable[int] | None = None,
     site: str = "resid_post",
     name: str | None = None,
+    pairs_at_once: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
 ) -> SteeringVector:
@@ -44,6 +53,8 @@ def extract(
 
     `data` is a dataset, or two equally long lists (positive, negative) of text, chats or token
     ids. The vector points from negative to positive and remembers the activations' length.
+    With `pairs_at_once`, the activations of no more pairs than that are held: their moments merge
+    to the same result, for as many pairs as you like, with estimators that need nothing else.
 
     >>> pair = (["I love you."], ["I hate you."])
     >>> extract(load_model(), pair, mean_difference, layers=[2, 3])
@@ -51,36 +62,32 @@ def extract(
     """
     numbers = resolve_layers(model, layers)
     positive, negative = _pairs(model, data)
-    reading = read_rows(
+    read = partial(
+        read_rows,
         model,
-        [*positive, *negative],
-        numbers,
-        tokens=tokens,
+        layers=numbers,
         site=site,
         batch_tokens=batch_tokens,
         progress=progress,
     )
-    sides = reading.pooled[: len(positive)], reading.pooled[len(positive) :]
-    require_contrast(*sides)
-    directions = estimator(*sides)
-    if directions.shape != sides[0].shape[1:]:
-        raise SteerlensError(
-            f"the estimator {_name_of(estimator)} returned shape {tuple(directions.shape)}; "
-            f"needed is [layer, d_model] = {tuple(sides[0].shape[1:])}"
-        )
-    lost = [layer for layer, d in zip(numbers, directions, strict=True) if not d.any()]
+    pairs = _Pairs(positive, negative, tokens)
+    found = (
+        _from_all_pairs(read, pairs, estimator)
+        if pairs_at_once is None
+        else _from_moments(read, pairs, estimator, pairs_at_once)
+    )
+    lost = [layer for layer, d in zip(numbers, found.directions, strict=True) if not d.any()]
     if lost:
         raise SteerlensError(
             f"{_name_of(estimator)} found no direction at layer(s) {lost}: nothing is left of "
             "these pairs once they are centred; give more pairs or use another estimator"
         )
-    centred = CENTRING.get(estimator, pairwise_centred)(*sides)
     return SteeringVector(
-        directions,
+        found.directions,
         numbers,
         site,
-        norms=reading.norms.mean(dim=0),
-        explained=explained_variance(centred, directions).float(),
+        norms=found.norms,
+        explained=found.explained,
         provenance={
             "name": name or (data.name if isinstance(data, ContrastiveDataset) else "pairs"),
             "model": model.cfg.model_name,
@@ -94,6 +101,80 @@ def extract(
             "versions": {library: version(library) for library in LIBRARIES},
         },
     )
+
+
+class _Pairs(NamedTuple):
+    positive: Sequence[TokenRow]
+    negative: Sequence[TokenRow]
+    tokens: Tokens | Sequence[int]
+
+
+class _Found(NamedTuple):
+    directions: Float[Tensor, "layer d_model"]
+    norms: Float[Tensor, " layer"]
+    explained: Float[Tensor, " layer"]
+
+
+def _from_all_pairs(read: Callable[..., Reading], pairs: _Pairs, estimator: Estimator) -> _Found:
+    positive, negative, norms = _read_sides(read, pairs)
+    require_contrast(positive, negative)
+    directions = estimator(positive, negative)
+    if directions.shape != positive.shape[1:]:
+        raise SteerlensError(
+            f"the estimator {_name_of(estimator)} returned shape {tuple(directions.shape)}; "
+            f"needed is [layer, d_model] = {tuple(positive.shape[1:])}"
+        )
+    centred = CENTRING.get(estimator, pairwise_centred)(positive, negative)
+    return _Found(directions, norms, explained_variance(centred, directions).float())
+
+
+def _from_moments(
+    read: Callable[..., Reading], pairs: _Pairs, estimator: Estimator, pairs_at_once: int
+) -> _Found:
+    require_streamable(estimator)
+    if pairs_at_once < 1:
+        raise SteerlensError(f"pairs_at_once={pairs_at_once} came; needed is at least 1")
+    parts = list(_parts(pairs, pairs_at_once))
+    moments, norms = None, torch.zeros(())
+    for part in parts:
+        positive, negative, part_norms = _read_sides(read, part)
+        require_finite(positive, negative)
+        its = ContrastMoments.of(positive, negative, common=estimator is pca_center)
+        moments = its if moments is None else moments + its
+        norms = norms + part_norms * len(part.positive)
+    assert moments is not None  # an empty dataset has been refused
+    found = estimate(estimator, moments)
+    directions = found.directions
+    if not found.certain:  # read again, to let the pairs vote on the sign
+        votes = torch.zeros(len(directions))
+        for part in parts:
+            positive, negative, _ = _read_sides(read, part)
+            votes += sign_votes(directions, positive, negative)
+        directions = directions * torch.where(votes < 0, -1, 1)[:, None]
+    return _Found(directions, norms / len(pairs.positive), found.explained)
+
+
+def _parts(pairs: _Pairs, size: int) -> Iterator[_Pairs]:
+    n = len(pairs.positive)
+    for start in range(0, n, size):
+        part = slice(start, start + size)
+        tokens = pairs.tokens
+        if isinstance(tokens, Sequence) and not isinstance(tokens, str):  # an index for each row
+            tokens = [*tokens[:n][part], *tokens[n:][part]]
+        yield _Pairs(pairs.positive[part], pairs.negative[part], tokens)
+
+
+def _read_sides(
+    read: Callable[..., Reading], pairs: _Pairs
+) -> tuple[
+    Float[Tensor, "pair layer d_model"],
+    Float[Tensor, "pair layer d_model"],
+    Float[Tensor, " layer"],
+]:
+    """Both sides, and the mean norms."""
+    reading = read(rows=[*pairs.positive, *pairs.negative], tokens=pairs.tokens)
+    n = len(pairs.positive)
+    return reading.pooled[:n], reading.pooled[n:], reading.norms.mean(dim=0)
 
 
 class ProvenanceWarning(UserWarning):

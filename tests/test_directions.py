@@ -17,8 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 import steerlens as sl
-from steerlens import directions
+from steerlens import directions, eigenvectors
 from steerlens.directions import explained_variance, probe, require_contrast
+from steerlens.eigenvectors import top_eigenvectors
 
 svm_probe = probe(LinearSVC())
 ridge_probe = probe(RidgeClassifier(), paired=False)
@@ -378,3 +379,38 @@ def test_a_vector_remembers_the_seed_of_its_estimator(model):
     pairs = (["I am happy.", "So glad today.", "Joy!"], ["I am sad.", "So gloomy today.", "Woe!"])
     found = sl.extract(model, pairs, partial(directions.repe_pca, seed=3), progress=False)
     assert found.provenance["estimator"] == "repe_pca(seed=3)"
+
+
+# Large problems
+
+
+@pytest.mark.parametrize("shape", [(300, 3, 200), (150, 2, 400), (1000, 1, 160)])
+@pytest.mark.parametrize("decay", [1.0, 0.3])
+def test_lanczos_is_the_whole_matrix_and_scikit_learn(shape, decay):
+    n_rows, layers, width = shape
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.arange(1, width + 1) ** -decay
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    rows = (torch.randn(n_rows, layers, width, generator=generator) * spectrum) @ turn
+    found = top_eigenvectors(rows)
+    whole = eigenvectors._by_whole_matrix(rows).float()
+    assert ((found.float() * whole).sum(dim=1).abs() > 1 - 1e-6).all()
+    mirrored = torch.cat([rows, -rows])
+    for layer in range(layers):
+        pca = PCA(1, svd_solver="full").fit(mirrored[:, layer].double().numpy())
+        along = torch.as_tensor(pca.components_[0]) @ found[layer].double()
+        assert along.abs() > 1 - 1e-6
+
+
+def test_what_lanczos_cannot_settle_is_solved_whole(monkeypatch):
+    rows = torch.randn(200, 2, 150, generator=torch.Generator().manual_seed(0))
+    whole = eigenvectors._by_whole_matrix(rows)
+    monkeypatch.setattr(eigenvectors, "LANCZOS_STEPS", 3)
+    assert torch.equal(top_eigenvectors(rows), whole)
+
+
+def test_lanczos_ends_where_rows_span_little():
+    rows = torch.zeros(200, 1, 150)
+    rows[:, 0, 7] = torch.linspace(1, 2, 200)
+    assert top_eigenvectors(rows)[0].abs().argmax() == 7
+    assert top_eigenvectors(torch.zeros(200, 1, 150)).isfinite().all()

@@ -8,10 +8,10 @@ import pytest
 import steerlens
 
 ORDER = [
-    "errors", "files", "contrast", "directions", "moments", "exchange", "formats", "vector",
-    "positions", "predicates", "layout", "models", "lean", "weights", "tokens", "prefixes",
-    "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules", "biases",
-    "serving", "generation", "intervals", "search", "judges", "endpoints", "choices",
+    "errors", "files", "contrast", "eigenvectors", "directions", "moments", "exchange", "formats",
+    "vector", "positions", "predicates", "layout", "models", "lean", "weights", "tokens",
+    "prefixes", "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules",
+    "biases", "serving", "generation", "intervals", "search", "judges", "endpoints", "choices",
     "side_effects", "controls", "evaluation", "calibration", "sweeps", "sentiment", "cast_table",
     "explaining", "themes", "dashboards", "report", "paper", "demo", "distributed", "playground",
     "cli",

@@ -29,7 +29,7 @@ from steerlens.errors import SteerlensError
 from steerlens.models import Model, fingerprint, hook_name, resolve_layers, site_width
 from steerlens.moments import ContrastMoments, estimate, require_streamable
 from steerlens.positions import Tokens
-from steerlens.residual import BATCH_TOKENS, Reading, read_rows
+from steerlens.residual import Reading, read_rows
 from steerlens.tokens import Sides, TokenRow, tokenize_sides
 from steerlens.vector import SteeringVector
 
@@ -46,7 +46,7 @@ def extract(
     site: str = "resid_post",
     name: str | None = None,
     pairs_at_once: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: bool = True,
 ) -> SteeringVector:
     """One direction per layer, from what each pair leaves in the residual stream.

@@ -26,8 +26,12 @@ from steerlens.positions import Tokens, read_positions
 from steerlens.prefixes import shared_prefixes
 from steerlens.tokens import Readable, TokenRow, pad_token, right_padded, tokenize
 
-BATCH_TOKENS = 8192
-"""Tokens, padding included, in one forward pass of a read."""
+CPU_BATCH_TOKENS = 1024
+BATCH_TOKENS = 16_384
+"""Tokens, padding included, in one forward pass of a read, on a CPU and elsewhere.
+
+A CPU is fastest while what a layer makes fits into its caches: 8,192 tokens took 1.7 times as long.
+"""
 
 _Job = tuple[TokenRow, tuple[int, ...]]
 """A row and the positions to read of it."""
@@ -53,7 +57,7 @@ def read_residual(
     site: str = "resid_post",
     chat: bool | None = None,
     generation_prompt: bool = True,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "prompt layer d_model"]:
     """The residual stream of each prompt at each layer, averaged over the chosen tokens.
@@ -78,7 +82,7 @@ def read_rows(
     *,
     tokens: Tokens | Sequence[int] = "last",
     site: str = "resid_post",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: bool = True,
 ) -> Reading:
     """`read_residual` for prompts that are tokens already; equal rows are run once."""
@@ -93,7 +97,7 @@ def read_rows(
     total = sum(len(row.ids) for row, _ in jobs)
     hidden = None if progress else True
     with tqdm(total=total, unit="tok", desc="reading", disable=hidden) as bar, lean(model):
-        for indices in _batches(jobs, shared, batch_tokens):
+        for indices in _batches(jobs, shared, batch_tokens or _fast_batch(model)):
             batch = [jobs[index] for index in indices]
             read = _read_batch(model, batch, shared[indices[0]], places, numbers[-1])
             if pooled is None:
@@ -130,6 +134,11 @@ def positions_of(
 
 def _str_tokens(model: Model, row: TokenRow) -> list[str]:
     return [model.tokenizer.decode([token]) for token in row.ids]
+
+
+def _fast_batch(model: Model) -> int:
+    on_cpu = torch.device(model.cfg.device).type == "cpu"
+    return CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS
 
 
 def _shareable(job: _Job) -> tuple[int, ...]:

@@ -157,7 +157,7 @@ def generate(
     )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _decode(
     model: Model,
     tokens: Int[Tensor, "row pos"],

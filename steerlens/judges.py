@@ -193,7 +193,7 @@ class Judge:
     """
 
     name: str
-    score: Callable[[Sequence[str]], Sequence[float]]
+    score: Callable[[Sequence[str]], Sequence[float] | Float[np.ndarray, " text"]]
     """One number per text; NaN where a text cannot be judged."""
     version: str = "1"
 

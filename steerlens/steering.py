@@ -1,6 +1,7 @@
 """A vector put to work: where, how much, when; and the hooks that do it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -186,6 +187,16 @@ def steering_hooks(
     All conditions are read on the unsteered stream, so none may lie after the first steered site.
     """
     return Run(steerings, prompt_mask, model).hooks()
+
+
+def for_rows(steering: Steering, rows: Sequence[int]) -> Steering:
+    """The steering of a batch that is made of these rows of the one it was planned for."""
+    part = copy(steering)  # no `replace`: these rows may well have nothing to be steered
+    for name in ("strength", "positions"):
+        value = getattr(steering, name)
+        if isinstance(value, Tensor) and value.ndim == 2:
+            object.__setattr__(part, name, value[list(rows)])
+    return part
 
 
 @dataclass(eq=False)

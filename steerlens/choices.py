@@ -134,8 +134,9 @@ def choice_sweep(
 ) -> pd.DataFrame:
     """`choice_probabilities` of every layer and strength.
 
-    The columns are layer, strength, question (its index) and p_match. One layer is steered at a time; `settings` are those of `Steering`, such as `relative=True`.
-    All cells run as one list of rows, each with its own strength.
+    The columns are layer, strength, question (its index) and p_match. One layer is steered at
+    a time; `settings` are those of `Steering`, such as `relative=True`. All cells run as one list
+    of rows, each with its own strength.
 
     >>> choice_summary(choice_sweep(load_model(), vector, questions, [2, 3], [-1, 0, 1]))
     """

@@ -62,7 +62,7 @@ def endpoint(
     >>> polite(["Thank you!", "Go away."])  # doctest: +SKIP
     array([9., 1.])
     """
-    if not url.startswith(("http://", "https://")):
+    if not _is_address(url):
         raise SteerlensError(f"url={url!r} came; needed is one like 'http://localhost:8000/v1'")
     if not scale[0] < scale[1] or concurrency < 1 or retries < 0 or backoff < 0 or timeout <= 0:
         raise SteerlensError(
@@ -70,12 +70,18 @@ def endpoint(
             f"timeout={timeout}: needed are an increasing scale, concurrency ≥ 1, retries and "
             "backoff ≥ 0, timeout > 0"
         )
+    key = (os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key).strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SteerlensError(
+            "the API key holds characters that cannot be sent in a header; check api_key or the "
+            f"variable {KEY_VARIABLE}"
+        )
     asker = _Asker(
         url.removesuffix("/").removesuffix("/chat/completions") + "/chat/completions",
         model,
         question,
         scale,
-        api_key if api_key is not None else os.environ.get(KEY_VARIABLE),
+        key,
         concurrency,
         retries,
         backoff,
@@ -86,13 +92,21 @@ def endpoint(
     return Judge(name, asker, f"{model} at {url}, question {words}, {scale[0]:g} to {scale[1]:g}")
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
+
+
 @dataclass(frozen=True)
 class _Asker:
     url: str
     model: str
     question: str
     scale: tuple[float, float]
-    api_key: str | None = field(repr=False)
+    api_key: str = field(repr=False)
     concurrency: int
     retries: int
     backoff: float
@@ -168,22 +182,22 @@ class _Asker:
                 continue
             if response.is_success:
                 return self._content(response)
-            failed = f"answered {response.status_code}: {self._shown(response)}"
+            failed = f"answered {response.status_code}: {response.text[:200]!r}"
             if response.status_code not in (408, 409, 429) and response.status_code < 500:
                 break  # asking again would not help
-        raise SteerlensError(f"the judge at {self.url} {failed}")
+        raise SteerlensError(self._without_key(f"the judge at {self.url} {failed}"))
 
     def _content(self, response: httpx.Response) -> str:
         try:
             answer: Any = response.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
+            shown = self._without_key(repr(response.text[:200]))
             raise SteerlensError(
-                f"what {self.url} answered is no chat completion: {self._shown(response)}; check "
-                "that it is an OpenAI-compatible server"
+                f"what {self.url} answered is no chat completion: {shown}; check that it is an "
+                "OpenAI-compatible server"
             ) from error
         return answer if isinstance(answer, str) else ""
 
-    def _shown(self, response: httpx.Response) -> str:
-        """The beginning of an answer, for a message; a key that is echoed in it is left out."""
-        text = response.text.replace(self.api_key, "…") if self.api_key else response.text
-        return repr(text[:200])
+    def _without_key(self, message: str) -> str:
+        """Servers and libraries echo what they were sent."""
+        return message.replace(self.api_key, "…") if self.api_key else message

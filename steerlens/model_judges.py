@@ -44,10 +44,9 @@ def classifier(
             "with a sequence-classification model and its tokenizer, or a name on a reachable hub"
         ) from error
     weight = _weights_of_labels(name, list(asked.model.config.id2label.values()), label)
-    longest = min(
-        asked.tokenizer.model_max_length,
-        getattr(asked.model.config, "max_position_embeddings", None) or math.inf,
-    )
+    # Not every tokenizer knows its model's length, and RoBERTa counts positions from 2.
+    positions = getattr(asked.model.config, "max_position_embeddings", None) or math.inf
+    longest = min(asked.tokenizer.model_max_length, positions - 2)
     cut: dict[str, Any] = {"truncation": True, "max_length": longest} if longest < 1e6 else {}
 
     def score(texts: Sequence[str], told: list[int]) -> list[float]:
@@ -105,6 +104,8 @@ def bits_per_character(
         _require_unsteered(model)
         return _bits_per_character(model, rows, [texts[index] for index in told], batch_size)
 
+    if batch_size < 1:
+        raise SteerlensError(f"batch_size={batch_size} came; it must be at least 1")
     reading = "alone" if prompts is None else "as reply"
     version = f"{model.cfg.model_name}, weights {fingerprint(model)}, bits, read {reading}"
     return Judge("bits_per_character", partial(_of_told, score=score), version)

@@ -206,7 +206,7 @@ def test_the_key_is_sent_and_never_shown(serve, monkeypatch, caplog):
     with caplog.at_level("DEBUG"):
         judge = ask(server, api_key="sk-argument")
         judge(["a"])
-    monkeypatch.setenv("STEERLENS_API_KEY", "sk-environment")
+    monkeypatch.setenv("STEERLENS_API_KEY", "sk-environment\n")
     ask(server)(["b"])
     monkeypatch.delenv("STEERLENS_API_KEY")
     ask(server)(["c"])
@@ -215,10 +215,18 @@ def test_the_key_is_sent_and_never_shown(serve, monkeypatch, caplog):
     assert "sk-argument" not in caplog.text + repr(judge) + str(judge.version)
 
 
+def test_a_key_that_cannot_be_sent_is_refused_unshown():
+    with pytest.raises(sl.SteerlensError, match="API key holds characters") as error:
+        endpoint("http://x/v1", "tiny", "Good?", api_key="sk-broken\nin-two")
+    assert "sk-broken" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("url", "options", "message"),
     [
         ("localhost:8000", {}, "'http://localhost:8000/v1'"),
+        ("http://x:port/v1", {}, "'http://localhost:8000/v1'"),
+        ("http://", {}, "'http://localhost:8000/v1'"),
         ("http://x/v1", {"scale": (5, 5)}, "increasing scale"),
         ("http://x/v1", {"concurrency": 0}, "concurrency ≥ 1"),
     ],

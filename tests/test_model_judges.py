@@ -10,6 +10,8 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 import steerlens as sl
@@ -72,6 +74,19 @@ def test_without_a_label_it_is_positive_less_negative(moods):
 def test_texts_longer_than_the_classifier_reads_are_cut(moods):
     long = "sea " * 400
     assert 0 <= classifier(moods, "neutral")([long])[0] <= 1
+
+
+def test_texts_are_cut_where_only_the_model_knows_its_length(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer.model_max_length = int(1e30)  # as sentiment models on the hub have it
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=34, pad_token_id=1, type_vocab_size=4,
+        id2label={0: "fine", 1: "joy"}, label2id={"fine": 0, "joy": 1},
+    )  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert 0 <= classifier(str(tmp_path), "joy")(["sea " * 400])[0] <= 1
 
 
 def test_labels_that_do_not_tell_are_asked_for(make_classifier):
@@ -144,6 +159,11 @@ def test_a_steered_model_is_no_judge(model):
         pytest.raises(sl.SteerlensError, match="hooks are attached to it at 'blocks"),
     ):
         judge(["The sea."])
+
+
+def test_a_batch_of_none_is_refused(model):
+    with pytest.raises(sl.SteerlensError, match="batch_size=0 came"):
+        bits_per_character(model, batch_size=0)
 
 
 def test_each_text_needs_its_prompt(model):

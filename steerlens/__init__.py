@@ -3,7 +3,16 @@
 contrast → extract → search a condition → steer when it holds → generate → measure → show
 """
 
-from steerlens import conditions, dashboards, directions, hooks, judges
+from steerlens import (
+    choices,
+    conditions,
+    dashboards,
+    directions,
+    endpoints,
+    hooks,
+    judges,
+    model_judges,
+)
 from steerlens.biases import ablated_weights, edited_biases
 from steerlens.conditions import Condition, Gate
 from steerlens.contrast import ContrastiveDataset, Passage
@@ -37,11 +46,13 @@ __all__ = [
     "ablated_weights",
     "apply_rules",
     "check_provenance",
+    "choices",
     "conditions",
     "dashboards",
     "directions",
     "edited_biases",
     "embedded",
+    "endpoints",
     "extract",
     "fast_layout",
     "generate",
@@ -50,6 +61,7 @@ __all__ = [
     "load_model",
     "mark_read",
     "mark_steered",
+    "model_judges",
     "parse_rules",
     "read_residual",
     "search_conditions",

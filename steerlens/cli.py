@@ -9,13 +9,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from steerlens.choices import answer_sides, choice_summary, choice_sweep, load_questions
 from steerlens.conditions import SIMILARITIES
 from steerlens.contrast import ContrastiveDataset, load_prompts
 from steerlens.demo import run_demo
 from steerlens.directions import ESTIMATORS
 from steerlens.errors import SteerlensError
 from steerlens.extraction import extract
-from steerlens.files import read_lines, require_writable, write_json, write_text
+from steerlens.files import (
+    read_lines,
+    require_writable,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from steerlens.formats import writer_of
 from steerlens.generation import generate
 from steerlens.models import TINY_CHAT, load_model
@@ -261,6 +268,95 @@ def generate_command(
         ]
         write_json(out, {"steering": repr(steering), "rows": rows})
         console.print(f"wrote {out}")
+
+
+@app.command()
+@reporting
+def choices(
+    data: Annotated[Path, typer.Argument(help="A/B questions: CAA's JSON list, or JSON lines.")],
+    vector: Annotated[Path | None, typer.Option(help="The vector to steer with.")] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Or questions to extract it from, at the answer's letter.")
+    ] = None,
+    estimator: Annotated[str, typer.Option(help="How --train is read; see extract.")] = (
+        "mean_difference"
+    ),
+    model: ModelName = TINY_CHAT,
+    layers: Layers = None,
+    strengths: Annotated[
+        str, typer.Option(help='Strengths, such as "-1,0,1"; each is tried at each layer.')
+    ] = "-1,0,1",
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Strengths are fractions of the activation norm.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Rows in one forward pass.")] = 64,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write p(matching) of every question (.csv or .json).")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """How often a model chooses the matching answer, at each layer and strength (CAA).
+
+    Example: steerlens choices held-out.json --train train.json --layers 2-4 --strengths=-1,0,1
+    """
+    if (vector is None) == (train is None):
+        raise SteerlensError("give the vector as --vector or as --train, one of the two")
+    if estimator not in ESTIMATORS:
+        raise SteerlensError(
+            f"--estimator {estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}"
+        )
+    if out is not None:
+        require_writable(out.parent)
+        if out.suffix not in (".csv", ".json"):
+            raise SteerlensError(f"--out {str(out)!r} must end in .csv or .json")
+    questions, numbers = load_questions(data), parse_strengths(strengths)
+    training = load_questions(train) if train is not None else []
+    chosen = parse_layers(layers)
+    if {question.text for question in questions} & {question.text for question in training}:
+        raise SteerlensError(
+            f"{str(data)!r} and {str(train)!r} share questions; score on others than were read"
+        )
+    loaded = load_model(model)
+    direction = (
+        SteeringVector.load(vector)
+        if vector is not None
+        else extract(loaded, answer_sides(loaded, training), ESTIMATORS[estimator], layers=chosen)
+    )
+    sweep = choice_sweep(
+        loaded, direction, questions, chosen, numbers, batch_size=batch_size, relative=relative
+    )
+    summary = choice_summary(sweep, seed=seed)
+    table = Table("layer", "strength", "p(matching)", "95 % interval", "n")
+    for cell in summary.itertuples():
+        table.add_row(
+            str(cell.layer), f"{cell.strength:g}", f"{cell.p_match:.3f}",
+            f"{cell.low:.3f} – {cell.high:.3f}", str(cell.n),
+        )  # fmt: skip
+    console.print(table)
+    if out is None:
+        return
+    if out.suffix == ".csv":
+        write_atomically(out, lambda path: sweep.to_csv(path, index=False))
+    else:
+        run = {"model": model, "vector": dict(direction.provenance), "relative": relative}
+        records = {"summary": summary, "questions": sweep}
+        tables = {name: frame.to_dict("records") for name, frame in records.items()}
+        write_json(out, {"run": run, "seed": seed, **tables})
+    console.print(f"wrote {out}")
+
+
+def parse_strengths(strengths: str) -> list[float]:
+    """`"-1,0,0.5"` as numbers.
+
+    >>> parse_strengths("-1,0,0.5")
+    [-1.0, 0.0, 0.5]
+    """
+    try:
+        return [float(piece) for piece in strengths.split(",")]
+    except ValueError as error:
+        raise SteerlensError(
+            f'--strengths {strengths!r} cannot be read; write numbers such as "-1,0,0.5"'
+        ) from error
 
 
 def parse_layers(layers: str | None) -> list[int] | None:

@@ -1,7 +1,6 @@
 """Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
 
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from steerlens.extraction import check_provenance
 from steerlens.lean import lean, lean_cache, select_rows
 from steerlens.models import Model, next_logits
 from steerlens.positions import can_select
-from steerlens.steering import Run, Steering
+from steerlens.steering import Run, Steering, for_rows, per_row
 from steerlens.tokens import Readable, TokenRow, left_padded, pad_token, tokenize
 
 WORTH_KEEPING = 7 / 8
@@ -133,7 +132,7 @@ def generate(
             batch = order[start : start + batch_size]
             tokens, mask = left_padded([rows[row].ids for row in batch], pad_token(model))
             reply_start = _reply_starts([rows[row] for row in batch])
-            run = Run([_for_rows(one, batch) for one in steerings], mask, model, reply_start)
+            run = Run([for_rows(one, batch) for one in steerings], mask, model, reply_start)
             for alive, chosen in _decode(
                 model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
             ):
@@ -258,14 +257,14 @@ def _require_fitting(
         uses += [(c.vector, c.site_read, c.layers_read) for c in one.conditions]
         for vector, site, layers in uses:
             check_provenance(model, vector, site, layers)
-        for what, values in _per_row(one).items():
+        for what, values in per_row(one).items():
             if len(values) != len(rows):
                 raise SteerlensError(
                     f"the {what} of {one} has {len(values)} rows for {len(rows)} prompts; "
                     "it needs one row for each prompt"
                 )
         longest = max(rows, key=lambda row: len(row.ids))
-        each = [_for_rows(one, [index]) for index in range(len(rows))]
+        each = [for_rows(one, [index]) for index in range(len(rows))]
         if not any(_touches(own, row, max_new_tokens) for own, row in zip(each, rows, strict=True)):
             raise SteerlensError(
                 f"{one} would touch no token of these prompts (of {len(longest.ids)} tokens at "
@@ -278,24 +277,6 @@ def _touches(steering: Steering, row: TokenRow, max_new_tokens: int) -> bool:
     return can_select(
         steering.positions, steering.skip_bos, len(row.ids), max_new_tokens, row.reply_start
     )
-
-
-def _per_row(steering: Steering) -> dict[str, Tensor]:
-    """The settings that a steering has for each row."""
-    settings = {"strength": steering.strength, "positions": steering.positions}
-    return {
-        name: value
-        for name, value in settings.items()
-        if isinstance(value, Tensor) and value.ndim == 2
-    }
-
-
-def _for_rows(steering: Steering, rows: Sequence[int]) -> Steering:
-    """The steering of a batch that is made of these rows."""
-    part = copy(steering)  # no `replace`: these rows may well have nothing to be steered
-    for name, of in _per_row(steering).items():
-        object.__setattr__(part, name, of[list(rows)])
-    return part
 
 
 def _reply_starts(rows: Sequence[TokenRow]) -> Int[Tensor, " row"] | None:

@@ -264,7 +264,7 @@ def resolve_layers(model: Model, layers: Iterable[int] | None) -> tuple[int, ...
     return tuple(sorted({layer % n_layers for layer in wanted}))
 
 
-def fingerprint(model: Model) -> str:
+def fingerprint(model: torch.nn.Module) -> str:
     """A short hash of the weights, from samples of each: equal models have equal ones."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):

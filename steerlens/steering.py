@@ -1,6 +1,7 @@
 """A vector put to work: where, how much, when; and the hooks that do it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -186,6 +187,24 @@ def steering_hooks(
     All conditions are read on the unsteered stream, so none may lie after the first steered site.
     """
     return Run(steerings, prompt_mask, model).hooks()
+
+
+def per_row(steering: Steering) -> dict[str, Tensor]:
+    """The settings that a steering has for each row."""
+    settings = {"strength": steering.strength, "positions": steering.positions}
+    return {
+        name: value
+        for name, value in settings.items()
+        if isinstance(value, Tensor) and value.ndim == 2
+    }
+
+
+def for_rows(steering: Steering, rows: Sequence[int]) -> Steering:
+    """The steering of a batch that is made of these rows of the one it was planned for."""
+    part = copy(steering)  # no `replace`: these rows may well have nothing to be steered
+    for name, of in per_row(steering).items():
+        object.__setattr__(part, name, of[list(rows)])
+    return part
 
 
 @dataclass(eq=False)

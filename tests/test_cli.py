@@ -2,11 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 import steerlens as sl
-from steerlens.cli import app, parse_layers
+from steerlens.cli import app, parse_layers, parse_strengths
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,47 @@ def test_generate_shows_both_replies_and_the_gate(run, files):
     assert isinstance(row["fired"][0], bool)
 
 
+def questions(subjects):
+    return [
+        {
+            "question": f"Do you like {subject}?\n({a}) Yes.\n({b}) No.",
+            "answer_matching_behavior": f"({a})",
+            "answer_not_matching_behavior": f"({b})",
+        }
+        for subject, a, b in zip(subjects, "ABAB", "BABA", strict=True)
+    ]
+
+
+def test_choices_writes_every_question_and_shows_every_cell(run, files):
+    (files / "train.json").write_text(json.dumps(questions(["tea", "rain", "bread", "ships"])))
+    (files / "held.json").write_text(json.dumps(questions(["cake", "snow", "soup", "trains"])))
+    asked = (
+        "choices", files / "held.json", "--train", files / "train.json", "--layers", "2,3",
+        "--strengths=-1,0,1", "--out",
+    )  # fmt: skip
+    shown = run(*asked, files / "choices.csv")
+    assert shown.exit_code == 0, shown.output
+    table = pd.read_csv(files / "choices.csv")
+    assert len(table) == 2 * 3 * 4
+    assert table["p_match"].between(0, 1).all()
+    assert run(*asked, files / "choices.json").exit_code == 0
+    content = json.loads((files / "choices.json").read_text())
+    assert [row["p_match"] for row in content["questions"]] == pytest.approx(table["p_match"])
+    mean = table.groupby(["layer", "strength"])["p_match"].mean()
+    assert [row["p_match"] for row in content["summary"]] == pytest.approx(mean)
+    assert content["run"]["vector"]["estimator"] == "mean_difference"
+
+
+def test_choices_takes_a_vector_that_was_made_before(run, files):
+    (files / "held.json").write_text(json.dumps(questions(["cake", "snow", "soup", "trains"])))
+    shown = run("choices", files / "held.json", "--vector", files / "v.safetensors")
+    assert shown.exit_code == 0, shown.output
+    both = run("choices", files / "held.json", "--vector", "v.safetensors", "--train", "held.json")
+    assert "one of the two" in " ".join(both.output.split())
+    same = run("choices", files / "held.json", "--train", files / "held.json")
+    assert "share questions" in " ".join(same.output.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,6 +124,10 @@ def test_generate_shows_both_replies_and_the_gate(run, files):
         (["extract", "data.json", "--out", "x.svec", "--layers", "99"], "layers 0 to"),
         (["extract", "data.json", "--out", "x.svec", "--part", "dev"], "no part 'dev'"),
         (["demo", "--out", "/proc/no"], "cannot write"),
+        (["choices", "nowhere.json", "--vector", "v.safetensors"], "there is no file"),
+        (["choices", "data.json", "--vector", "v.safetensors"], "holds no questions"),
+        (["choices", "data.json", "--train", "t.json", "--estimator", "magic"], "is unknown"),
+        (["choices", "data.json", "--train", "t.json", "--out", "x.txt"], "must end in .csv"),
     ],
 )
 def test_errors_are_messages_without_traceback(run, files, monkeypatch, arguments, message):
@@ -93,7 +139,7 @@ def test_errors_are_messages_without_traceback(run, files, monkeypatch, argument
 
 
 def test_every_command_explains_itself(run):
-    for command in ("demo", "extract", "search", "generate"):
+    for command in ("demo", "extract", "search", "generate", "choices"):
         shown = run(command, "--help")
         assert shown.exit_code == 0
         assert "--model" in shown.output
@@ -106,3 +152,9 @@ def test_layers_are_read_as_people_write_them():
     for wrong in ("", "6-4", "a-b"):
         with pytest.raises(sl.SteerlensError, match="--layers"):
             parse_layers(wrong)
+
+
+def test_strengths_are_read_as_people_write_them():
+    assert parse_strengths("-1,0,0.5") == [-1, 0, 0.5]
+    with pytest.raises(sl.SteerlensError, match="--strengths"):
+        parse_strengths("1,much")

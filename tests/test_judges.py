@@ -1,8 +1,15 @@
 """Judges on replies that people would agree about."""
 
+import hashlib
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import steerlens as sl
+from steerlens import judges
 from steerlens.judges import degenerate, refusal_reasons, refused
 
 REFUSALS = [
@@ -69,3 +76,135 @@ def test_a_judge_that_loses_a_text_is_refused():
     short = sl.judges.Judge("short", lambda texts: [1.0])
     with pytest.raises(sl.SteerlensError, match=r"'short' returned shape \(1,\) for 2 texts"):
         short(["a", "b"])
+
+
+def test_what_others_say_in_a_reply_refuses_nothing():
+    assert not refused('"I cannot come," said the fox. The hen was glad.')
+    assert not refused("“I refuse,” said the fox.")
+    assert refused('"I cannot help with that."')
+
+
+def test_labelled_replies_are_many_and_of_both_labels_in_each_part():
+    parts = [judges.labelled_replies(part) for part in ("validation", "test")]
+    texts = [reply.text for part in parts for reply in part]
+    assert len(set(texts)) == len(texts) >= 200
+    for part in parts:
+        assert 0.4 < np.mean([reply.refused for reply in part]) < 0.6
+        assert len({reply.kind for reply in part}) >= 12
+    with pytest.raises(sl.SteerlensError, match="there is no part 'train'; there are validation"):
+        judges.labelled_replies("train")
+
+
+def test_the_refusal_judge_agrees_with_people_on_replies_its_phrases_were_not_chosen_on():
+    replies = judges.labelled_replies("test")
+    found = judges.agreement(
+        judges.refusal, [reply.text for reply in replies], [reply.refused for reply in replies]
+    )
+    # Floors well below what was measured: they catch a broken phrase, not a changed one.
+    assert found.precision.low > 0.75, found
+    assert found.recall.low > 0.5, found
+    told = [reply for reply in replies if reply.kind in ("plain answer", "safe completion")]
+    assert not any(refused(reply.text) for reply in told)
+
+
+def test_agreement_counts_as_a_table_of_four_does():
+    judge = judges.judge("long", lambda text: len(text) > 2)
+    texts, labels = ["aaa", "bbb", "c", "d", "eee"], [True, False, True, False, True]
+    found = judges.agreement(judge, texts, labels)
+    assert (found.precision.value, found.recall.value) == (2 / 3, 2 / 3)
+    assert (found.n_judged, found.n_labelled) == (3, 3)
+    assert found.precision.low < 2 / 3 < found.precision.high
+    never = judges.agreement(judges.judge("never", lambda text: False), texts, labels)
+    assert np.isnan(never.precision.value)
+    assert never.recall.value == 0
+    with pytest.raises(sl.SteerlensError, match="2 labels came for 5 texts"):
+        judges.agreement(judge, texts, [True, False])
+
+
+def test_sentiment_is_vaders_compound_and_names_its_version():
+    texts = ["What a lovely day!", "This is terrible.", "The train leaves at noon."]
+    expected = [SentimentIntensityAnalyzer().polarity_scores(text)["compound"] for text in texts]
+    assert judges.sentiment(texts).tolist() == expected
+    assert expected[0] > 0 > expected[1]
+    assert "vaderSentiment 3" in judges.sentiment.version
+
+
+@pytest.mark.parametrize("name", ["sentiment", "distinct", "repetition"])
+def test_a_text_without_words_has_no_score(name):
+    assert np.isnan(judges.JUDGES[name](["", "  \n", "…"])).all()
+
+
+words = st.lists(st.sampled_from(["sea", "ship", "sun", "no"]), min_size=1, max_size=30)
+
+
+@given(words)
+def test_shares_of_words_are_what_counting_gives(said):
+    text = " ".join(said)
+    assert judges.distinct_words(text) == len(set(said)) / len(said)
+    assert judges.lexicon(["sea", "Sun"])([text])[0] == sum(
+        word in ("sea", "sun") for word in said
+    ) / len(said)
+
+
+@given(words, st.integers(1, 8), st.integers(3, 5))
+def test_saying_the_same_thing_again_and_again_is_repetition(said, size, times):
+    said = said[:size]
+    again = (times - 1) * len(said) / (times * len(said))
+    assert judges.longest_echo(" ".join(said * times)) >= again
+    assert degenerate(" ".join(said * times))
+
+
+def test_a_lexicon_is_known_by_its_words():
+    ships = judges.lexicon(["Ship", "sea’s"])
+    assert ships(["A ship on the sea's edge.", "Bread."]).tolist() == [2 / 6, 0]
+    assert ships.version == judges.lexicon(["sea's", "ship", "ship"]).version
+    assert ships.version == hashlib.sha256(b"sea's\nship").hexdigest()[:12]
+
+
+@pytest.mark.parametrize("wrong", [[], ["two words"], [""], "sea"])
+def test_a_lexicon_that_could_never_match_is_refused(wrong):
+    with pytest.raises(sl.SteerlensError, match="a lexicon"):
+        judges.lexicon(wrong)
+
+
+def test_a_judge_that_fails_loses_only_what_it_could_not_score():
+    def touchy(text):
+        if text == "b":
+            raise ValueError("no b, please")
+        return len(text)
+
+    with pytest.warns(judges.JudgeWarning, match="1 of 6 scores are missing.*touchy on text 1"):
+        judged = judges.judge_texts(
+            [judges.judge("touchy", touchy), judges.degeneration], ["aa", "b", ""]
+        )
+    assert judged.scores["touchy"].isna().tolist() == [False, True, False]
+    assert judged.scores["degeneration"].tolist() == [0, 0, 1]
+    assert judged.failures == (judges.Failure("touchy", 1, "ValueError: no b, please"),)
+
+
+def test_a_judge_that_says_what_it_had_is_not_asked_again():
+    asked = []
+
+    def stopping(texts):
+        asked.append(list(texts))
+        raise judges.JudgeError("out of money", np.array([0.5, np.nan]))
+
+    with pytest.warns(judges.JudgeWarning):
+        judged = judges.judge_texts([judges.Judge("paid", stopping)], ["a", "b"])
+    assert asked == [["a", "b"]]
+    assert judged.scores["paid"].tolist()[0] == 0.5
+    assert judged.failures == (judges.Failure("paid", 1, "out of money"),)
+
+
+def test_texts_are_judged_without_a_warning_where_all_is_well():
+    judged = judges.judge_texts(list(judges.JUDGES.values()), ["I love the sea.", ""])
+    assert list(judged.scores) == list(judges.JUDGES)
+    assert judged.scores.shape == (2, 5)
+    assert judged.failures == ()
+    empty = judges.judge_texts([judges.refusal], [])
+    assert empty.scores.shape == (0, 1)
+
+
+def test_judges_of_one_name_are_refused():
+    with pytest.raises(sl.SteerlensError, match="a name of its own"):
+        judges.judge_texts([judges.refusal, judges.refusal], ["a"])

@@ -20,7 +20,7 @@ from steerlens.errors import SteerlensError
 from steerlens.extraction import ProvenanceWarning, check_provenance, extract
 from steerlens.files import embedded
 from steerlens.formats import LossyFormatWarning
-from steerlens.generation import Replies, generate
+from steerlens.generation import Replies, generate, stream
 from steerlens.layout import fast_layout, stock_layout
 from steerlens.marking import MarkedText, mark_read, mark_steered
 from steerlens.models import load_model
@@ -67,4 +67,5 @@ __all__ = [
     "search_conditions",
     "steering_hooks",
     "stock_layout",
+    "stream",
 ]

@@ -1,7 +1,8 @@
 """Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -116,6 +117,93 @@ def generate(
     ['Sure, here is a']
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    with tqdm(total=len(prompts), unit="reply", disable=None if progress else True) as bar:
+        steps = _write(
+            model, prompts, steering, max_new_tokens, sampling, chat, batch_size, use_cache
+        )
+        for written in steps:
+            bar.update(written.n_settled - bar.n)
+    return written.replies()
+
+
+def stream(
+    model: Model,
+    prompts: Sequence[Readable],
+    steering: Steerings = None,
+    *,
+    max_new_tokens: int = 50,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    chat: bool | None = None,
+) -> Iterator[Replies]:
+    """`generate`, showing the replies as far as they have come after every token.
+
+    All prompts are one batch. The model stays steered until the iterator ends or is closed.
+
+    >>> [str(reply) for (reply,) in stream(load_model(), ["How do I bake bread?"],
+    ...                                    max_new_tokens=3)]
+    ['Sure', 'Sure,', 'Sure, here']
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    batch_size = max(1, len(prompts))
+    steps = _write(model, prompts, steering, max_new_tokens, sampling, chat, batch_size, True)
+    with closing(steps):
+        for written in steps:
+            yield written.replies()
+
+
+@dataclass
+class _Written:
+    """Replies as far as they have come."""
+
+    model: Model
+    prompts: Sequence[Readable]
+    tokens: list[list[int]]
+    finished: list[bool]
+    similarities: dict[Condition, Tensor] = field(default_factory=dict)
+    n_settled: int = 0
+    """How many replies will not grow any more."""
+
+    def take(self, rows: Sequence[int], chosen: Sequence[int], eos: frozenset[int]) -> None:
+        for row, token in zip(rows, chosen, strict=True):
+            if token in eos:
+                self.finished[row] = True
+            else:
+                self.tokens[row].append(token)
+
+    def note_gates(self, run: Run, batch: Sequence[int]) -> None:
+        for condition, gate in run.gates.items():
+            shape = len(self.tokens), len(condition.layers_read)
+            whole = self.similarities.setdefault(condition, torch.full(shape, torch.nan))
+            whole[list(batch)] = gate.similarity.float().cpu()
+
+    def replies(self) -> Replies:
+        return Replies(
+            tuple(self.prompts),
+            tuple(self.model.tokenizer.batch_decode(self.tokens, skip_special_tokens=True)),
+            tuple(map(tuple, self.tokens)),
+            tuple(self.finished),
+            tuple(
+                GateReport(condition, seen.clone(), condition.fires(seen))
+                for condition, seen in self.similarities.items()
+            ),
+        )
+
+
+def _write(
+    model: Model,
+    prompts: Sequence[Readable],
+    steering: Steerings,
+    max_new_tokens: int,
+    sampling: Sampling,
+    chat: bool | None,
+    batch_size: int,
+    use_cache: bool,
+) -> Generator[_Written, None, None]:
+    """All batches, neighbours in length together; the same object, after every token."""
     if max_new_tokens < 1 or batch_size < 1:
         raise SteerlensError(
             f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: both must be at least 1"
@@ -123,37 +211,24 @@ def generate(
     rows = tokenize(model, prompts, chat=chat)
     steerings = _require_fitting(model, steering, rows, max_new_tokens)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids))
-    replies: list[list[int]] = [[] for _ in rows]
-    finished = [False] * len(rows)
-    similarities: dict[Condition, Tensor] = {}
+    written = _Written(model, prompts, [[] for _ in rows], [False] * len(rows))
     eos = _end_of_text(model)
-    with tqdm(total=len(rows), unit="reply", disable=None if progress else True) as bar:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            tokens, mask = left_padded([rows[row].ids for row in batch], pad_token(model))
-            reply_start = _reply_starts([rows[row] for row in batch])
-            run = Run([for_rows(one, batch) for one in steerings], mask, model, reply_start)
-            for alive, chosen in _decode(
-                model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
-            ):
-                for place, token in zip(alive.tolist(), chosen.tolist(), strict=True):
-                    if token in eos:
-                        finished[batch[place]] = True
-                    else:
-                        replies[batch[place]].append(token)
-                if len(alive) == len(batch):  # the prompt pass, or none has finished since
-                    _note_gates(run, batch, len(rows), similarities)
-            bar.update(len(batch))
-    return Replies(
-        tuple(prompts),
-        tuple(model.tokenizer.batch_decode(replies, skip_special_tokens=True)),
-        tuple(map(tuple, replies)),
-        tuple(finished),
-        tuple(
-            GateReport(condition, seen, condition.fires(seen))
-            for condition, seen in similarities.items()
-        ),
-    )
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        tokens, mask = left_padded([rows[row].ids for row in batch], pad_token(model))
+        reply_start = _reply_starts([rows[row] for row in batch])
+        run = Run([for_rows(one, batch) for one in steerings], mask, model, reply_start)
+        steps = _decode(
+            model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
+        )
+        with closing(steps):
+            for step, (places, chosen) in enumerate(steps):
+                written.take([batch[place] for place in places.tolist()], chosen.tolist(), eos)
+                if step == 0:
+                    written.note_gates(run, batch)
+                yield written
+        written.n_settled += len(batch)
+        yield written
 
 
 @torch.inference_mode()
@@ -165,7 +240,7 @@ def _decode(
     choose: "_Chooser",
     eos: frozenset[int],
     use_cache: bool,
-) -> Iterator[tuple[Int[Tensor, " alive"], Int[Tensor, " alive"]]]:
+) -> Generator[tuple[Int[Tensor, " alive"], Int[Tensor, " alive"]], None, None]:
     """Yield the rows that go on and their next tokens; finished rows leave the batch in groups."""
     assert run.prompt_mask is not None
     device = model.cfg.device
@@ -284,16 +359,6 @@ def _reply_starts(rows: Sequence[TokenRow]) -> Int[Tensor, " row"] | None:
     starts = [row.reply_start for row in rows]
     known = [start for start in starts if start is not None]
     return torch.tensor(known) if len(known) == len(starts) else None
-
-
-def _note_gates(
-    run: Run, batch: Sequence[int], n_rows: int, similarities: dict[Condition, Tensor]
-) -> None:
-    for condition, gate in run.gates.items():
-        whole = similarities.setdefault(
-            condition, torch.full((n_rows, len(condition.layers_read)), torch.nan)
-        )
-        whole[list(batch)] = gate.similarity.float()
 
 
 def _end_of_text(model: Model) -> frozenset[int]:

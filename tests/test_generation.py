@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -392,4 +393,32 @@ def test_a_run_that_fails_leaves_no_hook(model, vector, monkeypatch):
 
 def test_a_generation_leaves_no_hook(model, vector, condition):
     replied(model, steering=sl.Steering(vector, layers=[2], when=condition))
+    assert_no_hooks_left(model)
+
+
+# As it comes
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_a_stream_ends_in_what_generate_returns(model, steered):
+    steering = sl.Steering(random_vector(model), [2], when=splitting_condition(model))
+    plan = steering if steered else None
+    settings = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+    whole = sl.generate(model, PROMPTS, plan, progress=False, **settings)
+    seen = list(sl.stream(model, PROMPTS, plan, **settings))
+    assert seen[-1].tokens == whole.tokens
+    assert seen[-1].finished == whole.finished
+    for before, after in pairwise(seen):
+        assert all(
+            later[: len(sooner)] == sooner
+            for sooner, later in zip(before.tokens, after.tokens, strict=True)
+        )
+    if steered:
+        assert torch.equal(seen[0].gates[0].open, whole.gates[0].open)
+
+
+def test_a_stream_that_is_left_takes_its_hooks_along(model):
+    steps = sl.stream(model, PROMPTS, sl.Steering(random_vector(model), [2]), max_new_tokens=9)
+    next(steps)
+    steps.close()
     assert_no_hooks_left(model)

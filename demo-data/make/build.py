@@ -153,7 +153,7 @@ def topics() -> dict:
 
 
 def neutral() -> dict:
-    """Not cut into train and test: side effects are measured on it, nothing is chosen or trained."""
+    """By kind, not by part: side effects are measured on all of it, and nothing is trained."""
     kinds: dict[str, list] = {}
     for kind, passage in rows("neutral", 2):
         kinds.setdefault(kind, []).append(passage)

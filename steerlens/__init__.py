@@ -7,7 +7,9 @@ from steerlens import conditions, dashboards, directions, hooks, judges
 from steerlens.biases import ablated_weights, edited_biases
 from steerlens.conditions import Condition, Gate
 from steerlens.contrast import ContrastiveDataset, Passage
+from steerlens.controls import random_directions, shuffled_labels
 from steerlens.errors import SteerlensError
+from steerlens.evaluation import Evaluation, evaluate
 from steerlens.extraction import ProvenanceWarning, check_provenance, extract
 from steerlens.files import embedded
 from steerlens.formats import LossyFormatWarning
@@ -17,6 +19,7 @@ from steerlens.models import fast_layout, load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
 from steerlens.search import ConditionSearch, search_conditions
+from steerlens.side_effects import measure_side_effects
 from steerlens.steering import Steering, steering_hooks
 from steerlens.vector import SteeringVector
 
@@ -24,6 +27,7 @@ __all__ = [
     "Condition",
     "ConditionSearch",
     "ContrastiveDataset",
+    "Evaluation",
     "Gate",
     "LossyFormatWarning",
     "MarkedText",
@@ -41,6 +45,7 @@ __all__ = [
     "directions",
     "edited_biases",
     "embedded",
+    "evaluate",
     "extract",
     "fast_layout",
     "generate",
@@ -49,8 +54,11 @@ __all__ = [
     "load_model",
     "mark_read",
     "mark_steered",
+    "measure_side_effects",
     "parse_rules",
+    "random_directions",
     "read_residual",
     "search_conditions",
+    "shuffled_labels",
     "steering_hooks",
 ]

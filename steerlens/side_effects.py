@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steerlens.contrast import load_prompts
+from steerlens.effects import UNSTEERED
 from steerlens.errors import SteerlensError
 from steerlens.files import embedded
 from steerlens.generation import generate
@@ -26,7 +27,6 @@ from steerlens.tokens import Readable, TokenRow, pad_token, right_padded, tokeni
 BATCH_TOKENS = 4096
 """Tokens of one forward pass, padding and plans included; each holds a row of logits."""
 N_HARMLESS = 40
-UNSTEERED = "unsteered"
 
 
 def measure_side_effects(

@@ -5,6 +5,13 @@ contrast → extract → search a condition → steer when it holds → generate
 
 from steerlens import conditions, dashboards, directions, hooks, judges
 from steerlens.biases import ablated_weights, edited_biases
+from steerlens.calibration import (
+    Calibration,
+    Suggestion,
+    calibrate_layers,
+    calibrate_strength,
+    suggest,
+)
 from steerlens.conditions import Condition, Gate
 from steerlens.contrast import ContrastiveDataset, Passage
 from steerlens.controls import random_directions, shuffled_labels
@@ -24,6 +31,7 @@ from steerlens.steering import Steering, steering_hooks
 from steerlens.vector import SteeringVector
 
 __all__ = [
+    "Calibration",
     "Condition",
     "ConditionSearch",
     "ContrastiveDataset",
@@ -37,8 +45,11 @@ __all__ = [
     "Steering",
     "SteeringVector",
     "SteerlensError",
+    "Suggestion",
     "ablated_weights",
     "apply_rules",
+    "calibrate_layers",
+    "calibrate_strength",
     "check_provenance",
     "conditions",
     "dashboards",
@@ -61,4 +72,5 @@ __all__ = [
     "search_conditions",
     "shuffled_labels",
     "steering_hooks",
+    "suggest",
 ]

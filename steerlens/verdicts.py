@@ -23,7 +23,8 @@ class Verdict:
     settings: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return "\n".join([self.claim(), *self._evidence(), *self._reservations()])
+        evidence = [f"  {line}" for line in self._evidence()]
+        return "\n".join([self.claim(), *evidence, *self._reservations()])
 
     @property
     def judge(self) -> str:
@@ -63,20 +64,16 @@ class Verdict:
         ends = sorted(self._sign * end for end in (row.effect_low, row.effect_high))
         largest = (self._sign * controls.effect).max() if len(controls) else np.nan
         if np.isnan(ends).any():
-            claim = "No interval: one prompt is not enough for a verdict."
-        elif ends[1] < 0:
-            claim = "The wrong way: the steering does the opposite of what it is meant to."
-        elif ends[0] <= 0:
-            claim = "No effect shown: the interval holds 0."
-        elif np.isnan(largest):
-            claim = "An effect, but no control to compare it with."
-        elif ends[0] <= largest:
-            claim = (
-                "An effect, but not beyond the controls: its interval holds the largest of them."
-            )
-        else:
-            claim = "An effect beyond the controls: its interval lies above the largest of them."
-        return claim
+            return "No interval: one prompt is not enough for a verdict."
+        if ends[1] < 0:
+            return "The wrong way: the steering does the opposite of what it is meant to."
+        if ends[0] <= 0:
+            return "No effect shown: the interval holds 0."
+        if np.isnan(largest):
+            return "An effect, but no control to compare it with."
+        if ends[0] <= largest:
+            return "An effect, but not beyond the controls: its interval does not clear them all."
+        return "An effect beyond the controls: its interval clears the largest of them."
 
     @property
     def _sign(self) -> int:
@@ -84,6 +81,8 @@ class Verdict:
 
     def _evidence(self) -> list[str]:
         row, judge, controls = self.effect(), self.judge, self.controls
+        if not row.n:
+            return self._damage()
         wrong, low, high = row[[f"{self._wrong}{end}" for end in ("", "_low", "_high")]]
         before = self.effects.query("judge == @judge and arm == @UNSTEERED")["mean"].iloc[0]
         lines = [
@@ -97,14 +96,14 @@ class Verdict:
                 lines.append(f"{len(gains)} {kind}: mean {mean:+.3f}, largest {largest:+.3f}")
         lines.append(f"other sign: {_change(self.effect(NEGATIVE))}")
         lines.append(f"moved the wrong way: {wrong:.1%} [{low:.1%}, {high:.1%}] of prompts")
-        slope, rho = (
-            Interval(*r)
-            for r in self.dose.query("judge == @judge")[["value", "low", "high"]].to_numpy()
-        )
-        lines.append(f"dose: slope {slope} per unit of strength, monotone ρ {rho}")
-        for other in self.effects.judge.unique()[1:]:
-            lines.append(f"{other} {_change(self.effect(judge=other))}")
-        return [f"  {line}" for line in lines + self._damage()]
+        dose = self.dose[self.dose.judge == judge].set_index("measure")
+        if len(dose):
+            slope, rho = (Interval(*dose.loc[m, ["value", "low", "high"]]) for m in dose.index)
+            lines.append(f"dose: slope {slope} per unit of strength, monotone ρ {rho}")
+        for other in self.settings["judges"]:
+            if other != judge and other not in self.settings["failures"]:
+                lines.append(f"{other} {_change(self.effect(judge=other))}")
+        return lines + self._damage()
 
     @property
     def _wrong(self) -> str:

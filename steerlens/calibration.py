@@ -23,6 +23,8 @@ GRID = 2.0 ** np.arange(-6, 2)
 ones by a factor of 256."""
 ROUNDS = 16
 """Batches at most: two for the grid, and a bracket of 2 halved to less than 0.01 %."""
+N_TEXTS = 24
+"""Neutral texts that many candidates are calibrated on, unless others are given."""
 MET, NEVER, ALWAYS = "met", "never exceeded", "always exceeded"
 
 
@@ -156,6 +158,7 @@ def suggest(
     ]
     if not windows:
         raise SteerlensError(f"widths={list(widths)} leave no window of the layers {numbers}")
+    texts = neutral_texts()[:N_TEXTS] if texts is None else texts
     relative = vector.norms is not None
     plans = [Steering(vector, window, relative=relative) for window in windows]
     found = _calibrated(model, plans, kl_budget, texts, 0.02, progress)

@@ -14,9 +14,18 @@ from steerlens import (
     model_judges,
 )
 from steerlens.biases import ablated_weights, edited_biases
+from steerlens.calibration import (
+    Calibration,
+    Suggestion,
+    calibrate_layers,
+    calibrate_strength,
+    suggest,
+)
 from steerlens.conditions import Condition, Gate
 from steerlens.contrast import ContrastiveDataset, Passage
+from steerlens.controls import random_directions, shuffled_labels
 from steerlens.errors import SteerlensError
+from steerlens.evaluation import Evaluation, evaluate
 from steerlens.extraction import ProvenanceWarning, check_provenance, extract
 from steerlens.files import embedded
 from steerlens.formats import LossyFormatWarning
@@ -27,13 +36,16 @@ from steerlens.models import load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
 from steerlens.search import ConditionSearch, search_conditions
+from steerlens.side_effects import measure_side_effects
 from steerlens.steering import Steering, steering_hooks
 from steerlens.vector import SteeringVector
 
 __all__ = [
+    "Calibration",
     "Condition",
     "ConditionSearch",
     "ContrastiveDataset",
+    "Evaluation",
     "Gate",
     "LossyFormatWarning",
     "MarkedText",
@@ -43,8 +55,11 @@ __all__ = [
     "Steering",
     "SteeringVector",
     "SteerlensError",
+    "Suggestion",
     "ablated_weights",
     "apply_rules",
+    "calibrate_layers",
+    "calibrate_strength",
     "check_provenance",
     "choices",
     "conditions",
@@ -53,6 +68,7 @@ __all__ = [
     "edited_biases",
     "embedded",
     "endpoints",
+    "evaluate",
     "extract",
     "fast_layout",
     "generate",
@@ -61,11 +77,15 @@ __all__ = [
     "load_model",
     "mark_read",
     "mark_steered",
+    "measure_side_effects",
     "model_judges",
     "parse_rules",
+    "random_directions",
     "read_residual",
     "search_conditions",
+    "shuffled_labels",
     "steering_hooks",
     "stock_layout",
     "stream",
+    "suggest",
 ]

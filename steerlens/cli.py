@@ -15,6 +15,7 @@ from steerlens.contrast import ContrastiveDataset, load_prompts
 from steerlens.demo import run_demo
 from steerlens.directions import ESTIMATORS
 from steerlens.errors import SteerlensError
+from steerlens.evaluation import evaluate
 from steerlens.extraction import extract
 from steerlens.files import (
     read_lines,
@@ -25,6 +26,7 @@ from steerlens.files import (
 )
 from steerlens.formats import writer_of
 from steerlens.generation import generate
+from steerlens.judges import JUDGES
 from steerlens.models import TINY_CHAT, load_model
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.steering import Steering
@@ -357,6 +359,72 @@ def parse_strengths(strengths: str) -> list[float]:
         raise SteerlensError(
             f'--strengths {strengths!r} cannot be read; write numbers such as "-1,0,0.5"'
         ) from error
+
+
+@app.command("evaluate")
+@reporting
+def evaluate_command(
+    vector: Annotated[Path, typer.Argument(help="The vector to steer with.")],
+    prompts: Annotated[
+        Path, typer.Argument(help="Prompts to reply to: a text file with one a line, or JSON.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder for the tables (Parquet) and verdict.")],
+    model: ModelName = TINY_CHAT,
+    layers: Layers = None,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="Give it several times for a dose. Default: 1.")
+    ] = None,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Strength is a fraction of the activation norm.")
+    ] = False,
+    judges: Annotated[
+        str,
+        typer.Option(
+            help=f"Names with commas, of {', '.join(JUDGES)}; the first one's score is the effect."
+        ),
+    ] = "refusal,degeneration",
+    lowers: Annotated[
+        bool, typer.Option("--lowers", help="The steering should lower the first judge's score.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="The pairs of the vector: adds shuffled-label controls.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="Which part of --data; empty: all of it.")] = "",
+    controls: Annotated[int, typer.Option(help="Random directions, and shuffles of labels.")] = 3,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 40,
+    seed: Seed = 0,
+) -> None:
+    """Measure a steering beside controls and side effects, and print the verdict.
+
+    Example: steerlens evaluate refuse.safetensors prompts.txt --layers 2-3 --strength 0.3
+    --relative --data demo-data/refusal.json --part train --out evaluation
+    """
+    require_writable(out)
+    names = [name.strip() for name in judges.split(",")]
+    unknown = [name for name in names if name not in JUDGES]
+    if unknown:
+        raise SteerlensError(f"--judges {unknown} are unknown; choose of {', '.join(JUDGES)}")
+    strengths = strength or [1.0]
+    steering = Steering(
+        SteeringVector.load(vector), parse_layers(layers), strengths[-1], relative=relative
+    )
+    pairs = None if data is None else ContrastiveDataset.load(data)
+    found = evaluate(
+        load_model(model),
+        steering,
+        _prompts_in(prompts),
+        judges=[JUDGES[name] for name in names],
+        raises=not lowers,
+        strengths=strengths,
+        controls=controls,
+        data=pairs.part(part) if pairs is not None and part else pairs,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    found.save(out)
+    console.print(steering)
+    console.print(str(found), highlight=False, markup=False)
+    console.print(f"wrote scores.parquet, side_effects.parquet and evaluation.json to {out}")
 
 
 def parse_layers(layers: str | None) -> list[int] | None:

@@ -3,11 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import norm
+from jaxtyping import Bool, Float
+from scipy.stats import norm, t
 
 CONFIDENCE = 0.95
 _Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
+RESAMPLES = 2000
 
 
 class Interval(NamedTuple):
@@ -38,21 +39,74 @@ def rate(hits: int, n: int) -> Interval:
     )
 
 
-def mean(values: Float[np.ndarray, " text"], *, seed: int = 0, resamples: int = 2000) -> Interval:
-    """The mean of scores with its percentile bootstrap interval; NaN scores are left out.
+def paired_rates(before: Bool[np.ndarray, " unit"], after: Bool[np.ndarray, " unit"]) -> Interval:
+    """How much a share of the same units rose, with Newcombe's paired score interval.
 
-    >>> print(mean(np.array([1.0, 1.0, np.nan])))
-    1.000 [1.000, 1.000]
+    Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635). Unlike a bootstrap, it has a width
+    where all units changed, or none.
+
+    >>> print(paired_rates(np.zeros(10, bool), np.ones(10, bool)))
+    1.000 [0.608, 1.000]
     """
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return Interval(*[float("nan")] * 3)
-    times = np.random.default_rng(seed).multinomial(
-        len(known), [1 / len(known)] * len(known), resamples
+    n = len(before)
+    if n == 0:
+        return Interval(float("nan"), -1.0, 1.0)
+    both, neither = int((before & after).sum()), int((~before & ~after).sum())
+    rose, fell = int((~before & after).sum()), int((before & ~after).sum())
+    first, second = rate(both + rose, n), rate(both + fell, n)
+    agreement = float(both * neither - rose * fell)
+    if agreement > 0:
+        agreement = max(agreement - n / 2, 0)
+    margins = (both + rose) * (neither + fell) * (both + fell) * (neither + rose)
+    phi = agreement / np.sqrt(margins) if margins else 0.0
+
+    def width(one: float, other: float) -> float:
+        return float(np.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0)))
+
+    change = first.value - second.value
+    down = width(first.value - first.low, second.high - second.value)
+    up = width(first.high - first.value, second.value - second.low)
+    return Interval(change, max(change - down, -1.0), min(change + up, 1.0))
+
+
+def ratios(
+    sums: Float[np.ndarray, "unit column"], counts: Float[np.ndarray, "unit column"], *, seed: int
+) -> list[Interval]:
+    """Sum over count of each column, with bootstrap intervals that resample units.
+
+    A unit is what was drawn independently: a prompt, not a token. All columns share the draws.
+    The percentiles are widened for few units (Hesterberg 2015, "expanded percentile"); one unit
+    has no interval, and its ends are NaN. With 8 units they cover about 94 in 100, with 20, 95.
+    """
+    n = (counts > 0).sum(axis=0)
+    weights = np.random.default_rng(seed).multinomial(
+        len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES
     )
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(times @ known / len(known), [tail, 1 - tail]).tolist()
-    return Interval(float(known.mean()), low, high)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values, drawn = sums.sum(axis=0) / counts.sum(axis=0), (weights @ sums) / (weights @ counts)
+        tails = norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+    return [
+        Interval(float(value), *_percentiles(many[~np.isnan(many)], tail))
+        for value, many, tail in zip(values, drawn.T, tails, strict=True)
+    ]
+
+
+def _percentiles(drawn: Float[np.ndarray, " draw"], tail: float) -> tuple[float, float]:
+    if np.isnan(tail) or not len(drawn):
+        return float("nan"), float("nan")
+    with np.errstate(invalid="ignore"):  # an infinite value has no interval
+        low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def means(values: Float[np.ndarray, "unit column"], *, seed: int) -> list[Interval]:
+    """The mean of each column with its interval, as `ratios` makes them; NaN counts as missing.
+
+    >>> print(means(np.arange(100.0)[:, None], seed=0)[0])
+    49.500 [44.102, 55.207]
+    """
+    known = ~np.isnan(values)
+    return ratios(np.where(known, values, 0.0), known.astype(float), seed=seed)
 
 
 class Scores(NamedTuple):
@@ -98,3 +152,8 @@ def _measures(
         recall,
         (recall + 1 - alarms / n_negative) / 2,
     )
+
+
+def mean(values: Float[np.ndarray, " unit"], *, seed: int = 0) -> Interval:
+    """`means` of one column."""
+    return means(values[:, None], seed=seed)[0]

@@ -110,6 +110,24 @@ def test_choices_takes_a_vector_that_was_made_before(run, files):
     assert "share questions" in " ".join(same.output.split())
 
 
+def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):
+    (files / "prompts.txt").write_text("I love the number 7.\nWe hate the colour 8.\n")
+    shown = run(
+        "evaluate", files / "v.safetensors", files / "prompts.txt", "--layers", "2-3",
+        "--strength", "0.2", "--strength", "0.4", "--relative", "--judges", "degeneration",
+        "--lowers", "--data", files / "data.json", "--part", "train", "--controls", "1",
+        "--max-new-tokens", "4", "--out", files / "evaluation",
+    )  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert "Not shown:" in shown.output
+    found = sl.Evaluation.load(files / "evaluation")
+    assert found.replies.arm.unique().tolist() == [
+        "unsteered", "steered", "negative", "random 1", "shuffled 1",
+    ]  # fmt: skip
+    assert found.settings["strengths"] == [0.2, 0.4]
+    assert "neutral text: KL" in " ".join(shown.output.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -128,6 +146,9 @@ def test_choices_takes_a_vector_that_was_made_before(run, files):
         (["choices", "data.json", "--vector", "v.safetensors"], "holds no questions"),
         (["choices", "data.json", "--train", "t.json", "--estimator", "magic"], "is unknown"),
         (["choices", "data.json", "--train", "t.json", "--out", "x.txt"], "must end in .csv"),
+        (["evaluate", "v.safetensors", "p.txt", "--out", "/proc/no"], "cannot write"),
+        (["evaluate", "v.safetensors", "p.txt", "--out", "e", "--judges", "mood"], "unknown"),
+        (["evaluate", "v.safetensors", "p.txt", "--out", "e"], "there is no file"),
     ],
 )
 def test_errors_are_messages_without_traceback(run, files, monkeypatch, arguments, message):
@@ -139,7 +160,7 @@ def test_errors_are_messages_without_traceback(run, files, monkeypatch, argument
 
 
 def test_every_command_explains_itself(run):
-    for command in ("demo", "extract", "search", "generate", "choices"):
+    for command in ("demo", "extract", "search", "generate", "choices", "evaluate"):
         shown = run(command, "--help")
         assert shown.exit_code == 0
         assert "--model" in shown.output

@@ -108,6 +108,16 @@ def test_demo_data_is_as_large_as_promised_and_its_parts_share_no_prompt(name, k
             assert not shared
 
 
+def test_neutral_text_is_enough_and_of_three_kinds_and_no_line_of_it_was_trained_on():
+    kinds = load_prompts(sl.embedded("neutral.json"))
+    passages = [passage for kind in kinds.values() for passage in kind]
+    assert set(kinds) == {"facts", "stories", "instructions"}
+    assert len(set(passages)) == len(passages) >= 60
+    written = sl.embedded("make/text").glob("*.tsv")
+    trained_on = "".join(path.read_text() for path in written if path.stem != "neutral").casefold()
+    assert not [passage for passage in passages if passage.casefold() in trained_on]
+
+
 def test_topics_are_columns_of_equal_length():
     for part in load_prompts(sl.embedded("topics.json")).values():
         assert len({len(column) for column in part.values()}) == 1

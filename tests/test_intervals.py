@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score
 
-from steerlens.intervals import mean, rate, score_decisions
+from steerlens.intervals import mean, means, paired_rates, rate, ratios, score_decisions
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 30), (3, 30), (15, 30), (30, 30), (250, 1000)])
@@ -69,3 +69,54 @@ def test_nothing_fires_is_a_score_of_zero_not_an_error():
     scores = score_decisions(np.zeros(5, bool), np.zeros(5, bool), seed=0, resamples=10)
     assert scores.f1.value == scores.precision.value == scores.recall.value == 0
     assert scores.balanced_accuracy.value == 0.5
+
+
+def pairs(both, rose, fell, neither):
+    before = np.repeat([True, False, True, False], [both, rose, fell, neither])
+    after = np.repeat([True, True, False, False], [both, rose, fell, neither])
+    return before, after
+
+
+def test_paired_rates_are_newcombes():
+    """The worked example of Newcombe 1998: 36 both, 12 one way, 2 the other, 0 neither."""
+    assert paired_rates(*pairs(36, 12, 2, 0)) == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4)
+    swapped = paired_rates(*reversed(pairs(36, 12, 2, 0)))
+    assert swapped == pytest.approx((-0.2, -0.3404, -0.0569), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shares", [(0.2, 0.3, 0.1, 0.4), (0.02, 0.9, 0.0, 0.08), (0, 0.05, 0, 0.95)]
+)
+def test_paired_rates_cover_the_truth_about_95_times_in_100(shares):
+    random = np.random.default_rng(0)
+    truth = shares[1] - shares[2]
+    found = [paired_rates(*pairs(*counts)) for counts in random.multinomial(40, shares, 1000)]
+    assert np.mean([low <= truth <= high for _, low, high in found]) >= 0.93
+
+
+@pytest.mark.parametrize("n", [20, 40, 120])
+def test_bootstrap_means_cover_the_truth_about_95_times_in_100(n):
+    """Paired differences of simulated prompts; every column is one experiment."""
+    random = np.random.default_rng(1)
+    n_experiments = 2000
+    prompts = random.normal(0, 2, (n, n_experiments))  # what prompts differ in cancels
+    before, after = (prompts + random.normal(size=prompts.shape) + shift for shift in (0, 0.5))
+    found = means(after - before, seed=0)
+    covered = sum(low <= 0.5 <= high for _, low, high in found)
+    assert binomtest(covered, n_experiments, 0.95).pvalue > 0.001
+
+
+def test_tokens_of_one_text_are_not_taken_for_independent():
+    """The same 8 texts with every token counted 100 times are no better known."""
+    values = np.random.default_rng(2).normal(size=(8, 1))
+    once, often = (ratios(values * k, np.full((8, 1), k), seed=0)[0] for k in (1.0, 100.0))
+    assert once == pytest.approx(often)
+
+
+def test_missing_scores_are_left_out_and_one_unit_has_no_interval():
+    values = np.array([[1.0, np.nan, np.nan], [2.0, 5.0, np.nan], [3.0, np.nan, np.nan]])
+    full, single, none = means(values, seed=0)
+    assert full.value == 2
+    assert 1 <= full.low < 2 < full.high <= 3
+    assert single.value == 5
+    assert np.isnan([single.low, single.high, *none]).all()

@@ -11,10 +11,10 @@ ORDER = [
     "errors", "files", "contrast", "eigenvectors", "directions", "moments", "exchange", "formats",
     "vector", "positions", "predicates", "layout", "models", "lean", "weights", "tokens",
     "prefixes", "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules",
-    "biases", "serving", "generation", "intervals", "search", "judges",
-    "model_judges", "endpoints", "choices", "side_effects", "controls", "evaluation",
-    "calibration", "sweeps", "sentiment", "cast_table", "explaining", "themes", "dashboards",
-    "report", "paper", "demo", "distributed", "playground", "cli",
+    "biases", "serving", "decoding", "generation", "intervals", "search", "judges",
+    "model_judges", "endpoints", "choices", "effects", "side_effects", "controls", "verdicts",
+    "evaluation", "calibration", "sweeps", "sentiment", "cast_table", "explaining", "themes",
+    "dashboards", "report", "paper", "demo", "distributed", "playground", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

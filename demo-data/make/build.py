@@ -152,6 +152,18 @@ def topics() -> dict:
     return {"format": "steerlens.topics/1", "name": "topics", "about": about, "parts": columns}
 
 
+def neutral() -> dict:
+    """By kind, not by part: side effects are measured on all of it, and nothing is trained."""
+    kinds: dict[str, list] = {}
+    for kind, passage in rows("neutral", 2):
+        kinds.setdefault(kind, []).append(passage)
+    return prompts(
+        "neutral",
+        "Short passages that steering should leave alone: facts, stories, instructions.",
+        kinds,
+    )
+
+
 def cut_beginnings() -> dict[str, tuple[list[str], list[str]]]:
     """Beginnings of replies, cut in mid-sentence, to be finished in training: refusing, helping."""
     refusing, helping = (
@@ -196,6 +208,7 @@ def main() -> None:
         "questions": asked,
         "refusal": refusal(asked["parts"]),
         "beginnings": beginnings(),
+        "neutral": neutral(),
         "topics": topics(),
     }
     for name, content in files.items():

@@ -56,12 +56,12 @@ def strings(node) -> list[str]:
 
 @cache
 def held_out() -> frozenset[str]:
-    """Every line kept for validation and test, in lower case."""
+    """Every line of a part that is not "train", in lower case."""
     texts = [path.read_text(encoding="utf-8") for path in TEXT.glob("*_heldout.tsv")]
     found = [cell.strip() for text in texts for cell in re.split(r"[\t\n]", text)]
     for path in OUT.glob("*.json"):
         parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-        found += strings([parts["validation"], parts["test"]])
+        found += strings([rows for name, rows in parts.items() if name != "train"])
     return frozenset(text.casefold() for text in found)
 
 

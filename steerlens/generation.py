@@ -98,6 +98,7 @@ def generate(
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int = 0,
+    draws: Sequence[int] | None = None,
     chat: bool | None = None,
     batch_size: int = 64,
     use_cache: bool = True,
@@ -106,7 +107,8 @@ def generate(
     """Reply to each prompt, steered where its conditions hold; greedy unless told otherwise.
 
     Prompts are text, chats or token ids; `chat=None` applies the chat template if there is one.
-    A row's reply does not depend on the batch it is in, sampled or not. Raises before any work if
+    A row's reply does not depend on the batch it is in, sampled or not: row i samples with the
+    i-th stream of random numbers of `seed`, or with number `draws[i]`. Raises before any work if
     a prompt and its reply do not fit into the context, or the plan does not fit the model.
 
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
@@ -118,6 +120,11 @@ def generate(
             f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: both must be at least 1"
         )
     rows = tokenize(model, prompts, chat=chat)
+    numbers = range(len(rows)) if draws is None else draws
+    if len(numbers) != len(rows):
+        raise SteerlensError(
+            f"{len(numbers)} draws came for {len(rows)} prompts; give one for each"
+        )
     steerings = _require_fitting(model, steering, rows, max_new_tokens)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids))
     replies: list[list[int]] = [[] for _ in rows]
@@ -130,8 +137,9 @@ def generate(
             tokens, mask = left_padded([rows[row].ids for row in batch], pad_token(model))
             reply_start = _reply_starts([rows[row] for row in batch])
             run = Run([_for_rows(one, batch) for one in steerings], mask, model, reply_start)
+            choose = _Chooser(sampling, [numbers[row] for row in batch])
             for alive, chosen in _decode(
-                model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
+                model, tokens, run, max_new_tokens, choose, eos, use_cache
             ):
                 for place, token in zip(alive.tolist(), chosen.tolist(), strict=True):
                     if token in eos:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy.stats import norm
 
 CONFIDENCE = 0.95
@@ -35,6 +36,23 @@ def rate(hits: int, n: int) -> Interval:
     return Interval(
         share, float(min(share, max(0, centre - half))), float(max(share, min(1, centre + half)))
     )
+
+
+def mean(values: Float[np.ndarray, " text"], *, seed: int = 0, resamples: int = 2000) -> Interval:
+    """The mean of scores with its percentile bootstrap interval; NaN scores are left out.
+
+    >>> print(mean(np.array([1.0, 1.0, np.nan])))
+    1.000 [1.000, 1.000]
+    """
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return Interval(*[float("nan")] * 3)
+    times = np.random.default_rng(seed).multinomial(
+        len(known), [1 / len(known)] * len(known), resamples
+    )
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(times @ known / len(known), [tail, 1 - tail]).tolist()
+    return Interval(float(known.mean()), low, high)
 
 
 class Scores(NamedTuple):

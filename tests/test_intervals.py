@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score
 
-from steerlens.intervals import rate, score_decisions
+from steerlens.intervals import mean, rate, score_decisions
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 30), (3, 30), (15, 30), (30, 30), (250, 1000)])
@@ -21,6 +21,18 @@ def test_rate_covers_the_truth_about_95_times_in_100():
         counts = random.binomial(120, truth, 2000)
         covered = [rate(int(k), 120).low <= truth <= rate(int(k), 120).high for k in counts]
         assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def test_the_mean_is_within_its_interval_and_covers_the_truth_about_95_times_in_100():
+    random = np.random.default_rng(0)
+    drawn = [mean(random.exponential(2, 80), seed=seed) for seed in range(400)]
+    assert all(one.low <= one.value <= one.high for one in drawn)
+    assert 0.91 <= np.mean([one.low <= 2 <= one.high for one in drawn]) <= 0.98
+
+
+def test_scores_that_are_missing_do_not_count():
+    assert mean(np.array([1.0, np.nan, 3.0])) == mean(np.array([1.0, 3.0]))
+    assert np.isnan(mean(np.array([np.nan]))).all()
 
 
 def test_scores_are_scikit_learns():

@@ -12,12 +12,14 @@ from steerlens.extraction import ProvenanceWarning, check_provenance, extract
 from steerlens.files import embedded
 from steerlens.formats import LossyFormatWarning
 from steerlens.generation import Replies, generate
+from steerlens.ledger import Sweep
 from steerlens.marking import MarkedText, mark_read, mark_steered
 from steerlens.models import fast_layout, load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.steering import Steering, steering_hooks
+from steerlens.sweeps import sweep
 from steerlens.vector import SteeringVector
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "Steering",
     "SteeringVector",
     "SteerlensError",
+    "Sweep",
     "ablated_weights",
     "apply_rules",
     "check_provenance",
@@ -53,4 +56,5 @@ __all__ = [
     "read_residual",
     "search_conditions",
     "steering_hooks",
+    "sweep",
 ]

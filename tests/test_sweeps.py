@@ -283,8 +283,8 @@ def test_a_judge_that_fails_midway_costs_no_reply(swept, tmp_path):
     assert found.table["shaky"].isna().equals(lost)
     assert_frame_equal(found.table.drop(columns="shaky"), whole)
     assert sl.Sweep.load(tmp_path / "x").failures == (failure,)
-    summary = found.summary().set_index(["judge", *Cell._fields])
-    assert summary.loc["shaky", "n"].sum() == len(lost) - lost.sum()
+    summary = found.summary()
+    assert summary[summary["judge"] == "shaky"]["n"].sum() == len(lost) - lost.sum()
     assert "1 failures" in repr(found)
 
 

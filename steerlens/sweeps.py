@@ -86,7 +86,7 @@ def sweep(
     steer = {"when": when, "edit": edit, "relative": relative, "keep_norm": keep_norm,
              "skip_bos": skip_bos, "site": site}  # fmt: skip
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    windows = _windows(model, named, layers)
+    windows = windows_of(model, named, layers)
     plan = _Plan(
         model,
         named,
@@ -174,7 +174,7 @@ class _Plan:
     def cells(self) -> dict[Cell, tuple[int, ...]]:
         """The layers of each cell; equal cells are one."""
         steered = {
-            Cell(name, _span(window), strength, where): window
+            Cell(name, span(window), strength, where): window
             for (name, where), window, strength in product(
                 self.templates, self.windows, self.strengths
             )
@@ -213,7 +213,7 @@ class _Plan:
             "dtype": str(self.model.cfg.dtype),
             "vectors": {name: _hash_of_vector(vector) for name, vector in self.vectors.items()},
             "prompts": digest(json.dumps(self.tokens).encode()),
-            "layers": [_span(window) for window in self.windows],
+            "layers": [span(window) for window in self.windows],
             "strengths": self.strengths,
             "positions": list(self.positions),
             "steering": {key: _told(value) for key, value in self.steer.items()},
@@ -327,11 +327,12 @@ def _run(plan: _Plan, out: Path, resume: bool, batch_tokens: int, progress: bool
     return Sweep.load(out)
 
 
-def _windows(
+def windows_of(
     model: Model,
     vectors: Mapping[str, SteeringVector],
     layers: Iterable[int | Iterable[int]] | None,
 ) -> Iterator[tuple[int, ...]]:
+    """Each entry as the layers that it stands for; None: the vectors' layers, one by one."""
     if layers is None:
         layers = sorted(set.intersection(*(set(vector.layers) for vector in vectors.values())))
     for window in layers:
@@ -364,7 +365,7 @@ def _told(value: Any) -> Any:
     return value if plain else getattr(value, "__qualname__", str(value))
 
 
-def _span(layers: Sequence[int]) -> str:
+def span(layers: Sequence[int]) -> str:
     """Layers as people write them."""
     runs = _runs(layers)
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -29,7 +29,7 @@ from steerlens.tokens import tokenize
 from steerlens.vector import SteeringVector
 
 FORMAT = "steerlens.sentiment/1"
-STRENGTHS = (0.1, 0.15, 0.2, 0.3, 0.4)
+STRENGTHS = (0.1, 0.2, 0.3)
 """Fractions of the residual norm that are tried, each with both signs."""
 COHERENT = 1.35
 """How many times the unsteered bits per character a steered text may need."""

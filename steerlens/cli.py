@@ -20,6 +20,7 @@ from steerlens.extraction import extract
 from steerlens.files import embedded, read_lines, require_writable, write_json, write_text
 from steerlens.formats import writer_of
 from steerlens.generation import generate
+from steerlens.intervals import Interval
 from steerlens.judges import JUDGES
 from steerlens.ledger import Sweep
 from steerlens.models import TINY_CHAT, load_model
@@ -415,6 +416,11 @@ def cast_table_command(
 
 
 def _print_frame(frame: pd.DataFrame, title: str) -> None:
+    """A table for the terminal; a value and the ends of its interval share a column."""
+    for name in {"mean", "refused", "f1"} & set(frame.columns):
+        ends = ("f1_low", "f1_high") if name == "f1" else ("low", "high")
+        shown = [str(Interval(*row)) for row in frame[[name, *ends]].itertuples(index=False)]
+        frame = frame.assign(**{name: shown}).drop(columns=[*ends])
     table = Table(*map(str, frame.columns), title=title)
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))

@@ -139,7 +139,7 @@ def test_the_bars_are_the_means_with_their_intervals(result):
         np.testing.assert_allclose(bars.y, rows["mean"])
         np.testing.assert_allclose(bars.y + bars.error_y.array, rows["high"])
         np.testing.assert_allclose(bars.y - bars.error_y.arrayminus, rows["low"])
-        assert bars.x[:2].tolist() == ["unsteered", "+ mood"]
+        assert list(bars.x[:2]) == ["unsteered", "+ mood"]
 
 
 def test_prompts_that_were_chosen_on_are_not_tested(model):

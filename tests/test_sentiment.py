@@ -142,6 +142,14 @@ def test_the_bars_are_the_means_with_their_intervals(result):
         assert list(bars.x[:2]) == ["unsteered", "+ mood"]
 
 
+def test_the_story_data_are_enough_and_share_no_prompt():
+    parts = load_prompts(sl.embedded("story-beginnings.json"))
+    every = [text.casefold() for part in parts.values() for text in part]
+    assert len(parts["test"]) >= 100
+    assert len(set(every)) == len(every)
+    assert len(sl.ContrastiveDataset.load(sl.embedded("story-moods.json")).train.pairs) >= 40
+
+
 def test_prompts_that_were_chosen_on_are_not_tested(model):
     moods = sl.ContrastiveDataset([("Good.", "Bad.")])
     with pytest.raises(sl.SteerlensError, match="1 prompts are both chosen on and tested"):

@@ -31,6 +31,7 @@ from steerlens.files import embedded
 from steerlens.formats import LossyFormatWarning
 from steerlens.generation import Replies, generate, stream
 from steerlens.layout import fast_layout, stock_layout
+from steerlens.ledger import Sweep
 from steerlens.marking import MarkedText, mark_read, mark_steered
 from steerlens.models import load_model
 from steerlens.residual import read_residual
@@ -38,6 +39,7 @@ from steerlens.rules import apply_rules, parse_rules
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.side_effects import measure_side_effects
 from steerlens.steering import Steering, steering_hooks
+from steerlens.sweeps import sweep
 from steerlens.vector import SteeringVector
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "SteeringVector",
     "SteerlensError",
     "Suggestion",
+    "Sweep",
     "ablated_weights",
     "apply_rules",
     "calibrate_layers",
@@ -88,4 +91,5 @@ __all__ = [
     "stock_layout",
     "stream",
     "suggest",
+    "sweep",
 ]

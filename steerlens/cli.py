@@ -5,10 +5,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from steerlens.cast_table import cast_table
 from steerlens.choices import answer_sides, choice_summary, choice_sweep, load_questions
 from steerlens.conditions import SIMILARITIES
 from steerlens.contrast import ContrastiveDataset, load_prompts
@@ -18,6 +20,7 @@ from steerlens.errors import SteerlensError
 from steerlens.evaluation import evaluate
 from steerlens.extraction import extract
 from steerlens.files import (
+    embedded,
     read_lines,
     require_writable,
     write_atomically,
@@ -26,10 +29,14 @@ from steerlens.files import (
 )
 from steerlens.formats import writer_of
 from steerlens.generation import generate
-from steerlens.judges import JUDGES
+from steerlens.intervals import Interval
+from steerlens.judges import JUDGES, named_judges
+from steerlens.ledger import Sweep
 from steerlens.models import TINY_CHAT, load_model
 from steerlens.search import ConditionSearch, search_conditions
+from steerlens.sentiment import STRENGTHS, run_sentiment
 from steerlens.steering import Steering
+from steerlens.sweeps import sweep
 from steerlens.vector import SteeringVector
 
 app = typer.Typer(
@@ -400,10 +407,7 @@ def evaluate_command(
     --relative --data demo-data/refusal.json --part train --out evaluation
     """
     require_writable(out)
-    names = [name.strip() for name in judges.split(",")]
-    unknown = [name for name in names if name not in JUDGES]
-    if unknown:
-        raise SteerlensError(f"--judges {unknown} are unknown; choose of {', '.join(JUDGES)}")
+    judging = named_judges(judges)
     strengths = strength or [1.0]
     steering = Steering(
         SteeringVector.load(vector), parse_layers(layers), strengths[-1], relative=relative
@@ -413,7 +417,7 @@ def evaluate_command(
         load_model(model),
         steering,
         _prompts_in(prompts),
-        judges=[JUDGES[name] for name in names],
+        judges=judging,
         raises=not lowers,
         strengths=strengths,
         controls=controls,
@@ -425,6 +429,161 @@ def evaluate_command(
     console.print(steering)
     console.print(str(found), highlight=False, markup=False)
     console.print(f"wrote scores.parquet, side_effects.parquet and evaluation.json to {out}")
+
+
+@app.command("sweep")
+@reporting
+def sweep_command(
+    vectors: Annotated[list[Path], typer.Argument(help="Vector files, each named by its file.")],
+    prompts: Annotated[Path, typer.Option(help="A text file with one prompt a line, or JSON.")],
+    out: Annotated[Path, typer.Option(help="The directory that finished rows are kept in.")],
+    model: ModelName = TINY_CHAT,
+    layers: Annotated[
+        str | None,
+        typer.Option(help='Layers and windows, such as "1,2,2-4". Default: every layer by itself.'),
+    ] = None,
+    strengths: Annotated[str, typer.Option(help='Such as "-0.3,0.3".')] = "1",
+    positions: Annotated[str, typer.Option(help='Such as "all,generated".')] = "all",
+    judges: Annotated[str, typer.Option(help=f"Of {', '.join(JUDGES)}.")] = "refusal,degeneration",
+    part: Annotated[str, typer.Option(help="The part of a JSON file; empty: all of it.")] = "",
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Strengths are fractions of the activation norm.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped sweep.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 50,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from this much probability.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Reply to prompts at layers × strengths × vectors × positions; kept row by row, resumable.
+
+    Example: steerlens sweep refuse.safetensors --prompts demo-data/questions.json --part
+    validation --layers 1,2,3,2-3 --strengths 0.2,0.4 --relative --out out/sweep
+    """
+    named = {path.stem: path for path in vectors}
+    if len(named) < len(vectors):
+        raise SteerlensError("two vector files have the same name; rename one of them")
+    judging = named_judges(judges)
+    try:
+        found = sweep(
+            load_model(model),
+            {name: SteeringVector.load(path) for name, path in named.items()},
+            _prompts_in(prompts, part),
+            layers=[parse_layers(window) or () for window in layers.split(",")] if layers else None,
+            strengths=parse_strengths(strengths),
+            positions=positions.split(","),
+            judges=judging,
+            out=out,
+            resume=resume,
+            relative=relative,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+    except KeyboardInterrupt:
+        kept = Sweep.load(out) if (out / "plan.json").is_file() else "nothing yet"
+        console.print(f"stopped; {out} keeps {kept}; the same command with --resume goes on")
+        raise typer.Exit(130) from None
+    summary = found.summary()
+    write_text(out / "summary.csv", summary.to_csv(index=False))
+    _print_frame(summary, f"{found}")
+    for failure in found.failures:
+        console.print(f"[bold red]not judged:[/] {failure}", highlight=False)
+    console.print(f"wrote summary.csv beside the rows to {out}")
+
+
+@app.command("sentiment")
+@reporting
+def sentiment_command(
+    out: Annotated[Path, typer.Option(help="Where the results and the page go.")] = Path(
+        "out/sentiment"
+    ),
+    model: ModelName = TINY_CHAT,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Happy and sad texts (part train). Default: moods.json.")
+    ] = None,
+    beginnings: Annotated[
+        Path | None,
+        typer.Option(help="What is continued (parts validation, test). Default: beginnings.json."),
+    ] = None,
+    judge: Annotated[str, typer.Option(help=f"Of mood; of {', '.join(JUDGES)}.")] = "sentiment",
+    strengths: Annotated[str, typer.Option(help="Tried with both signs.")] = ",".join(
+        map(str, STRENGTHS)
+    ),
+    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.")] = 40,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Make continuations happier and sadder; with coherence and random directions beside it.
+
+    Example: steerlens sentiment --pairs demo-data/story-moods.json --beginnings
+    demo-data/story-beginnings.json --model path/to/a/story/model
+    """
+    result = run_sentiment(
+        load_model(model),
+        ContrastiveDataset.load(pairs or embedded("moods.json")).train,
+        _prompts_in(beginnings or embedded("beginnings.json"), "validation"),
+        _prompts_in(beginnings or embedded("beginnings.json"), "test"),
+        judge=named_judges(judge)[0],
+        strengths=parse_strengths(strengths),
+        max_new_tokens=max_new_tokens,
+        out=out,
+        resume=resume,
+        seed=seed,
+    )
+    result.save(out)
+    _print_frame(result.effects, f"{result}, on test prompts")
+    console.print(f"wrote sentiment.json, replies.csv and sentiment.html to {out}")
+
+
+@app.command("cast-table")
+@reporting
+def cast_table_command(
+    out: Annotated[Path, typer.Option(help="Where the tables go.")] = Path("out/cast-table"),
+    model: ModelName = TINY_CHAT,
+    refusals: Annotated[
+        Path | None, typer.Option(help="Questions × refusing and complying beginnings (train).")
+    ] = None,
+    harms: Annotated[
+        Path | None, typer.Option(help="Harmful and harmless prompts (train, validation, test).")
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(help='Training pairs for the curve, "8,64". Empty: doubling from 4.')
+    ] = "",
+    draws: Annotated[int, typer.Option(help="Shuffles that subsets are drawn from.")] = 3,
+    seed: Seed = 0,
+) -> None:
+    """Print how many harmful and harmless prompts are refused, and what more pairs would add."""
+    require_writable(out)
+    made = cast_table(
+        load_model(model),
+        ContrastiveDataset.load(refusals or embedded("refusal.json")),
+        ContrastiveDataset.load(harms or embedded("harmful.json")),
+        sizes=[int(size) for size in parse_strengths(sizes)] if sizes else None,
+        draws=draws,
+        seed=seed,
+    )
+    made.save(out)
+    console.print(made.steering)
+    console.print(made.search)
+    _print_frame(made.rates, "Refused, with Wilson's 95 % interval")
+    _print_frame(made.saturation, "By training pairs of the condition")
+    console.print(f"wrote cast-table.json, rates.csv and saturation.csv to {out}")
+
+
+def _print_frame(frame: pd.DataFrame, title: str) -> None:
+    """A table for the terminal; a value and the ends of its interval share a column."""
+    for name in {"mean", "refused", "f1"} & set(frame.columns):
+        ends = ("f1_low", "f1_high") if name == "f1" else ("low", "high")
+        shown = [str(Interval(*row)) for row in frame[[name, *ends]].itertuples(index=False)]
+        frame = frame.assign(**{name: shown}).drop(columns=[*ends])
+    table = Table(*map(str, frame.columns), title=title)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console.print(table)
 
 
 def parse_layers(layers: str | None) -> list[int] | None:
@@ -449,10 +608,16 @@ def parse_layers(layers: str | None) -> list[int] | None:
     return numbers
 
 
-def _prompts_in(path: Path) -> list[str]:
+def _prompts_in(path: Path, part: str = "") -> list[str]:
     if path.suffix != ".json":
+        if part:
+            raise SteerlensError(f"{str(path)!r} has no part {part!r}: a text file is one list")
         return read_lines(path)
     parts = load_prompts(path)
+    if part:
+        if part not in parts:
+            raise SteerlensError(f"{str(path)!r} has no part {part!r}; it has {list(parts)}")
+        parts = {part: parts[part]}
     rows = [row for part in parts.values() for row in part]
     if not all(isinstance(row, str) for row in rows):
         raise SteerlensError(f"{str(path)!r} groups its prompts by topic; give a list of prompts")

@@ -12,28 +12,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from steerlens.conditions import cosine
+from steerlens.cast_table import MAX_NEW_TOKENS, choose_steering, find_condition
 from steerlens.contrast import ContrastiveDataset, Prompt, load_prompts
 from steerlens.dashboards import similarities_by_layer, threshold_sweep
-from steerlens.directions import linear_discriminant
 from steerlens.extraction import LIBRARIES, extract
 from steerlens.files import PathLike, embedded, require_writable, write_json, write_text
 from steerlens.generation import Replies, generate
 from steerlens.intervals import Interval, rate
 from steerlens.judges import degenerate, refused
-from steerlens.models import TINY_CHAT, Model, load_model
+from steerlens.models import TINY_CHAT, load_model
 from steerlens.rules import apply_rules
-from steerlens.search import ConditionSearch, search_conditions
-from steerlens.steering import Steering
-from steerlens.vector import SteeringVector
+from steerlens.search import ConditionSearch
 
 NAMED_TOPICS = ("legal", "intimate")
 """The topics that part III refuses, and that its complement alone answers."""
-STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
-"""Fractions of the residual norm, tried on validation prompts from the weakest on."""
-MOSTLY_FLUENT = 0.2
-"""Share of degenerate replies beyond which no greater strength is tried."""
-MAX_NEW_TOKENS = 40
 
 
 @dataclass
@@ -184,49 +176,6 @@ def run_demo(
         write_text(out / name, figure.to_html())
     console.print(f"wrote results.json, {' and '.join(pages)} to {out}")
     return content
-
-
-def find_condition(
-    model: Model,
-    name: str,
-    train: ContrastiveDataset,
-    validation: ContrastiveDataset,
-    test: ContrastiveDataset,
-    layers: Sequence[int],
-    seed: int,
-) -> ConditionSearch:
-    """A condition from a discriminant at the prompt's last token, where all of it has been read.
-
-    Of the estimators, tokens and similarities tried, this was the best on tiny-chat's validation
-    prompts; CAST's own choice is `pca_pairwise`, "all" and `cast_similarity`.
-    """
-    vector = extract(model, train, linear_discriminant, tokens="last", layers=layers, name=name)
-    return search_conditions(
-        model, vector, validation, held_out=test, tokens="last", similarity=cosine, seed=seed
-    )
-
-
-def choose_steering(model: Model, vector: SteeringVector, prompts: Sequence[Prompt]) -> Steering:
-    """The layers and the weakest strength that make most prompts be refused, in fluent words.
-
-    Starts from a quarter to half of the depth; of equals, the latest, which leaves most layers to
-    the conditions that are read before.
-    """
-    n_layers = len(vector)
-    best, best_score = None, -1.0
-    for first in reversed(range(max(1, n_layers // 4), n_layers // 2 + 1)):
-        for strength in STRENGTHS:
-            layers = range(first, first + 2)
-            trial = Steering(vector, layers, strength, relative=True, name="refuse")
-            replies = generate(model, prompts, trial, max_new_tokens=MAX_NEW_TOKENS, progress=False)
-            broken = sum(map(degenerate, replies)) / len(replies)
-            good = sum(refused(text) and not degenerate(text) for text in replies) / len(replies)
-            if good > best_score:
-                best, best_score = trial, good
-            if broken > MOSTLY_FLUENT:
-                break  # stronger is only worse
-    assert best is not None
-    return best
 
 
 def show(

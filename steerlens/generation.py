@@ -102,6 +102,7 @@ def generate(
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int = 0,
+    draws: Sequence[int] | None = None,
     chat: bool | None = None,
     batch_size: int = 64,
     use_cache: bool = True,
@@ -110,7 +111,8 @@ def generate(
     """Reply to each prompt, steered where its conditions hold; greedy unless told otherwise.
 
     Prompts are text, chats or token ids; `chat=None` applies the chat template if there is one.
-    A row's reply does not depend on the batch it is in, sampled or not. Raises before any work if
+    A row's reply does not depend on the batch it is in, sampled or not: row i samples with the
+    i-th stream of random numbers of `seed`, or with number `draws[i]`. Raises before any work if
     a prompt and its reply do not fit into the context, or the plan does not fit the model.
 
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
@@ -119,7 +121,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     with tqdm(total=len(prompts), unit="reply", disable=None if progress else True) as bar:
         steps = _write(
-            model, prompts, steering, max_new_tokens, sampling, chat, batch_size, use_cache
+            model, prompts, steering, max_new_tokens, sampling, draws, chat, batch_size, use_cache
         )
         for written in steps:
             bar.update(written.n_settled - bar.n)
@@ -149,7 +151,7 @@ def stream(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     batch_size = max(1, len(prompts))
-    steps = _write(model, prompts, steering, max_new_tokens, sampling, chat, batch_size, True)
+    steps = _write(model, prompts, steering, max_new_tokens, sampling, None, chat, batch_size, True)
     with closing(steps):
         for written in steps:
             yield written.replies()
@@ -199,6 +201,7 @@ def _write(
     steering: Steerings,
     max_new_tokens: int,
     sampling: Sampling,
+    draws: Sequence[int] | None,
     chat: bool | None,
     batch_size: int,
     use_cache: bool,
@@ -209,6 +212,11 @@ def _write(
             f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: both must be at least 1"
         )
     rows = tokenize(model, prompts, chat=chat)
+    numbers = range(len(rows)) if draws is None else draws
+    if len(numbers) != len(rows):
+        raise SteerlensError(
+            f"{len(numbers)} draws came for {len(rows)} prompts; give one for each"
+        )
     steerings = _require_fitting(model, steering, rows, max_new_tokens)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids))
     written = _Written(model, prompts, [[] for _ in rows], [False] * len(rows))
@@ -218,9 +226,8 @@ def _write(
         tokens, mask = left_padded([rows[row].ids for row in batch], pad_token(model))
         reply_start = _reply_starts([rows[row] for row in batch])
         run = Run([for_rows(one, batch) for one in steerings], mask, model, reply_start)
-        steps = _decode(
-            model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
-        )
+        choose = _Chooser(sampling, [numbers[row] for row in batch])
+        steps = _decode(model, tokens, run, max_new_tokens, choose, eos, use_cache)
         with closing(steps):
             for step, (places, chosen) in enumerate(steps):
                 written.take([batch[place] for place in places.tolist()], chosen.tolist(), eos)

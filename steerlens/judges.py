@@ -387,3 +387,16 @@ def _scores(
         except Exception as error:
             failures.append(Failure(judge.name, index, f"{type(error).__name__}: {error}"))
     return scores
+
+
+def named_judges(names: str) -> list[Judge]:
+    """Judges of `JUDGES` by their names, with commas between; raises if one is unknown.
+
+    >>> [judge.name for judge in named_judges("refusal, sentiment")]
+    ['refusal', 'sentiment']
+    """
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in JUDGES]
+    if unknown:
+        raise SteerlensError(f"the judges {unknown} are unknown; choose of {', '.join(JUDGES)}")
+    return [JUDGES[name] for name in wanted]

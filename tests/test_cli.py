@@ -1,13 +1,17 @@
 """The commands a newcomer types, on files a newcomer has."""
 
 import json
+from functools import partial
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 import steerlens as sl
+from steerlens import ledger, sweeps
 from steerlens.cli import app, parse_layers, parse_strengths
+
+SWEPT = ["v.safetensors", "--prompts", "prompts.txt", "--out", "x"]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,7 @@ def files(run, tmp_path_factory):
     negative = [f"We hate the colour {n}." for n in range(10)]
     data = sl.ContrastiveDataset.from_sides(positive, negative).split(0.4, 0.3)
     data.save(folder / "data.json")
+    (folder / "prompts.txt").write_text("How do I bake bread?\nWhere is the sea?\n")
     made = run(
         "extract", folder / "data.json", "--part", "train", "--tokens", "all", "--layers", "1-3",
         "--out", folder / "v.safetensors",
@@ -128,6 +133,32 @@ def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):
     assert "neutral text: KL" in " ".join(shown.output.split())
 
 
+def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
+    monkeypatch.chdir(files)
+    command = ["sweep", *SWEPT[:-1], "swept", "--layers", "2,1-3", "--strengths", "-1,1",
+               "--max-new-tokens", "4", "--judges", "degeneration"]  # fmt: skip
+    written = []
+
+    def stop_after_two(out, rows, table):
+        ledger.write_part(out, rows, table)
+        written.append(rows)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweeps, "write_part", stop_after_two)
+        patched.setattr("steerlens.cli.sweep", partial(sl.sweep, batch_tokens=0))
+        stopped = run(*command)
+    assert stopped.exit_code == 130
+    assert "keeps Sweep(2 of 10 rows" in " ".join(stopped.output.split())
+    assert "--resume" in stopped.output
+    assert "holds something already" in " ".join(run(*command).output.split())
+    resumed = run(*command, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert len(sl.Sweep.load("swept").table) == 10
+    assert (files / "swept" / "summary.csv").read_text().startswith("vector,layers,strength")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -149,6 +180,15 @@ def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):
         (["evaluate", "v.safetensors", "p.txt", "--out", "/proc/no"], "cannot write"),
         (["evaluate", "v.safetensors", "p.txt", "--out", "e", "--judges", "mood"], "unknown"),
         (["evaluate", "v.safetensors", "p.txt", "--out", "e"], "there is no file"),
+        (["cast-table", "--out", "/proc/no"], "cannot write"),
+        (["cast-table", "--sizes", "many", "--out", "x"], "cannot be read"),
+        (["sentiment", "--judge", "taste", "--out", "x"], "there is no judge 'taste'"),
+        (["sentiment", "--beginnings", "prompts.txt", "--out", "x"], "has no part 'validation'"),
+        (["sweep", "v.safetensors", "--prompts", "no.txt", "--out", "x"], "there is no file"),
+        (["sweep", *SWEPT, "--judges", "taste"], "['taste'] are unknown"),
+        (["sweep", *SWEPT, "--strengths", "1;2"], "cannot be read"),
+        (["sweep", *SWEPT, "--layers", "0"], "no direction for layer 0"),
+        (["sweep", "v.safetensors", *SWEPT], "the same name"),
     ],
 )
 def test_errors_are_messages_without_traceback(run, files, monkeypatch, arguments, message):
@@ -160,7 +200,10 @@ def test_errors_are_messages_without_traceback(run, files, monkeypatch, argument
 
 
 def test_every_command_explains_itself(run):
-    for command in ("demo", "extract", "search", "generate", "choices", "evaluate"):
+    for command in (
+        "demo", "extract", "search", "generate", "choices", "evaluate", "sweep", "sentiment",
+        "cast-table",
+    ):  # fmt: skip
         shown = run(command, "--help")
         assert shown.exit_code == 0
         assert "--model" in shown.output

@@ -229,6 +229,15 @@ def test_sampling_is_reproducible(model):
     assert first.tokens != replied(model).tokens
 
 
+def test_rows_draw_from_the_streams_that_they_are_given(model):
+    whole = replied(model, **SAMPLED)
+    places = [4, 1, 1]
+    some = replied(model, prompts=[PROMPTS[place] for place in places], draws=places, **SAMPLED)
+    assert some.tokens == tuple(whole.tokens[place] for place in places)
+    with pytest.raises(sl.SteerlensError, match="1 draws came for 6 prompts"):
+        replied(model, draws=[0], **SAMPLED)
+
+
 def test_sampling_neither_reads_nor_moves_the_global_seed(model):
     torch.manual_seed(0)
     before = torch.get_rng_state()

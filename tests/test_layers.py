@@ -13,8 +13,8 @@ ORDER = [
     "prefixes", "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules",
     "biases", "serving", "decoding", "generation", "intervals", "search", "judges",
     "model_judges", "endpoints", "choices", "effects", "side_effects", "controls", "verdicts",
-    "evaluation", "calibration", "sweeps", "sentiment", "cast_table", "explaining", "themes",
-    "dashboards", "report", "paper", "demo", "distributed", "playground", "cli",
+    "evaluation", "calibration", "ledger", "sweeps", "sentiment", "cast_table", "explaining",
+    "themes", "dashboards", "report", "paper", "demo", "distributed", "playground", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -141,6 +141,24 @@ def beginnings() -> dict:
     )
 
 
+def story_moods() -> dict:
+    return contrast(
+        "story-moods",
+        "Happy sentences against sad ones in the simple words of stories for small children.",
+        pairs_only({"train": [list(pair) for pair in rows("story_moods", 2)]}),
+        chat=False,
+    )
+
+
+def story_beginnings() -> dict:
+    validation, test = cut(lines("story_beginnings"), 0.3, 0.7)
+    return prompts(
+        "story-beginnings",
+        "Neutral beginnings of stories for small children, to be continued happily or sadly.",
+        {"validation": validation, "test": test},
+    )
+
+
 def topics() -> dict:
     train = [row[::2] for row in rows("topics_train", 12)]
     parts = split(train, rows("topics_heldout", 6))
@@ -209,6 +227,8 @@ def main() -> None:
         "refusal": refusal(asked["parts"]),
         "beginnings": beginnings(),
         "neutral": neutral(),
+        "story-moods": story_moods(),
+        "story-beginnings": story_beginnings(),
         "topics": topics(),
     }
     for name, content in files.items():

@@ -1,0 +1,229 @@
+"""The sentiment experiment: does a mood vector move the mood of what a model writes?
+
+After *Activation Steering for LLMs*: replies unsteered, with the vector added and with it taken
+away; here with intervals, coherence and random directions of equal length beside them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from steerlens import judges
+from steerlens.contrast import ContrastiveDataset, Prompt
+from steerlens.controls import random_directions
+from steerlens.directions import Estimator, linear_discriminant, mean_difference
+from steerlens.errors import SteerlensError
+from steerlens.extraction import extract
+from steerlens.files import PathLike, require_writable, write_json, write_text
+from steerlens.judges import Judge, degeneration
+from steerlens.ledger import UNSTEERED, Sweep
+from steerlens.model_judges import bits_per_character
+from steerlens.models import Model
+from steerlens.sweeps import span, sweep, windows_of
+
+FORMAT = "steerlens.sentiment/1"
+STRENGTHS = (0.1, 0.2, 0.3)
+"""Fractions of the residual norm that are tried, each with both signs."""
+COHERENT = 1.35
+"""How many times the unsteered bits per character a steered text may need."""
+MARGIN = 1.2
+"""The same where the choice is made, which must hold on other prompts too."""
+REPETITIVE = 0.15
+"""How much the share of degenerate replies may grow where the choice is made."""
+BITS = "bits_per_character"
+ESTIMATORS: Mapping[str, Estimator] = {
+    "mean_difference": mean_difference,
+    "linear_discriminant": linear_discriminant,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Sentiment:
+    """What was chosen on the selection prompts, and what it did on the test prompts."""
+
+    chosen: Mapping[str, Any]
+    """Vector, layers, strength, and what they reached on the selection prompts."""
+    selection: Sweep
+    test: Sweep
+    polarity: str
+    """The judge of mood."""
+
+    @property
+    def effects(self) -> pd.DataFrame:
+        """Mean of each judge with its interval, by vector and sign; `unsteered` first."""
+        return self.test.summary()
+
+    def save(self, out: PathLike) -> None:
+        """Write sentiment.json (choice, means), replies.csv and sentiment.html to a directory."""
+        out = require_writable(out)
+        write_json(
+            out / "sentiment.json",
+            {
+                "format": FORMAT,
+                "chosen": dict(self.chosen),
+                "effects": _records(self.effects),
+                "failures": [failure._asdict() for failure in self.test.failures],
+                "plan": dict(self.test.plan),
+            },
+        )
+        write_text(out / "replies.csv", self.test.table.to_csv(index=False))
+        write_text(out / "sentiment.html", sentiment_bars(self).to_html())
+
+    def __repr__(self) -> str:
+        return "Sentiment({vector} at layers {layers}, strength ±{strength:g})".format(
+            **self.chosen
+        )
+
+
+def run_sentiment(
+    model: Model,
+    pairs: ContrastiveDataset,
+    selection: Sequence[Prompt],
+    test: Sequence[Prompt],
+    *,
+    judge: Judge | None = None,
+    layers: Iterable[int | Iterable[int]] | None = None,
+    strengths: Iterable[float] = STRENGTHS,
+    n_random: int = 3,
+    max_new_tokens: int = 40,
+    out: PathLike | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Sentiment:
+    """Choose estimator, layers and strength on the selection prompts; report on the test prompts.
+
+    Chosen is what moves both signs' mean polarity furthest from the unsteered one, the lesser of
+    the two counting, within bounds on bits per character and degenerate replies. `judge=None` is
+    the judge "sentiment". Raises if nothing stays within the bounds.
+    """
+    shared = set(map(repr, selection)) & set(map(repr, test))
+    if shared:
+        raise SteerlensError(
+            f"{len(shared)} prompts are both chosen on and tested; take them out of one of the two"
+        )
+    if n_random < 1:
+        raise SteerlensError(
+            "n_random=0 leaves no random direction to compare with; give 1 or more"
+        )
+    polarity = judges.sentiment if judge is None else judge
+    options: dict[str, Any] = {
+        "judges": [polarity, bits_per_character(model), degeneration],
+        "relative": True,
+        "chat": False,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "resume": resume,
+        "progress": progress,
+    }
+    out = None if out is None else Path(out)
+    vectors = {
+        name: extract(model, pairs, estimator, tokens="all", name=name, progress=progress)
+        for name, estimator in ESTIMATORS.items()
+    }
+    layers = _up_to_two(model) if layers is None else layers
+    windows = {span(window): window for window in windows_of(model, vectors, layers)}
+    both = [sign * strength for strength in strengths for sign in (1, -1)]
+    searched = sweep(
+        model, vectors, selection, layers=windows.values(), strengths=both,
+        out=None if out is None else out / "selection", **options,
+    )  # fmt: skip
+    chosen = choose(searched, polarity.name)
+    vector = vectors[chosen["vector"]]
+    drawn = enumerate(random_directions(vector, n_random, seed=seed), start=1)
+    controls = {f"random {i}": control for i, control in drawn}
+    reported = sweep(
+        model, {"mood": vector, **controls}, test,
+        layers=[windows[chosen["layers"]]], strengths=[chosen["strength"], -chosen["strength"]],
+        out=None if out is None else out / "test", **options,
+    )  # fmt: skip
+    return Sentiment(chosen, searched, reported, polarity.name)
+
+
+def choose(searched: Sweep, polarity: str) -> dict[str, Any]:
+    """The cell pair (+ and −) that moves polarity furthest both ways and stays coherent."""
+    wide = searched.summary().pivot_table(
+        index=["vector", "layers", "strength"], columns="judge", values="mean"
+    )
+    base = wide.loc[UNSTEERED.vector].iloc[0]
+    steered = wide.drop(UNSTEERED.vector).reset_index()
+    steered["move"] = np.sign(steered["strength"]) * (steered[polarity] - base[polarity])
+    steered["bits"] = steered[BITS] / base[BITS]
+    steered["broken"] = steered[degeneration.name] - base[degeneration.name]
+    steered["strength"] = steered["strength"].abs()
+    signs = steered.groupby(["vector", "layers", "strength"], as_index=False).agg(
+        move=("move", "min"), bits=("bits", "max"), broken=("broken", "max"), signs=("move", "size")
+    )
+    fluent = signs[(signs.bits <= MARGIN) & (signs.broken <= REPETITIVE) & (signs.signs == 2)]
+    if fluent.empty or not fluent["move"].max() > 0:
+        raise SteerlensError(
+            f"of {len(signs)} settings none moves {polarity} both ways and keeps bits per "
+            f"character within {MARGIN} of unsteered; try smaller strengths or other pairs"
+        )
+    best = fluent.loc[fluent["move"].idxmax()]
+    return {
+        "vector": str(best["vector"]),
+        "layers": str(best["layers"]),
+        "strength": float(best["strength"]),
+        "move": float(best["move"]),
+        "bits": float(best["bits"]),
+        "settings": len(signs),
+    }
+
+
+def sentiment_bars(result: Sentiment) -> go.Figure:
+    """Polarity and, beside it, coherence: mean and 95 % interval, unsteered, +, − and random."""
+    effects = result.effects
+    panels = {
+        result.polarity: "mean polarity",
+        BITS: "bits per character",
+        degeneration.name: "share degenerate",
+    }
+    figure = make_subplots(1, len(panels), subplot_titles=list(panels.values()))
+    for column, judge in enumerate(panels, start=1):
+        rows = effects[effects["judge"] == judge]
+        kind = np.sign(rows["strength"])
+        figure.add_bar(
+            x=[_label(*row) for row in zip(rows["vector"], rows["strength"], strict=True)],
+            y=rows["mean"],
+            error_y={
+                "array": rows["high"] - rows["mean"], "arrayminus": rows["mean"] - rows["low"],
+            },
+            marker_color=[{1: "#E69F00", -1: "#0072B2"}.get(sign, "#999999") for sign in kind],
+            marker_opacity=[0.4 if name.startswith("random") else 1 for name in rows["vector"]],
+            customdata=rows["n"],
+            hovertemplate="%{x}: %{y:.3f} (n = %{customdata})<extra></extra>",
+            row=1, col=column, showlegend=False,
+        )  # fmt: skip
+        if judge == BITS:
+            unsteered = float(rows[rows["vector"] == UNSTEERED.vector]["mean"].iloc[0])
+            figure.add_hline(COHERENT * unsteered, line_dash="dot", row=1, col=column)
+    figure.update_layout(
+        template="plotly_white",
+        title=f"Mood vector at layers {result.chosen['layers']}, strength "
+        f"±{result.chosen['strength']:g} of the stream's norm"
+        f"<br><sup>dotted: {COHERENT} × unsteered; bars with 95 % intervals</sup>",
+    )
+    return figure
+
+
+def _label(vector: str, strength: float) -> str:
+    return vector if not strength else f"{'+' if strength > 0 else '−'} {vector}"
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for JSON, which has no NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def _up_to_two(model: Model) -> list[tuple[int, ...]]:
+    """Every layer, and every two neighbours."""
+    n_layers = model.cfg.n_layers
+    singles = [(layer,) for layer in range(n_layers)]
+    return singles + [(layer, layer + 1) for layer in range(n_layers - 1)]

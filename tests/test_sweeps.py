@@ -1,0 +1,431 @@
+"""A sweep is the loop that it stands for, whatever stops it."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
+
+import steerlens as sl
+from steerlens import sweeps
+from steerlens.intervals import mean
+from steerlens.judges import Judge
+from steerlens.ledger import UNSTEERED, Cell
+
+SAMPLED = {"temperature": 1.3, "top_p": 0.95, "seed": 3}
+LENGTH = Judge("length", lambda texts: [len(text) for text in texts])
+WINDOWS = {"1": [1], "2-3": [2, 3], "1,3": [1, 3]}
+POSITIONS = {"all": "all", "generated": "generated", "1:": slice(1, None)}
+
+
+@pytest.fixture(scope="module")
+def vectors(model):
+    return {"one": random_vector(model, 0), "two": random_vector(model, 1)}
+
+
+@pytest.fixture
+def swept(model, vectors):
+    """A sweep of a few cells; options change it."""
+
+    def run(**options):
+        settings = {
+            "layers": WINDOWS.values(),
+            "strengths": [-1, 0, 0.5],
+            "positions": list(POSITIONS.values()),
+            "judges": [LENGTH],
+            "max_new_tokens": 6,
+            "batch_tokens": 2_000,
+            "progress": False,
+        }
+        given = settings | options
+        return sl.sweep(
+            model, given.pop("vectors", vectors), given.pop("prompts", PROMPTS), **given
+        )
+
+    return run
+
+
+def loop(model, vectors, cell, options, **plan):
+    """What `generate` alone makes of a cell."""
+    steering = None
+    if cell.layers:
+        steering = sl.Steering(
+            vectors[cell.vector],
+            WINDOWS[cell.layers],
+            cell.strength,
+            positions=POSITIONS[cell.positions],
+            **plan,
+        )
+    return sl.generate(model, PROMPTS, steering, progress=False, **options)
+
+
+def cells_of(table):
+    return {
+        Cell(*cell): rows.sort_values("prompt_index")
+        for cell, rows in table.groupby([*Cell._fields], sort=False)
+    }
+
+
+# Batch == loop
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_every_cell_is_a_run_of_generate(model, vectors, swept, options):
+    cells = cells_of(swept(**options).table)
+    assert len(cells) == 1 + 2 * 3 * 2 * 3
+    for cell, rows in cells.items():
+        alone = loop(model, vectors, cell, {"max_new_tokens": 6, **options})
+        assert rows["reply"].tolist() == list(alone)
+        assert rows["tokens"].tolist() == [len(tokens) for tokens in alone.tokens]
+        assert rows["finished"].tolist() == list(alone.finished)
+        assert rows["prompt"].tolist() == list(PROMPTS)
+        assert rows["length"].tolist() == [len(text) for text in alone]
+    assert_no_hooks_left(model)
+
+
+@settings(max_examples=4, deadline=None)
+@given(batch_tokens=st.integers(1, 500), seed=st.integers(0, 9))
+def test_no_row_depends_on_its_batch(model, batch_tokens, seed):
+    options = {
+        "layers": [1, (2, 3)], "strengths": [0.5], "max_new_tokens": 4, "temperature": 1.0,
+        "seed": seed, "progress": False,
+    }  # fmt: skip
+    vector = random_vector(model)
+    whole = sl.sweep(model, vector, PROMPTS, **options)
+    parts = sl.sweep(model, vector, PROMPTS, batch_tokens=batch_tokens, **options)
+    assert_frame_equal(whole.table, parts.table)
+
+
+def test_gates_are_read_of_every_row_and_decide_as_in_generate(model, vectors, swept):
+    condition = splitting_condition(model, layer=0, name="odd")
+    cells = cells_of(swept(when=condition, positions=["all"], batch_tokens=100).table)
+    alone = {
+        cell: loop(model, vectors, cell, {"max_new_tokens": 6}, when=condition) for cell in cells
+    }
+    [opened] = {tuple(one.gates[0].open.tolist()) for cell, one in alone.items() if cell.layers}
+    assert 0 < sum(opened) < len(opened)
+    for cell, rows in cells.items():
+        assert rows["reply"].tolist() == list(alone[cell])
+        assert tuple(rows["gate: odd"]) == opened
+
+
+def test_an_edit_and_a_relative_strength_reach_every_cell(model, vectors, swept):
+    plan = {"edit": sl.hooks.clamp_direction, "keep_norm": True, "skip_bos": True}
+    for cell, rows in cells_of(swept(layers=[1], **plan).table).items():
+        alone = loop(model, vectors, cell, {"max_new_tokens": 6}, **plan)
+        assert rows["reply"].tolist() == list(alone)
+    norms = torch.arange(1.0, 5.0)
+    scaled = replace(vectors["one"], norms=norms)
+    relative = swept(vectors=scaled, layers=[2], strengths=[0.5], relative=True).table
+    unit = vectors["one"].directions.norm(dim=1)[2].item()
+    same = swept(vectors=vectors["one"], layers=[2], strengths=[0.5 * 3 / unit]).table
+    assert relative["reply"].tolist() == same["reply"].tolist()
+
+
+def test_equal_cells_run_once_and_unsteered_rows_once_per_prompt(swept):
+    table = swept(
+        layers=[1, [1], -3, (2, 3), range(2, 4)], strengths=[1, 1.0, 0, -0.0], positions=["all"]
+    ).table
+    assert set(map(Cell._make, table[[*Cell._fields]].itertuples(index=False))) == {
+        UNSTEERED,
+        *(Cell(name, layers, 1.0, "all") for name in ("one", "two") for layers in ("1", "2-3")),
+    }
+    assert not table.duplicated(["vector", "layers", "strength", "prompt_index"]).any()
+    assert (table["vector"] == "unsteered").sum() == len(PROMPTS)
+
+
+def test_layers_left_out_are_all_layers_one_by_one(swept, model):
+    table = swept(layers=None, strengths=[1.0], positions=["all"]).table
+    assert sorted(set(table["layers"])) == ["", *map(str, range(model.cfg.n_layers))]
+
+
+def test_chats_and_token_ids_are_prompts_too(model, swept):
+    chat = [{"role": "user", "content": "Hi."}]
+    table = swept(prompts=[chat, [5, 6, 7]], strengths=[1.0], positions=["all"]).table
+    assert table["prompt"].tolist()[1] == model.tokenizer.decode([5, 6, 7])
+    assert "Hi." in table["prompt"].tolist()[0]
+
+
+# What stops a sweep
+
+
+def test_a_resumed_sweep_is_the_uninterrupted_one(swept, tmp_path, monkeypatch):
+    whole = swept(out=tmp_path / "whole", **SAMPLED)
+    calls, replies = [], sweeps._Plan.replies
+
+    def stop_at_the_third(plan, rows):
+        calls.append(rows)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return replies(plan, rows)
+
+    monkeypatch.setattr(sweeps._Plan, "replies", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        swept(out=tmp_path / "cut", **SAMPLED)
+    partial = sl.Sweep.load(tmp_path / "cut")
+    assert 0 < len(partial.table) < len(whole.table)
+    assert not partial.complete
+    assert whole.complete
+    done = set(partial.table["row"])
+    calls[:] = [0, 0, 0]
+    resumed = swept(out=tmp_path / "cut", resume=True, **SAMPLED)
+    assert not done & {row for rows in calls[3:] for row in rows}
+    assert_frame_equal(resumed.table, whole.table, check_exact=True)
+    assert (tmp_path / "cut/plan.json").read_bytes() == (tmp_path / "whole/plan.json").read_bytes()
+
+
+KILLED = """
+import sys, time
+import steerlens as sl
+from steerlens.judges import Judge
+from helpers import PROMPTS, random_vector
+
+model = sl.load_model(sys.argv[1])
+slow = Judge("length", lambda texts: time.sleep(float(sys.argv[3])) or [len(t) for t in texts])
+sl.sweep(
+    model, random_vector(model), PROMPTS, strengths=[-1, 0.5, 1], judges=[slow], max_new_tokens=5,
+    temperature=1.0, batch_tokens=100, progress=False, out=sys.argv[2], resume=True,
+)
+"""
+
+
+def test_a_killed_sweep_goes_on_where_it_was(model_folder, tmp_path):
+    def command(out, pause):
+        return [sys.executable, "-c", KILLED, str(model_folder), str(tmp_path / out), str(pause)]
+
+    options = {"env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}}
+    killed = subprocess.Popen(command("cut", 0.2), **options)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("cut/part-*"))) < 3:
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    before = sl.Sweep.load(tmp_path / "cut")
+    assert len(before.table) >= 3
+    assert not before.complete
+    for out in ("cut", "whole"):
+        subprocess.run(command(out, 0), check=True, **options)
+    resumed, whole = (sl.Sweep.load(tmp_path / out) for out in ("cut", "whole"))
+    assert resumed.complete
+    files = {}
+    for name, one in (("resumed", resumed), ("whole", whole)):
+        one.table.to_parquet(tmp_path / f"{name}.parquet")
+        files[name] = (tmp_path / f"{name}.parquet").read_bytes()
+    assert files["resumed"] == files["whole"]
+
+
+def test_a_full_disk_keeps_what_is_finished(swept, tmp_path, monkeypatch):
+    whole = swept().table
+    written, write = [], pq.write_table
+
+    def fill(table, path):
+        write(table, path)
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pq, "write_table", fill)
+    with pytest.raises(sl.SteerlensError, match=r"No space left on device.*are kept: make room"):
+        swept(out=tmp_path / "full")
+    kept = sl.Sweep.load(tmp_path / "full").table
+    assert_frame_equal(kept, whole[: len(kept)])
+    assert 0 < len(kept) < len(whole)
+    assert sorted(path.suffix for path in (tmp_path / "full").iterdir()) == [".json", ".parquet"]
+    assert_frame_equal(swept(out=tmp_path / "full", resume=True).table, whole)
+
+
+def test_a_batch_that_memory_cannot_hold_is_halved(swept, monkeypatch):
+    whole = swept().table
+    sizes, generate = [], sweeps.generate
+
+    def small_memory(model, prompts, *rest, **options):
+        sizes.append(len(prompts))
+        if len(prompts) > 20:
+            raise torch.OutOfMemoryError("no memory left")
+        return generate(model, prompts, *rest, **options)
+
+    monkeypatch.setattr(sweeps, "generate", small_memory)
+    assert_frame_equal(swept().table, whole)
+    assert sum(size > 20 for size in sizes) <= 3  # and stays small
+    monkeypatch.setattr(sweeps, "generate", lambda *_, **__: exec("raise torch.OutOfMemoryError"))
+    with pytest.raises(torch.OutOfMemoryError):
+        swept()
+
+
+def test_a_judge_that_fails_midway_costs_no_reply(swept, tmp_path):
+    whole = swept().table
+
+    def fail_later(texts, seen=[]):  # noqa: B006
+        seen.append(texts)
+        if len(seen) == 2:
+            raise RuntimeError("the server is gone")
+        return [len(text) for text in texts]
+
+    found = swept(judges=[LENGTH, Judge("shaky", fail_later)], out=tmp_path / "x")
+    [failure] = found.failures
+    assert (failure.judge, failure.error) == ("shaky", "RuntimeError: the server is gone")
+    lost = found.table["row"].between(failure.first_row, failure.last_row)
+    assert 0 < lost.sum() < len(lost)
+    assert found.table["shaky"].isna().equals(lost)
+    assert_frame_equal(found.table.drop(columns="shaky"), whole)
+    assert sl.Sweep.load(tmp_path / "x").failures == (failure,)
+    summary = found.summary()
+    assert summary[summary["judge"] == "shaky"]["n"].sum() == len(lost) - lost.sum()
+    assert "1 failures" in repr(found)
+
+
+# Results
+
+
+def test_the_summary_is_the_mean_of_each_cell_with_its_interval(swept):
+    found = swept(judges=[LENGTH, sl.judges.refusal])
+    summary = found.summary()
+    assert len(summary) == 2 * found.plan["cells"]
+    for cell, rows in cells_of(found.table).items():
+        here = summary[(summary[[*Cell._fields]] == list(cell)).all(axis=1)].set_index("judge")
+        expected = mean(rows["length"].to_numpy())
+        assert here.loc["length", ["mean", "low", "high", "n"]].tolist() == [
+            *expected,
+            len(PROMPTS),
+        ]
+
+
+def test_the_manifest_says_what_was_swept(model, swept, tmp_path):
+    swept(out=tmp_path / "x", **SAMPLED)
+    content = json.loads((tmp_path / "x" / "plan.json").read_text())
+    plan = content["plan"]
+    assert content["format"] == "steerlens.sweep/1"
+    assert plan["layers"] == list(WINDOWS)
+    assert plan["positions"] == list(POSITIONS)
+    assert plan["reply"]["temperature"] == SAMPLED["temperature"]
+    assert plan["weights"] == sl.models.fingerprint(model)
+    assert plan["judges"] == {"length": "1"}
+
+
+# What is refused, before anything is lost
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"strengths": [2.0]}, r"cells \(.* strengths \(\[-1.0, 0.0, 0.5\] there, \[2.0\] now\)"),
+        ({"layers": [1]}, "layers"),
+        ({"positions": ["last"]}, "positions"),
+        ({"prompts": PROMPTS[:3]}, "prompts"),
+        ({"seed": 5}, "reply"),
+        ({"judges": [Judge("length", LENGTH.score, "2")]}, "judges .*'1'.* there, .*'2'.* now"),
+        ({"skip_bos": True}, "steering"),
+        ({"max_new_tokens": 3}, "reply"),
+    ],
+)
+def test_another_plan_is_not_resumed(swept, tmp_path, options, told):
+    kept = swept(out=tmp_path / "x").table
+    with pytest.raises(sl.SteerlensError, match=f"another sweep; it differs in .*{told}"):
+        swept(out=tmp_path / "x", resume=True, **options)
+    assert_frame_equal(sl.Sweep.load(tmp_path / "x").table, kept)
+
+
+def test_another_vector_of_the_same_name_is_another_plan(swept, vectors, tmp_path):
+    swept(out=tmp_path / "x")
+    with pytest.raises(sl.SteerlensError, match="differs in vectors"):
+        swept(out=tmp_path / "x", resume=True, vectors={**vectors, "two": vectors["one"]})
+
+
+def test_a_directory_that_holds_something_is_left_alone(swept, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(sl.SteerlensError, match="holds something already"):
+        swept(out=tmp_path)
+    with pytest.raises(sl.SteerlensError, match="there is no file"):
+        swept(out=tmp_path, resume=True)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
+    whole = swept(out=tmp_path / "x").table
+    part = sorted((tmp_path / "x").glob("part-*"))[1]
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(sl.SteerlensError, match=rf"{part.name}.*delete it"):
+        sl.Sweep.load(tmp_path / "x")
+    part.unlink()
+    assert_frame_equal(swept(out=tmp_path / "x", resume=True).table, whole)
+    plan = tmp_path / "x" / "plan.json"
+    plan.write_text(plan.read_text().replace('"length": "1"', '"length": "7"'))
+    with pytest.raises(sl.SteerlensError, match="changed after it was written"):
+        sl.Sweep.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"strengths": []}, "0 strengths"),
+        ({"strengths": [float("nan")]}, "not all finite"),
+        ({"layers": []}, "0 layers"),
+        ({"layers": [[]]}, "no layer was given"),
+        ({"layers": [99]}, "has layers 0 to 3"),
+        ({"vectors": {}}, "0 vectors"),
+        ({"positions": []}, "0 positions"),
+        ({"positions": [torch.ones(3, dtype=torch.bool)]}, "a mask of positions came"),
+        ({"positions": [slice(40, 50)]}, "positions 40:50 lie nowhere in prompt 0"),
+        ({"positions": ["nowhere"]}, "'nowhere' is unknown"),
+        ({"judges": [LENGTH, LENGTH]}, r"\['length'\] stand for two things"),
+        ({"judges": [Judge("reply", len)]}, r"\['reply'\] stand for two things"),
+        ({"max_new_tokens": 500}, "context holds 128"),
+        ({"max_new_tokens": 0}, "needed is at least 1"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"prompts": []}, "at least one prompt"),
+        ({"relative": True}, "activation norms"),
+    ],
+)
+def test_an_impossible_sweep_is_refused_before_it_starts(swept, tmp_path, options, told):
+    with pytest.raises(sl.SteerlensError, match=told):
+        swept(out=tmp_path / "x", **options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_vector_cannot_pose_as_no_vector(swept, vectors):
+    with pytest.raises(sl.SteerlensError, match="'unsteered'"):
+        swept(vectors={"unsteered": vectors["one"]})
+
+
+def test_a_vector_of_another_model_is_refused(swept, other_model):
+    with pytest.raises(sl.SteerlensError, match="16 wide"):
+        swept(vectors=random_vector(other_model), layers=[1])
+
+
+# The real model
+
+
+def test_tiny_chat_says_in_a_sweep_what_it_says_alone(tiny_chat):
+    pairs = (["I love you.", "What a happy day!"], ["I hate you.", "What a sad day!"])
+    vector = sl.extract(tiny_chat, pairs, progress=False)
+    prompts = ["How do I bake bread?", "Tell me a story.", "Where is the sea?"]
+    options = {"max_new_tokens": 15, "progress": False}
+    found = sl.sweep(
+        tiny_chat, vector, prompts, layers=[1, (2, 3)], strengths=[-0.3, 0.3], relative=True,
+        positions=["all", "generated"], **options,
+    )  # fmt: skip
+    windows = {"1": [1], "2-3": [2, 3]}
+    assert isinstance(found.table, pd.DataFrame)
+    for cell, rows in cells_of(found.table).items():
+        steering = cell.layers and sl.Steering(
+            vector, windows[cell.layers], cell.strength, relative=True, positions=cell.positions
+        )
+        assert rows["reply"].tolist() == list(
+            sl.generate(tiny_chat, prompts, steering or None, **options)
+        )
+    assert len(set(found.table["reply"])) > len(prompts)
+    assert found.table["row"].tolist() == list(range(len(found.table)))

@@ -182,7 +182,7 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
         (["evaluate", "v.safetensors", "p.txt", "--out", "e"], "there is no file"),
         (["cast-table", "--out", "/proc/no"], "cannot write"),
         (["cast-table", "--sizes", "many", "--out", "x"], "cannot be read"),
-        (["sentiment", "--judge", "taste", "--out", "x"], "there is no judge 'taste'"),
+        (["sentiment", "--judge", "taste", "--out", "x"], "the judges ['taste'] are unknown"),
         (["sentiment", "--beginnings", "prompts.txt", "--out", "x"], "has no part 'validation'"),
         (["sweep", "v.safetensors", "--prompts", "no.txt", "--out", "x"], "there is no file"),
         (["sweep", *SWEPT, "--judges", "taste"], "['taste'] are unknown"),

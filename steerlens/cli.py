@@ -11,7 +11,7 @@ from rich.table import Table
 
 from steerlens.conditions import SIMILARITIES
 from steerlens.contrast import ContrastiveDataset, load_prompts
-from steerlens.demo import run_demo
+from steerlens.demo import compared, run_demo
 from steerlens.directions import ESTIMATORS
 from steerlens.errors import SteerlensError
 from steerlens.extraction import extract
@@ -250,16 +250,7 @@ def generate_command(
     console.print(steering)
     console.print(table)
     if out is not None:
-        rows = [
-            {
-                "prompt": prompt,
-                "unsteered": unsteered[row],
-                "steered": steered[row],
-                "fired": [gate[row] for gate in gates],
-            }
-            for row, prompt in enumerate(asked)
-        ]
-        write_json(out, {"steering": repr(steering), "rows": rows})
+        write_json(out, compared(asked, unsteered, steered, steering))
         console.print(f"wrote {out}")
 
 

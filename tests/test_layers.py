@@ -12,8 +12,9 @@ ORDER = [
     "predicates", "models", "weights", "tokens", "residual", "extraction", "hooks", "conditions",
     "steering", "marking", "rules", "biases", "serving", "decoding", "generation", "intervals",
     "search", "judges", "endpoints", "choices", "side_effects", "controls", "evaluation",
-    "calibration", "sweeps", "sentiment", "cast_table", "explaining", "themes", "dashboards",
-    "report", "paper", "demo", "distributed", "playground", "cli",
+    "calibration", "sweeps", "sentiment", "cast_table", "explaining", "themes", "tables",
+    "condition_figures", "vector_figures", "effect_figures", "dashboards",
+    "studies", "pages", "report", "paper", "demo", "distributed", "playground", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

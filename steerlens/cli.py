@@ -11,7 +11,7 @@ from rich.table import Table
 
 from steerlens.conditions import SIMILARITIES
 from steerlens.contrast import ContrastiveDataset, load_prompts
-from steerlens.demo import compared, run_demo
+from steerlens.demo import run_demo
 from steerlens.directions import ESTIMATORS
 from steerlens.errors import SteerlensError
 from steerlens.extraction import extract
@@ -21,6 +21,7 @@ from steerlens.generation import generate
 from steerlens.models import TINY_CHAT, load_model
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.steering import Steering
+from steerlens.studies import compared
 from steerlens.vector import SteeringVector
 
 app = typer.Typer(
@@ -252,6 +253,23 @@ def generate_command(
     if out is not None:
         write_json(out, compared(asked, unsteered, steered, steering))
         console.print(f"wrote {out}")
+
+
+@app.command("report")
+@reporting
+def report_command(
+    study: Annotated[Path, typer.Argument(help="A directory of results.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write. Default: report.html in it.")
+    ] = None,
+) -> None:
+    """Write one page about a study: what a demo, a sweep or an evaluation left in a directory.
+
+    Example: steerlens report out/demo
+    """
+    from steerlens.report import report
+
+    console.print(f"wrote {report(study, out)}")
 
 
 def parse_layers(layers: str | None) -> list[int] | None:

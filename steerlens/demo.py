@@ -25,10 +25,9 @@ from steerlens.models import TINY_CHAT, Model, load_model
 from steerlens.rules import apply_rules
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.steering import Steering
+from steerlens.studies import RESULTS_FORMAT, compared
 from steerlens.vector import SteeringVector
 
-FORMAT = "steerlens.demo/1"
-REPLIES_FORMAT = "steerlens.replies/1"
 NAMED_TOPICS = ("legal", "intimate")
 """The topics that part III refuses, and that its complement alone answers."""
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
@@ -178,7 +177,7 @@ def run_demo(
         },
         "versions": {library: version(library) for library in LIBRARIES},
     }
-    content = {"format": FORMAT, "rows": results.rows, "run": run}
+    content = {"format": RESULTS_FORMAT, "rows": results.rows, "run": run}
     write_json(out / "results.json", content)
     for name, search in {"harmful": harm_search, **searches}.items():
         search.vector.save(out / f"{name}.safetensors")
@@ -193,22 +192,6 @@ def run_demo(
         f"wrote results.json, replies, vectors and searches, {' and '.join(pages)} to {out}"
     )
     return content
-
-
-def compared(
-    prompts: Sequence[Prompt], unsteered: Replies, steered: Replies, steering: Steering
-) -> dict[str, Any]:
-    """Replies before and after, and which gates were open, as they are written to a file."""
-    rows = [
-        {
-            "prompt": str(prompt),
-            "unsteered": before,
-            "steered": after,
-            "fired": [bool(gate.open[row]) for gate in steered.gates],
-        }
-        for row, (prompt, before, after) in enumerate(zip(prompts, unsteered, steered, strict=True))
-    ]
-    return {"format": REPLIES_FORMAT, "steering": repr(steering), "rows": rows}
 
 
 def find_condition(

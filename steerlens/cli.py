@@ -1,5 +1,6 @@
 """The command line: arguments → calls of the library."""
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -270,6 +271,32 @@ def report_command(
     from steerlens.report import report
 
     console.print(f"wrote {report(study, out)}")
+
+
+@app.command("figures")
+@reporting
+def figures_command(
+    study: Annotated[Path, typer.Argument(help="A directory of results.")] = Path("figures/study"),
+    scripts: Annotated[Path, typer.Option(help="The directory of figure scripts.")] = Path(
+        "figures"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Where they go. Default: beside the scripts.")
+    ] = None,
+    format: Annotated[list[str] | None, typer.Option(help="svg, pdf or png; repeatable.")] = None,
+) -> None:
+    """Draw all paper figures and tables again from saved results.
+
+    Example: steerlens figures out/demo --scripts figures --out paper --format pdf
+    """
+    from steerlens.paper import NoBrowserWarning, regenerate
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NoBrowserWarning)
+        written = regenerate(scripts, study, out or scripts, format or ["svg"])
+    for warning in caught:
+        console.print(f"[yellow]{warning.message}[/]")
+    console.print(f"wrote {', '.join(path.name for path in written)} to {out or scripts}")
 
 
 def parse_layers(layers: str | None) -> list[int] | None:

@@ -186,6 +186,8 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anyw
 h2 { margin: 2.6rem 0 .6rem; border-top: 1px solid var(--line); padding-top: 1.2rem; }
 h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
 a { color: var(--link); }
+p, summary, label { overflow-wrap: anywhere; }
+select { max-width: 100%; }
 nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; list-style: none; padding: 0; }
 .skip { position: absolute; left: -999px; }
 .skip:focus { left: 20px; top: 8px; padding: .4rem .8rem; background: var(--page); }

@@ -3,7 +3,7 @@
 contrast → extract → search a condition → steer when it holds → generate → measure → show
 """
 
-from steerlens import conditions, dashboards, directions, hooks, judges
+from steerlens import conditions, dashboards, directions, explaining, hooks, judges
 from steerlens.biases import ablated_weights, edited_biases
 from steerlens.conditions import Condition, Gate
 from steerlens.contrast import ContrastiveDataset, Passage
@@ -41,6 +41,7 @@ __all__ = [
     "directions",
     "edited_biases",
     "embedded",
+    "explaining",
     "extract",
     "fast_layout",
     "generate",

@@ -63,7 +63,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @reporting
 def demo(
-    out: Annotated[Path, typer.Option(help="Where results.json and the pages go.")] = Path(
+    out: Annotated[Path, typer.Option(help="Where results, vectors and pages go.")] = Path(
         "out/demo"
     ),
     model: ModelName = TINY_CHAT,

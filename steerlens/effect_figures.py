@@ -190,28 +190,27 @@ def sentiment(table: pd.DataFrame) -> go.Figure:
     finds unlikely (many bits) has fallen apart, whatever its words say.
     """
     given = checked(table, SENTIMENT)
-    rows = merged(given, ["arm"], "polarity")
-    if len(rows) < len(given):
-        bits = given.groupby("arm", sort=False)["bits_per_character"].mean()
-        rows = rows.assign(bits_per_character=rows["arm"].map(bits))
-    _require_few(len(rows), "arms", "keep the arms to compare")
+    twice = given.loc[given.duplicated("arm"), "arm"].unique()
+    if len(twice):
+        raise SteerlensError(f"{', '.join(twice[:5])} came more than once; give one row an arm")
+    _require_few(len(given), "arms", "keep the arms to compare")
     figure = make_subplots(1, 2, subplot_titles=["sentiment", "coherence"], horizontal_spacing=0.14)
-    names = [plain(arm) for arm in rows["arm"]]
-    colors = [LINES[index % len(LINES)] for index in range(len(rows))]
+    names = [plain(arm) for arm in given["arm"]]
+    colors = [LINES[index % len(LINES)] for index in range(len(given))]
     for column, (value, error) in enumerate(
         (
-            ("polarity", error_bars(rows["polarity"], rows["low"], rows["high"])),
+            ("polarity", error_bars(given["polarity"], given["low"], given["high"])),
             ("bits_per_character", None),
         ),
         start=1,
     ):
         figure.add_bar(
             x=names,
-            y=rows[value],
+            y=given[value],
             error_y=error,
             marker={"color": colors},
             showlegend=False,
-            customdata=rows["n"],
+            customdata=given["n"],
             hovertemplate="%{x}: %{y:.3f}, n = %{customdata:.0f}<extra></extra>",
             row=1,
             col=column,
@@ -219,7 +218,7 @@ def sentiment(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="polarity", zeroline=True, row=1, col=1)
     figure.update_yaxes(title_text="bits per character (fewer: more coherent)", row=1, col=2)
     return titled(
-        figure, "Sentiment and coherence", *notes_on(given, rows, SENTIMENT), "95 % intervals"
+        figure, "Sentiment and coherence", *notes_on(given, given, SENTIMENT), "95 % intervals"
     )
 
 

@@ -96,7 +96,7 @@ def token_logits(model: Model, vector: SteeringVector) -> Float[Tensor, "layer d
 
     >>> model = load_model()
     >>> token_logits(model, SteeringVector(torch.ones(1, 192), layers=(3,))).shape
-    torch.Size([1, 2048])
+    torch.Size([1, 3072])
     """
     _require_in_stream(model, vector)
     directions = vector.normalized().directions.to(model.cfg.device)
@@ -142,6 +142,10 @@ def mean_writers(
 
     Signed lengths in units of the stream. With the embedding's and the biases' they add up to the
     stream's own mean projection. Of two kinds of prompts, compare `.heads`.
+
+    >>> v = SteeringVector(torch.ones(1, 192), layers=(3,))
+    >>> mean_writers(load_model(), v, 3, ["Hi there."]).heads.shape
+    torch.Size([4, 6])
     """
     unit = _written_direction(model, vector, layer)
     blocks = range(layer + 1)
@@ -170,6 +174,9 @@ def weight_writers(model: Model, vector: SteeringVector, layer: int) -> Writers:
 
     ‖W d‖² / ‖W‖² for the unit direction d: what share of its output a head would write along d if
     its inputs were noise. By chance it is 1 / d_model. Needs no prompts.
+
+    >>> weight_writers(load_model(), SteeringVector(torch.ones(1, 192), layers=(3,)), 3).mlps.shape
+    torch.Size([4])
     """
     unit = _written_direction(model, vector, layer)
 
@@ -202,7 +209,7 @@ def scan_tokens(
 
     >>> v = SteeringVector(torch.ones(2, 192), layers=(2, 3))
     >>> scan_tokens(load_model(), "Hi there.", v).values.shape
-    torch.Size([2, 6])
+    torch.Size([2, 7])
     """
     check_provenance(model, vector)
     ids, n_prompt = _ids(model, prompt, reply, chat)
@@ -231,6 +238,10 @@ def gate_timeline(
 
     A gate decides once, at the prompt's last token; this shows how clear the case was, and how it
     would have changed with the reply (token ids, as `Replies.tokens` holds them). Unsteered.
+
+    >>> likes_ones = Condition(SteeringVector(torch.ones(1, 192), layers=(3,)), 3, above=0)
+    >>> gate_timeline(load_model(), "Hi there.", likes_ones).open.shape
+    torch.Size([7])
     """
     check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
     ids, n_prompt = _ids(model, prompt, reply, chat)
@@ -260,7 +271,12 @@ def read_contrast(
     site: str = "resid_post",
     progress: bool = True,
 ) -> tuple[Float[Tensor, "positive layer d_model"], Float[Tensor, "negative layer d_model"]]:
-    """The activations of both sides of a contrast, as an estimator gets them."""
+    """The activations of both sides of a contrast, as an estimator gets them.
+
+    >>> positive, negative = read_contrast(load_model(), (["I love you."], ["I hate you."]))
+    >>> positive.shape
+    torch.Size([1, 6, 192])
+    """
     positive, negative = tokenize_sides(model, data)
     rows = [*positive, *negative]
     pooled = read_rows(model, rows, layers, tokens=tokens, site=site, progress=progress).pooled
@@ -304,6 +320,9 @@ def difference_spectrum(
     """Singular values of p − n per layer: one large one means that one direction is the contrast.
 
     Not centred, so that the mean difference is in it.
+
+    >>> difference_spectrum(torch.ones(4, 1, 4), torch.zeros(4, 1, 4), layers=[3]).values.round()
+    tensor([[4., 0., 0., 0.]])
     """
     _require_layers(positive, layers)
     rows = at_least_float32(positive) - at_least_float32(negative)

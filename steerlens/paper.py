@@ -126,6 +126,11 @@ def export(plates: Mapping[str, Plate], out: PathLike, formats: Sequence[str]) -
             kopts={"path": browser, "mathjax": False},
         )
         return [write_atomically(path, drawings[path].replace) for path in jobs]
+    except Exception as error:  # whatever a browser that does not start makes the libraries raise
+        raise SteerlensError(
+            f"{browser!r} could not draw the figures ({type(error).__name__}: {error}); let "
+            "BROWSER_PATH name a Chromium that starts"
+        ) from error
     finally:
         for drawing in drawings.values():
             drawing.unlink(missing_ok=True)

@@ -56,6 +56,9 @@ def report(directory: PathLike, out: PathLike | None = None) -> Path:
 
     What is there is shown; what is not understood is listed with the reason. Raises if there is
     nothing to show.
+
+    >>> report("figures/study", "out/report.html").name
+    'report.html'
     """
     study = read_study(directory)
     sections = [section for section in _sections(study) if section.blocks]

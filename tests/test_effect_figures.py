@@ -141,6 +141,8 @@ def test_sentiment_stands_beside_coherence():
     assert (list(polarity.x), list(polarity.y)) == (["unsteered", "happy"], [0.1, -0.2])
     np.testing.assert_allclose(polarity.error_y.array, [0.2, 0.2])
     assert list(bits.y) == [1.0, 2.5]
+    with pytest.raises(sl.SteerlensError, match="happy came more than once"):
+        sentiment(pd.concat([table, table.iloc[1:]]))
 
 
 def test_saturation_is_a_line_a_measure_over_pairs():

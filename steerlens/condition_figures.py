@@ -15,6 +15,7 @@ from steerlens.themes import (
     LINES,
     NEGATIVE,
     POSITIVE,
+    WIDE,
     layer_axis,
     layer_slider,
     line_style,
@@ -45,6 +46,7 @@ def similarities_by_layer(*searches: ConditionSearch) -> go.Figure:
         "Similarity of prompts to the condition vector, by layer",
         "orange-red bar: the chosen layer and threshold",
         height=160 + 380 * rows,
+        min_width=WIDE if columns > 1 else 0,
     )
 
 
@@ -53,7 +55,7 @@ def threshold_sweep(search: ConditionSearch) -> go.Figure:
     figure = make_subplots(
         1, 2, column_widths=[0.62, 0.38], subplot_titles=["scores over the threshold", "ROC"]
     )
-    return titled(figure, *_add_sweep(figure, search, row=1), height=620)
+    return titled(figure, *_add_sweep(figure, search, row=1), height=620, min_width=WIDE)
 
 
 def condition_report(search: ConditionSearch) -> go.Figure:
@@ -67,7 +69,7 @@ def condition_report(search: ConditionSearch) -> go.Figure:
     )
     _add_spread(figure, search, 1, 1, legend=True)
     title = _add_sweep(figure, search, row=2)
-    return titled(figure.update_layout(boxmode="group"), *title, height=1000)
+    return titled(figure.update_layout(boxmode="group"), *title, height=1000, min_width=WIDE)
 
 
 def gate_timeline(timeline: GateTimeline) -> go.Figure:
@@ -105,6 +107,7 @@ def gate_timeline(timeline: GateTimeline) -> go.Figure:
         f"filled: {side} {condition.threshold:.4f} (the bar)",
         "decided at the dotted line, the prompt's end",
         height=520,
+        min_width=WIDE,
     )
 
 

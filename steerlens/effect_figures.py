@@ -27,6 +27,7 @@ from steerlens.themes import (
     FLOOR,
     LINES,
     SEQUENTIAL,
+    WIDE,
     add_band,
     error_bars,
     line_style,
@@ -217,9 +218,8 @@ def sentiment(table: pd.DataFrame) -> go.Figure:
         )
     figure.update_yaxes(title_text="polarity", zeroline=True, row=1, col=1)
     figure.update_yaxes(title_text="bits per character (fewer: more coherent)", row=1, col=2)
-    return titled(
-        figure, "Sentiment and coherence", *notes_on(given, given, SENTIMENT), "95 % intervals"
-    )
+    notes = notes_on(given, given, SENTIMENT)
+    return titled(figure, "Sentiment and coherence", *notes, "95 % intervals", min_width=WIDE)
 
 
 def saturation(table: pd.DataFrame) -> go.Figure:

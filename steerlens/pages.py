@@ -15,10 +15,8 @@ from steerlens.themes import DARK, TEMPLATE, TITLE_HEIGHT
 
 MOST_ROWS = 50
 """Rows of a table that a page shows."""
-
-
-WIDE = 640
-"""Pixels that panels side by side need; narrower windows scroll them."""
+LONGEST_CELL = 2000
+"""Characters of a text that a table shows."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,11 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
         legend={"y": 1},
     )
     layout.sliders = layout.updatemenus = ()
-    side_by_side = any((axis.domain or [0])[0] > 0 for axis in bare.select_xaxes())
     return {
         "title": unescape(title),
         "caption": unescape(caption),
         "height": layout.height,
-        "width": WIDE if side_by_side else 0,
+        "width": (layout.meta or {}).get("min_width", 0),
         "controls": controls,
         "json": _json_for_html(bare.to_json()),
         "steps": _json_for_html(json.dumps([control["steps"] for control in controls])),
@@ -159,7 +156,8 @@ def _json_for_html(text: str) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return "–" if pd.isna(value) else f"{value:.4g}"
-    return str(value)
+    text = str(value)
+    return text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + " …"
 
 
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(

@@ -64,11 +64,11 @@ def read_study(directory: PathLike) -> Study:
     # vectors first: a search is read with the vector that it was made with
     entries = sorted(_entries(directory), key=lambda path: path.suffix not in VECTOR_ENDINGS)
     for path in entries:
-        name = path.relative_to(directory).with_suffix("").as_posix()
+        place = path.relative_to(directory)
         try:
-            _read(path, name, study)
+            _read(path, (place if path.is_dir() else place.with_suffix("")).as_posix(), study)
         except SteerlensError as error:
-            study.left_out[path.relative_to(directory).as_posix()] = str(error)
+            study.left_out[place.as_posix()] = str(error)
     return study
 
 
@@ -102,48 +102,50 @@ def _entries(directory: Path) -> Iterator[Path]:
 
 
 def _read(path: Path, name: str, study: Study) -> None:
-    if path.suffix in VECTOR_ENDINGS:
-        study.vectors[name] = SteeringVector.load(path)
-    elif path.is_dir():
-        parts = sorted(path.glob("[!.]*.parquet"))
-        study.tables[name] = pd.concat(
-            [_table(part, pd.read_parquet) for part in parts], ignore_index=True
-        )
-    elif path.suffix in _TABLES:
-        study.tables[name] = _table(path, _TABLES[path.suffix])
-    elif path.suffix == ".html":
+    if path.suffix == ".html":
         study.pages[name] = path
+        return
+    kind: dict[str, Any]
+    if path.is_dir():
+        parts = sorted(path.glob("[!.]*.parquet"))
+        frames = [_table(part, pd.read_parquet) for part in parts]
+        kind, value = study.tables, pd.concat(frames, ignore_index=True)
+    elif path.suffix in VECTOR_ENDINGS:
+        kind, value = study.vectors, SteeringVector.load(path)
+    elif path.suffix in _TABLES:
+        kind, value = study.tables, _table(path, _TABLES[path.suffix])
     elif path.suffix == ".json":
-        _read_content(path, name, study)
+        kind, value = _content(path, name, study)
     else:
         raise SteerlensError(f"{path.suffix or 'a file without ending'} is no kind of result file")
+    if name in kind:
+        raise SteerlensError(f"another file called {name} holds the same kind of result; rename it")
+    kind[name] = value
 
 
-def _read_content(path: Path, name: str, study: Study) -> None:
+def _content(path: Path, name: str, study: Study) -> tuple[dict[str, Any], Any]:
     """JSON says by its "format" what it is; tables of rows speak for themselves."""
     content = read_json(path)
     told = content.get("format") if isinstance(content, dict) else None
     if path.name == "manifest.json" and isinstance(content, dict):
-        study.manifests[name] = content
-    elif told == SEARCH_FORMAT:
-        study.searches[name] = _search(path, name, content, study.vectors)
-    elif told in (RESULTS_FORMAT, REPLIES_FORMAT):
-        needed = ("rows", "run") if told == RESULTS_FORMAT else ("rows", "steering")
-        absent = [key for key in needed if key not in content]
-        if absent or not _are_records(content["rows"]):
-            raise SteerlensError(f"it says {told}, but lacks {', '.join(absent) or 'proper rows'}")
-        (study.results if told == RESULTS_FORMAT else study.replies)[name] = content
-    else:
-        rows = content.get("rows") if isinstance(content, dict) else content
-        table = pd.DataFrame(rows) if _are_records(rows) else pd.DataFrame()
-        if kind_of(table) is None:
-            known = ", ".join((SEARCH_FORMAT, RESULTS_FORMAT, REPLIES_FORMAT))
-            raise SteerlensError(
-                f"its format is {told!r}; this version shows {known}, and tables of known columns"
-                if told
-                else "it does not say its format, as files of other or older programs do not"
-            )
-        study.tables[name] = table
+        return study.manifests, content
+    if told == SEARCH_FORMAT:
+        return study.searches, _search(path, name, content, study.vectors)
+    rows = content.get("rows") if isinstance(content, dict) else content
+    if told in (RESULTS_FORMAT, REPLIES_FORMAT):
+        needed = "run" if told == RESULTS_FORMAT else "steering"
+        if needed not in content or not _are_records(rows):
+            raise SteerlensError(f"it says {told}, but lacks {needed!r} or proper rows")
+        return study.results if told == RESULTS_FORMAT else study.replies, content
+    table = pd.DataFrame(rows) if _are_records(rows) else pd.DataFrame()
+    if kind_of(table) is None:
+        known = ", ".join((SEARCH_FORMAT, RESULTS_FORMAT, REPLIES_FORMAT))
+        raise SteerlensError(
+            f"its format is {told!r}; this version shows {known}, and tables of known columns"
+            if told
+            else "it does not say its format, as files of other or older programs do not"
+        )
+    return study.tables, table
 
 
 def _search(

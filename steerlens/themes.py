@@ -20,6 +20,8 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
 HEIGHT = 460
 """Pixels, unless a figure needs more."""
+WIDE = 640
+"""Pixels that panels side by side, or tokens along an axis, need to be read."""
 TITLE_HEIGHT = 72
 """Pixels at the top of a figure, before its legend."""
 
@@ -73,12 +75,18 @@ TEMPLATE = _template("#1a1a1a", "#ffffff", "#e5e5e5")
 DARK = _template("#e8e8e8", "#16181c", "#34383f")
 
 
-def titled(figure: go.Figure, title: str, *notes: str, height: int = HEIGHT) -> go.Figure:
-    """Dress a figure: the light template, its title, and below it whatever notes are not empty."""
+def titled(
+    figure: go.Figure, title: str, *notes: str, height: int = HEIGHT, min_width: int = 0
+) -> go.Figure:
+    """Dress a figure: the light template, its title, and below it whatever notes are not empty.
+
+    Pages scroll a figure sideways where the window is narrower than its `min_width`, in pixels.
+    """
     figure.update_layout(
         template=TEMPLATE,
         title={"text": title, "subtitle": {"text": " · ".join(filter(None, notes))}},
         height=height,
+        meta={"min_width": min_width},
         legend={"y": 1 - TITLE_HEIGHT / height},
     )
     return figure
@@ -111,7 +119,7 @@ def faded(color: str, opacity: float = 0.2) -> str:
 
 
 def add_band(figure: go.Figure, x: Any, low: Any, high: Any, color: str, **options: Any) -> None:
-    """The area between `low` and `high`; ends where either is NaN."""
+    """The area between `low` and `high`, from those points where both are known."""
     low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     known = np.isfinite(low) & np.isfinite(high)
     x = np.asarray(x)[known]

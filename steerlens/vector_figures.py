@@ -17,6 +17,7 @@ from steerlens.themes import (
     NEGATIVE,
     POSITIVE,
     SEQUENTIAL,
+    WIDE,
     layer_axis,
     layer_slider,
     line_style,
@@ -124,6 +125,7 @@ def logit_lens(lens: LogitLens) -> go.Figure:
         "Tokens that the direction itself promotes and suppresses",
         "logits per unit direction, through the final norm's weight and the unembedding",
         height=240 + 2 * 26 * k,
+        min_width=WIDE,
     )
 
 
@@ -182,6 +184,7 @@ def token_scan(scan: TokenScan) -> go.Figure:
         f"{scan.measure} on the direction, unsteered",
         "colours end at the 98th percentile, the first token (a sink) left out",
         height=480,
+        min_width=WIDE,
     )
 
 

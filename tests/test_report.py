@@ -71,6 +71,14 @@ def test_a_search_without_its_vector_is_said_to_lack_it(tmp_path):
     assert "vector it was made with" in read_study(tmp_path).left_out["alone.json"]
 
 
+def test_of_two_results_of_one_name_none_is_lost_unsaid(tmp_path):
+    sweep_table().to_parquet(tmp_path / "sweep.parquet")
+    sweep_table().to_csv(tmp_path / "sweep.csv")
+    study = read_study(tmp_path)
+    assert set(study.tables) == {"sweep"}
+    assert "rename it" in study.left_out["sweep.parquet"]
+
+
 def test_the_page_shows_what_there_is_and_lists_what_it_could_not(text):
     for shown in (
         "Question 0?", "did not fire", "steerlens demo --model tiny-chat --seed 3 --quick",
@@ -154,6 +162,8 @@ def test_a_listing_says_how_much_it_leaves_out():
     listing = Listing.of(pd.DataFrame({"n": [1.5, np.nan, 3.0]}), "Numbers", most=2)
     assert listing.rows == (("1.5",), ("–",))
     assert "first 2 of 3" in listing.caption
+    [[cell]] = Listing.of(pd.DataFrame({"text": ["x" * 9999]}), "Long").rows
+    assert cell == "x" * 2000 + " …"
 
 
 def test_sections_without_blocks_are_left_out():

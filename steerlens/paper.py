@@ -1,6 +1,7 @@
 """Figures and tables for papers: column widths, one font size, and the numbers beside each."""
 
 import os
+import re
 import runpy
 import shutil
 import warnings
@@ -125,6 +126,9 @@ def export(plates: Mapping[str, Plate], out: PathLike, formats: Sequence[str]) -
             cancel_on_error=True,
             kopts={"path": browser, "mathjax": False},
         )
+        for path, drawing in drawings.items():
+            if path.suffix == ".svg":
+                drawing.write_text(_settled(drawing.read_text(encoding="utf-8")), encoding="utf-8")
         return [write_atomically(path, drawings[path].replace) for path in jobs]
     except Exception as error:  # whatever a browser that does not start makes the libraries raise
         raise SteerlensError(
@@ -253,6 +257,13 @@ def _made(script: Path, study: Study) -> Plate | LatexTable:
             "needed is a Plate or a LatexTable"
         )
     return made
+
+
+def _settled(svg: str) -> str:
+    """Plotly's random ids numbered as they come, so that equal figures are equal files."""
+    ids = list(dict.fromkeys(re.findall(r"(?:trace|clip|-legend-)([0-9a-f]{6})", svg)))
+    places = re.compile(rf"(trace|clip|legend|defs-|[\"#]p|-)({'|'.join(ids) or '$'})")
+    return places.sub(lambda found: f"{found[1]}{ids.index(found[2]):06x}", svg)
 
 
 def _job(path: Path, figure: go.Figure, ending: str) -> dict[str, Any]:

@@ -149,6 +149,8 @@ def test_pictures_have_the_size_that_was_asked_for(scripts, study, tmp_path):
         pytest.skip("no Chromium on this machine: install it, or set BROWSER_PATH")
     paper.regenerate(scripts, study, tmp_path, ["svg", "pdf", "png"])
     svg = (tmp_path / "sweep.svg").read_text()
+    paper.regenerate(scripts, study, tmp_path / "again")
+    assert (tmp_path / "again" / "sweep.svg").read_text() == svg
     assert re.search(r'<svg[^>]*width="648"[^>]*height="230', svg)
     assert "precision" in svg
     pdf = (tmp_path / "sweep.pdf").read_bytes()

@@ -1,5 +1,6 @@
 """The command line: arguments → calls of the library."""
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from steerlens import dashboards
 from steerlens.cast_table import cast_table
 from steerlens.choices import answer_sides, choice_summary, choice_sweep, load_questions
 from steerlens.conditions import SIMILARITIES
@@ -36,6 +38,7 @@ from steerlens.models import TINY_CHAT, load_model
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.sentiment import STRENGTHS, run_sentiment
 from steerlens.steering import Steering
+from steerlens.studies import compared
 from steerlens.sweeps import sweep
 from steerlens.vector import SteeringVector
 
@@ -77,7 +80,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @reporting
 def demo(
-    out: Annotated[Path, typer.Option(help="Where results.json and the pages go.")] = Path(
+    out: Annotated[Path, typer.Option(help="Where results, vectors and pages go.")] = Path(
         "out/demo"
     ),
     model: ModelName = TINY_CHAT,
@@ -266,16 +269,7 @@ def generate_command(
     console.print(steering)
     console.print(table)
     if out is not None:
-        rows = [
-            {
-                "prompt": prompt,
-                "unsteered": unsteered[row],
-                "steered": steered[row],
-                "fired": [gate[row] for gate in gates],
-            }
-            for row, prompt in enumerate(asked)
-        ]
-        write_json(out, {"steering": repr(steering), "rows": rows})
+        write_json(out, compared(asked, unsteered, steered, steering))
         console.print(f"wrote {out}")
 
 
@@ -535,6 +529,7 @@ def sentiment_command(
         seed=seed,
     )
     result.save(out)
+    write_text(out / "sentiment.html", dashboards.sentiment(result.arms).to_html())
     _print_frame(result.effects, f"{result}, on test prompts")
     console.print(f"wrote sentiment.json, replies.csv and sentiment.html to {out}")
 
@@ -584,6 +579,49 @@ def _print_frame(frame: pd.DataFrame, title: str) -> None:
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
     console.print(table)
+
+
+@app.command("report")
+@reporting
+def report_command(
+    study: Annotated[Path, typer.Argument(help="A directory of results.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write. Default: report.html in it.")
+    ] = None,
+) -> None:
+    """Write one page about a study: what a demo, a sweep or an evaluation left in a directory.
+
+    Example: steerlens report out/demo
+    """
+    from steerlens.report import report
+
+    console.print(f"wrote {report(study, out)}")
+
+
+@app.command("figures")
+@reporting
+def figures_command(
+    study: Annotated[Path, typer.Argument(help="A directory of results.")] = Path("figures/study"),
+    scripts: Annotated[Path, typer.Option(help="The directory of figure scripts.")] = Path(
+        "figures"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Where they go. Default: beside the scripts.")
+    ] = None,
+    format: Annotated[list[str] | None, typer.Option(help="svg, pdf or png; repeatable.")] = None,
+) -> None:
+    """Draw all paper figures and tables again from saved results.
+
+    Example: steerlens figures out/demo --scripts figures --out paper --format pdf
+    """
+    from steerlens.paper import NoBrowserWarning, regenerate
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NoBrowserWarning)
+        written = regenerate(scripts, study, out or scripts, format or ["svg"])
+    for warning in caught:
+        console.print(f"[yellow]{warning.message}[/]")
+    console.print(f"wrote {', '.join(path.name for path in written)} to {out or scripts}")
 
 
 def parse_layers(layers: str | None) -> list[int] | None:

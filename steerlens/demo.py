@@ -23,6 +23,7 @@ from steerlens.judges import degenerate, refused
 from steerlens.models import TINY_CHAT, load_model
 from steerlens.rules import apply_rules
 from steerlens.search import ConditionSearch
+from steerlens.studies import RESULTS_FORMAT, compared
 
 NAMED_TOPICS = ("legal", "intimate")
 """The topics that part III refuses, and that its complement alone answers."""
@@ -71,7 +72,7 @@ def run_demo(
     quick: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Run the three parts, print replies and rates, write results.json and two pages to `out`.
+    """Run the three parts, print replies and rates, write results, vectors and pages to `out`.
 
     Every choice (layers, strength, thresholds) is made on validation prompts; every figure is of
     test prompts. `quick` uses fewer prompts.
@@ -107,6 +108,8 @@ def run_demo(
     steered = generate(model, prompts, steering, max_new_tokens=MAX_NEW_TOKENS)
     note_by_harm("unsteered", unsteered)
     note_by_harm("I", steered)
+    refuse.save(out / "refuse.safetensors")
+    write_json(out / "replies-all.json", compared(prompts, unsteered, steered, steering))
     some = [0, 1, len(harmful), len(harmful) + 1]
     show(console, prompts, some, unsteered, steered)
 
@@ -116,9 +119,9 @@ def run_demo(
         model, "harmful", harms.train, harms.validation, harms.test, early, seed
     )
     console.print(harm_search)
-    gated = generate(
-        model, prompts, replace(steering, when=harm_search.best), max_new_tokens=MAX_NEW_TOKENS
-    )
+    refuse_harm = replace(steering, when=harm_search.best)
+    gated = generate(model, prompts, refuse_harm, max_new_tokens=MAX_NEW_TOKENS)
+    write_json(out / "replies-harmful.json", compared(prompts, unsteered, gated, refuse_harm))
     results.note_scores("II", "test", harm_search)
     note_by_harm("II", gated)
     show(console, prompts, some, unsteered, gated)
@@ -166,15 +169,20 @@ def run_demo(
         },
         "versions": {library: version(library) for library in LIBRARIES},
     }
-    content = {"rows": results.rows, "run": run}
+    content = {"format": RESULTS_FORMAT, "rows": results.rows, "run": run}
     write_json(out / "results.json", content)
+    for name, search in {"harmful": harm_search, **searches}.items():
+        search.vector.save(out / f"{name}.safetensors")
+        search.save(out / f"{name}.json")
     pages = {
         "similarities.html": similarities_by_layer(harm_search, *searches.values()),
         "thresholds.html": threshold_sweep(harm_search),
     }
     for name, figure in pages.items():
         write_text(out / name, figure.to_html())
-    console.print(f"wrote results.json, {' and '.join(pages)} to {out}")
+    console.print(
+        f"wrote results.json, replies, vectors and searches, {' and '.join(pages)} to {out}"
+    )
     return content
 
 

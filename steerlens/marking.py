@@ -85,10 +85,10 @@ def mark_steered(
 def _marked(model: Model, row: TokenRow, places: Sequence[int]) -> MarkedText:
     chosen = set(places)
     marked = tuple(place in chosen for place in range(len(row.ids)))
-    return MarkedText(_pieces(model.tokenizer, row.ids), marked)
+    return MarkedText(text_pieces(model.tokenizer, row.ids), marked)
 
 
-def _pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+def text_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     """Each token's part of the text; a character made of several tokens stands at the last."""
     pieces: list[str] = []
     waiting: list[int] = []

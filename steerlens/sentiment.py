@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from steerlens import judges
 from steerlens.contrast import ContrastiveDataset, Prompt
@@ -59,8 +57,21 @@ class Sentiment:
         """Mean of each judge with its interval, by vector and sign; `unsteered` first."""
         return self.test.summary()
 
+    @property
+    def arms(self) -> pd.DataFrame:
+        """Polarity and coherence of each arm, as `dashboards.sentiment` draws them."""
+        each = {judge: rows for judge, rows in self.effects.groupby("judge", sort=False)}
+        polarity = each[self.polarity].reset_index(drop=True)
+        names = [_label(*row) for row in zip(polarity["vector"], polarity["strength"], strict=True)]
+        return pd.DataFrame({"arm": names, "polarity": polarity["mean"]}).assign(
+            low=polarity["low"],
+            high=polarity["high"],
+            bits_per_character=each[BITS]["mean"].to_numpy(),
+            n=polarity["n"],
+        )
+
     def save(self, out: PathLike) -> None:
-        """Write sentiment.json (choice, means), replies.csv and sentiment.html to a directory."""
+        """Write sentiment.json (choice, means) and replies.csv to a directory."""
         out = require_writable(out)
         write_json(
             out / "sentiment.json",
@@ -73,7 +84,6 @@ class Sentiment:
             },
         )
         write_text(out / "replies.csv", self.test.table.to_csv(index=False))
-        write_text(out / "sentiment.html", sentiment_bars(self).to_html())
 
     def __repr__(self) -> str:
         return "Sentiment({vector} at layers {layers}, strength ±{strength:g})".format(
@@ -175,42 +185,6 @@ def choose(searched: Sweep, polarity: str) -> dict[str, Any]:
         "bits": float(best["bits"]),
         "settings": len(signs),
     }
-
-
-def sentiment_bars(result: Sentiment) -> go.Figure:
-    """Polarity and, beside it, coherence: mean and 95 % interval, unsteered, +, − and random."""
-    effects = result.effects
-    panels = {
-        result.polarity: "mean polarity",
-        BITS: "bits per character",
-        degeneration.name: "share degenerate",
-    }
-    figure = make_subplots(1, len(panels), subplot_titles=list(panels.values()))
-    for column, judge in enumerate(panels, start=1):
-        rows = effects[effects["judge"] == judge]
-        kind = np.sign(rows["strength"])
-        figure.add_bar(
-            x=[_label(*row) for row in zip(rows["vector"], rows["strength"], strict=True)],
-            y=rows["mean"],
-            error_y={
-                "array": rows["high"] - rows["mean"], "arrayminus": rows["mean"] - rows["low"],
-            },
-            marker_color=[{1: "#E69F00", -1: "#0072B2"}.get(sign, "#999999") for sign in kind],
-            marker_opacity=[0.4 if name.startswith("random") else 1 for name in rows["vector"]],
-            customdata=rows["n"],
-            hovertemplate="%{x}: %{y:.3f} (n = %{customdata})<extra></extra>",
-            row=1, col=column, showlegend=False,
-        )  # fmt: skip
-        if judge == BITS:
-            unsteered = float(rows[rows["vector"] == UNSTEERED.vector]["mean"].iloc[0])
-            figure.add_hline(COHERENT * unsteered, line_dash="dot", row=1, col=column)
-    figure.update_layout(
-        template="plotly_white",
-        title=f"Mood vector at layers {result.chosen['layers']}, strength "
-        f"±{result.chosen['strength']:g} of the stream's norm"
-        f"<br><sup>dotted: {COHERENT} × unsteered; bars with 95 % intervals</sup>",
-    )
-    return figure
 
 
 def _label(vector: str, strength: float) -> str:

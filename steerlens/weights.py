@@ -36,7 +36,7 @@ def site_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
         return [SiteBias(block.attn.b_O, weight)]
     if site == "resid_pre" and layer == 0:
         return [SiteBias(model.embed.ln.b if cfg.post_embedding_ln else model.embed.W_E)]
-    _require_free_writers(model, f"a bias for {site}")
+    require_free_writers(model, f"a bias for {site}")
     if site == "resid_pre":
         return site_biases(model, "resid_post", layer - 1)
     if site in ("attn_out", "resid_mid") or (site == "resid_post" and cfg.attn_only):
@@ -74,7 +74,7 @@ def _norm_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
 def stream_writers(model: Model) -> list[Parameter]:
     """All that writes into the residual stream, `d_model` its last axis; sums of them make it."""
     require_own_weights(model)
-    _require_free_writers(model, "a change of all writers")
+    require_free_writers(model, "a change of all writers")
     if model.cfg.post_embedding_ln:
         raise SteerlensError(
             f"{model.cfg.model_name} normalises its embedding: what the stream begins with is no "
@@ -106,7 +106,7 @@ def require_own_weights(model: Model) -> None:
         )
 
 
-def _require_free_writers(model: Model, what: str) -> None:
+def require_free_writers(model: Model, what: str) -> None:
     """Refuse models that normalise what attention and MLP write before it is added up."""
     after = model.cfg.use_normalization_before_and_after
     if after or model.cfg.original_architecture in POST_NORM_ARCHITECTURES:

@@ -1,10 +1,13 @@
 """Figures hold the numbers of the results they show."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 import steerlens as sl
+from steerlens import dashboards
 from steerlens.dashboards import (
     condition_report,
     similarities_by_layer,
@@ -74,3 +77,28 @@ def test_a_report_is_one_page_that_opens_offline(search, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "planted" in page
     assert "<script src=" not in page
+
+
+def test_very_many_prompts_are_drawn_as_quartiles_and_curves_thinned():
+    random = np.random.default_rng(0)
+    sides = [random.normal(shift, 1, (6000, 2)).astype(np.float32) for shift in (1, 0)]
+    many = Similarities(*sides)
+    search = ConditionSearch(sl.SteeringVector(torch.eye(2), (4, 5)), (4, 5), many, many)
+    positive = similarities_by_layer(search).data[0]
+    both = np.concatenate([sides[0], sides[0]])
+    np.testing.assert_allclose(positive.median, np.median(both, axis=0))
+    np.testing.assert_allclose(positive.q3, np.quantile(both, 0.75, axis=0))
+    assert (positive.upperfence <= both.max(axis=0)).all()
+    figure = threshold_sweep(search)
+    shown = next(trace for trace in figure.data if trace.visible)
+    assert len(shown.x) <= 500
+    assert max(shown.y) == search.candidates[0].f1
+    assert len(condition_report(search).to_json()) < 300_000
+
+
+def test_the_index_names_every_figure():
+    assert sorted(dashboards.__all__) == list(dashboards.__all__)
+    for name in dashboards.__all__:
+        member = getattr(dashboards, name)
+        assert not callable(member) or member.__doc__
+        assert f"`{name}`" in dashboards.__doc__ or not inspect.isfunction(member) or name == "dark"

@@ -14,6 +14,7 @@ from rich.console import Console
 import steerlens as sl
 from steerlens.contrast import load_prompts
 from steerlens.demo import run_demo
+from steerlens.studies import read_study
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +43,13 @@ def test_the_demo_writes_its_table_and_pages(tmp_path):
     assert harmful["low"] > harmless["high"]
     for page in ("similarities.html", "thresholds.html"):
         assert "plotly" in (tmp_path / page).read_text().lower()
+    study = read_study(tmp_path)
+    assert not study.left_out
+    assert set(study.replies) == {"replies-all", "replies-harmful"}
+    assert set(study.vectors) == {"refuse", *study.searches}
+    assert study.searches["harmful"].candidates[0].layers == tuple(
+        content["run"]["thresholds"]["harmful"]["layers"]
+    )
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ ORDER = [
     "biases", "serving", "decoding", "generation", "intervals", "search", "judges",
     "model_judges", "endpoints", "choices", "effects", "side_effects", "controls", "verdicts",
     "evaluation", "calibration", "ledger", "sweeps", "sentiment", "cast_table", "explaining",
-    "themes", "dashboards", "report", "paper", "demo", "distributed", "playground", "cli",
+    "themes", "tables", "condition_figures", "vector_figures", "effect_figures", "dashboards",
+    "studies", "pages", "report", "paper", "demo", "distributed", "playground", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -1,0 +1,11 @@
+"""How alike the condition vectors are to the harmful one, by layer."""
+
+from steerlens.dashboards import vector_cosines
+from steerlens.paper import Plate
+from steerlens.studies import Study
+
+
+def make(study: Study) -> Plate:
+    """All conditions of the demo."""
+    vectors = {name: study.vectors[name] for name in study.searches}
+    return Plate(vector_cosines(vectors, to="harmful"))

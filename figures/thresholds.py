@@ -1,0 +1,10 @@
+"""F1, precision and recall of the harmful condition over its exact thresholds, and its ROC."""
+
+from steerlens.dashboards import threshold_sweep
+from steerlens.paper import Plate
+from steerlens.studies import Study
+
+
+def make(study: Study) -> Plate:
+    """The layer that was chosen."""
+    return Plate(threshold_sweep(study.searches["harmful"]), "double", height=2.6)

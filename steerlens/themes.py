@@ -1,0 +1,178 @@
+"""One look for every figure: colours, templates for light, dark and paper, and captions."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+POSITIVE, NEGATIVE, CHOSEN = "#0072B2", "#E69F00", "#D55E00"
+LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito's colours, told apart by colour-blind readers."""
+FLOOR = "#8c8c8c"
+"""Of controls: what happens without the concept."""
+DIVERGING = [[0.0, "#0072B2"], [0.5, "#f7f7f7"], [1.0, "#D55E00"]]
+SEQUENTIAL = "Cividis"
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+
+HEIGHT = 460
+"""Pixels, unless a figure needs more."""
+WIDE = 640
+"""Pixels that panels side by side, or tokens along an axis, need to be read."""
+TITLE_HEIGHT = 72
+"""Pixels at the top of a figure, before its legend."""
+
+
+def _template(ink: str, page: str, grid: str) -> go.layout.Template:
+    axis = {
+        "showgrid": True,
+        "gridcolor": grid,
+        "linecolor": grid,
+        "zeroline": False,
+        "automargin": True,
+    }
+    return go.layout.Template(
+        layout=go.Layout(
+            font={"family": "Helvetica, Arial, sans-serif", "size": 14, "color": ink},
+            colorway=LINES,
+            paper_bgcolor=page,
+            plot_bgcolor=page,
+            xaxis=axis,
+            yaxis=axis,
+            title={
+                "x": 0.02,
+                "y": 1,
+                "yanchor": "top",
+                "yref": "container",
+                "pad": {"t": 20},
+                "font": {"size": 17},
+                "subtitle": {"font": {"size": 12.5, "color": ink}},
+            },
+            legend={
+                "orientation": "h",
+                "yref": "container",
+                "yanchor": "top",
+                "xref": "container",
+                "xanchor": "left",
+                "x": 0.02,
+            },
+            hoverlabel={"align": "left"},
+            margin={"t": 130, "b": 60, "l": 70, "r": 30},
+        ),
+        data={
+            "heatmap": [
+                go.Heatmap(hoverongaps=False, colorbar={"thickness": 14, "outlinewidth": 0})
+            ]
+        },
+    )
+
+
+TEMPLATE = _template("#1a1a1a", "#ffffff", "#e5e5e5")
+"""Light, and for print."""
+DARK = _template("#e8e8e8", "#16181c", "#34383f")
+
+
+def titled(
+    figure: go.Figure, title: str, *notes: str, height: int = HEIGHT, min_width: int = 0
+) -> go.Figure:
+    """Dress a figure: the light template, its title, and below it whatever notes are not empty.
+
+    Pages scroll a figure sideways where the window is narrower than its `min_width`, in pixels.
+    """
+    figure.update_layout(
+        template=TEMPLATE,
+        title={"text": title, "subtitle": {"text": " · ".join(filter(None, notes))}},
+        height=height,
+        meta={"min_width": min_width},
+        legend={"y": 1 - TITLE_HEIGHT / height},
+    )
+    return figure
+
+
+def dark(figure: go.Figure) -> go.Figure:
+    """The same figure on a dark ground."""
+    return go.Figure(figure).update_layout(template=DARK)
+
+
+def plain(text: object) -> str:
+    """Text that Plotly shows as it is, instead of reading its tags and entities."""
+    return escape(str(text), quote=False)
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Lines that differ in colour, dash and marker, so that they do in grey too."""
+    place = index % len(LINES)
+    return {
+        "mode": "lines+markers",
+        "line": {"color": LINES[place], "dash": _DASHES[place]},
+        "marker": {"color": LINES[place], "symbol": _SYMBOLS[place], "size": 8},
+    }
+
+
+def faded(color: str, opacity: float = 0.2) -> str:
+    """A hexadecimal colour as one that shows what is below it."""
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def add_band(figure: go.Figure, x: Any, low: Any, high: Any, color: str, **options: Any) -> None:
+    """The area between `low` and `high`, from those points where both are known."""
+    low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+    known = np.isfinite(low) & np.isfinite(high)
+    x = np.asarray(x)[known]
+    row = {name: options.pop(name) for name in ("row", "col") if name in options}
+    figure.add_trace(
+        go.Scatter(
+            x=np.concatenate([x, x[::-1]]),
+            y=np.concatenate([low[known], high[known][::-1]]),
+            fill="toself",
+            fillcolor=faded(color),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            **options,
+        ),
+        **row,
+    )
+
+
+def error_bars(value: Any, low: Any, high: Any) -> dict[str, Any]:
+    """Plotly's form of an interval about a value."""
+    value, low, high = (np.asarray(numbers, dtype=float) for numbers in (value, low, high))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": np.clip(high - value, 0, None),
+        "arrayminus": np.clip(value - low, 0, None),
+        "thickness": 1.5,
+    }
+
+
+def layer_axis(layers: Sequence[int]) -> dict[str, Any]:
+    """Whole numbers, few enough to be read."""
+    span = max(layers) - min(layers) + 1
+    return {"title": {"text": "layer"}, "dtick": max(1, math.ceil(span / 16))}
+
+
+def layer_slider(labels: Sequence[object], active: int, steps: Sequence[list[Any]]) -> list[dict]:
+    """One step a layer, each updating the traces and the layout as its arguments say."""
+    return [
+        {
+            "active": active,
+            "currentvalue": {"prefix": "layer "},
+            "pad": {"t": 50},
+            "steps": [
+                {"label": str(label), "method": "update", "args": step}
+                for label, step in zip(labels, steps, strict=True)
+            ],
+        }
+    ]
+
+
+def symmetric_range(values: np.ndarray, share: float = 0.98) -> float:
+    """A colour range about zero that a few outliers (an attention sink) do not use up."""
+    known = np.abs(values[np.isfinite(values)])
+    return float(np.quantile(known, share)) or 1.0 if len(known) else 1.0

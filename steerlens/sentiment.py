@@ -60,7 +60,7 @@ class Sentiment:
     @property
     def arms(self) -> pd.DataFrame:
         """Polarity and coherence of each arm, as `dashboards.sentiment` draws them."""
-        each = {judge: rows for judge, rows in self.effects.groupby("judge", sort=False)}
+        each = dict(iter(self.effects.groupby("judge", sort=False)))
         polarity = each[self.polarity].reset_index(drop=True)
         names = [_label(*row) for row in zip(polarity["vector"], polarity["strength"], strict=True)]
         return pd.DataFrame({"arm": names, "polarity": polarity["mean"]}).assign(

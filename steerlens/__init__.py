@@ -17,10 +17,12 @@ from steerlens.models import fast_layout, load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
 from steerlens.search import ConditionSearch, search_conditions
+from steerlens.serving import Certificate, control_vector, export_ablation, export_model
 from steerlens.steering import Steering, steering_hooks
 from steerlens.vector import SteeringVector
 
 __all__ = [
+    "Certificate",
     "Condition",
     "ConditionSearch",
     "ContrastiveDataset",
@@ -37,10 +39,13 @@ __all__ = [
     "apply_rules",
     "check_provenance",
     "conditions",
+    "control_vector",
     "dashboards",
     "directions",
     "edited_biases",
     "embedded",
+    "export_ablation",
+    "export_model",
     "extract",
     "fast_layout",
     "generate",

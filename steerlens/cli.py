@@ -20,6 +20,7 @@ from steerlens.formats import writer_of
 from steerlens.generation import generate
 from steerlens.models import TINY_CHAT, load_model
 from steerlens.search import ConditionSearch, search_conditions
+from steerlens.serving import PROBES, TOLERANCE, control_vector, export_ablation, export_model
 from steerlens.steering import Steering
 from steerlens.vector import SteeringVector
 
@@ -261,6 +262,66 @@ def generate_command(
         ]
         write_json(out, {"steering": repr(steering), "rows": rows})
         console.print(f"wrote {out}")
+
+
+@app.command("export")
+@reporting
+def export_command(
+    vector: Annotated[Path, typer.Argument(help="The vector to steer with.")],
+    out: Annotated[Path, typer.Option(help="The directory (hf) or .gguf file to write.")],
+    to: Annotated[
+        str,
+        typer.Option(help="hf: a steered checkpoint; gguf: a control vector for llama.cpp."),
+    ] = "hf",
+    model: Annotated[
+        str, typer.Option("--model", help="tiny-chat, or the Hugging Face directory to steer.")
+    ] = TINY_CHAT,
+    layers: Layers = None,
+    strength: Annotated[float, typer.Option(help="Multiplies the direction.")] = 1.0,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Strength is a fraction of the activation norm.")
+    ] = False,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Take one layer's direction out of the whole model.")
+    ] = False,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts to prove it on: a text file, or JSON.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference of logits to steering by hooks.")
+    ] = TOLERANCE,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a steered model that other servers run: the vector in its biases, or beside it.
+
+    Example: steerlens export refuse.safetensors --layers 2-3 --strength 0.3 --relative
+    --out refusing-chat
+    """
+    steered = SteeringVector.load(vector)
+    if to not in ("hf", "gguf"):
+        raise SteerlensError(f"--to {to!r} is unknown; choose hf or gguf")
+    if ablate and (strength != 1.0 or relative or to == "gguf"):
+        raise SteerlensError("--ablate goes without --strength, --relative and --to gguf")
+    if to == "gguf":
+        if out.suffix.lower() != ".gguf" or (out.exists() and not force):
+            raise SteerlensError(f"{str(out)!r} must end in .gguf and not exist yet, or --force")
+        plan = Steering(steered, parse_layers(layers), strength, relative=relative)
+        control_vector(plan).save(out)
+        console.print(f"wrote {plan} to {out}; the strength is in it. Steer with it by")
+        console.print(f"  llama-cli -m MODEL.gguf --control-vector {out}", soft_wrap=True)
+        return
+    options: dict[str, Any] = {
+        "prompts": PROBES if prompts is None else _prompts_in(prompts),
+        "tolerance": tolerance,
+        "force": force,
+    }
+    if ablate:
+        made = export_ablation(steered, model, out, layers=parse_layers(layers), **options)
+    else:
+        plan = Steering(steered, parse_layers(layers), strength, relative=relative)
+        made = export_model(plan, model, out, **options)
+    console.print(made)
+    console.print(f"wrote {out}; load it as you would {made.source}")
 
 
 def parse_layers(layers: str | None) -> list[int] | None:

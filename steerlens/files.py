@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,35 @@ def write_atomically(path: PathLike, write: Callable[[Path], object]) -> Path:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_directory(
+    path: PathLike, write: Callable[[Path], object], *, replace: bool = False
+) -> Path:
+    """Call `write` on a temporary directory beside `path`, then move it into place.
+
+    What stands at `path` is refused, or with `replace` moved away once the new one is complete.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not replace:
+        raise SteerlensError(f"{str(path)!r} exists already; choose another name, or remove it")
+    require_writable(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = temporary / "new", temporary / "old"
+    try:
+        new.mkdir()
+        write(new)
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(temporary)
     return path
 
 

@@ -9,11 +9,12 @@ import steerlens
 
 ORDER = [
     "errors", "files", "contrast", "directions", "exchange", "formats", "vector", "positions",
-    "predicates", "models", "weights", "tokens", "residual", "extraction", "hooks", "conditions",
-    "steering", "marking", "rules", "biases", "serving", "decoding", "generation", "intervals",
-    "search", "judges", "endpoints", "choices", "side_effects", "controls", "evaluation",
-    "calibration", "sweeps", "sentiment", "cast_table", "explaining", "themes", "dashboards",
-    "report", "paper", "demo", "distributed", "playground", "cli",
+    "predicates", "models", "weights", "tokens", "residual", "extraction", "hooks",
+    "conditions", "steering", "marking", "rules", "biases", "checkpoints", "serving",
+    "decoding", "generation", "intervals", "search", "judges", "endpoints", "choices",
+    "side_effects", "controls", "evaluation", "calibration", "sweeps", "sentiment",
+    "cast_table", "explaining", "themes", "dashboards", "report", "paper", "demo",
+    "distributed", "playground", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -350,7 +350,6 @@ def _prompts_in(path: Path) -> list[str]:
     if path.suffix != ".json":
         return read_lines(path)
     parts = load_prompts(path)
-    rows = [row for part in parts.values() for row in part]
-    if not all(isinstance(row, str) for row in rows):
+    if not all(isinstance(part, list) for part in parts.values()):
         raise SteerlensError(f"{str(path)!r} groups its prompts by topic; give a list of prompts")
-    return rows
+    return [row for part in parts.values() for row in part]

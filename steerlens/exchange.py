@@ -33,6 +33,8 @@ BLOCK_OUTPUT = "resid_post"
 
 LARGEST_FILE = 2**28
 """Bytes; thirty times the vector of the largest open model. What is larger is a model."""
+LARGEST_SCRIPT = 2**18
+"""Bytes of the pickle in a `.pt`, which names the tensors; 100 layers take 2**14."""
 LARGEST_HEADER = 100_000
 """Reads that the header of a GGUF file may take; a control vector of 100 layers takes 1,000."""
 
@@ -338,10 +340,12 @@ def _require_only_tensors(path: PathLike) -> None:
     `bytearray` is one, and makes as many bytes as it is told to.
     """
     with zipfile.ZipFile(path) as archive:
-        [script] = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        opcodes = [(code.name, arg) for code, arg, _ in pickletools.genops(archive.read(script))]
-    for name, arg in opcodes:
-        if name == "GLOBAL" and not _TENSOR_GLOBALS.fullmatch(str(arg)):
+        scripts = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+        if len(scripts) != 1 or scripts[0].file_size > LARGEST_SCRIPT:
+            raise ValueError("torch.save writes one short data.pkl")
+        script = archive.read(scripts[0])
+    for code, arg, _ in pickletools.genops(script):
+        if code.name == "GLOBAL" and not _TENSOR_GLOBALS.fullmatch(str(arg)):
             raise ValueError(f"it asks for {shown(arg)}, which no plain tensor needs")
 
 

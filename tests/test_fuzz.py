@@ -302,6 +302,14 @@ def test_names_that_no_tensor_needs_are_not_called(tmp_path, module, name):
     assert_refused_cheaply(path, f"asks for '{module} {name}'")
 
 
+def test_a_script_that_swells_is_not_run(tmp_path):
+    script = b"\x80\x02" + b"N0" * 2**24 + b"}."
+    members = {"v/data.pkl": script, "v/version": b"3"}
+    path = zipped(tmp_path / "v.pt", members, zipfile.ZIP_DEFLATED)
+    del script, members
+    assert_refused_cheaply(path, "one short data.pkl")
+
+
 def test_a_pickle_is_not_read_at_all(tmp_path):
     (tmp_path / "v.pt").write_bytes(pickle.dumps({"layer_1": [0.5]}))
     assert_refused_cheaply(tmp_path / "v.pt", "not a readable file of bare tensors")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from steerlens.conditions import Condition
 from steerlens.errors import SteerlensError
 from steerlens.extraction import check_provenance
-from steerlens.models import Model, keep_cache_rows, new_cache, next_logits
+from steerlens.models import Model, exclusive, keep_cache_rows, new_cache, next_logits
 from steerlens.positions import can_select
 from steerlens.steering import Run, Steering
 from steerlens.tokens import Readable, TokenRow, left_padded, pad_token, tokenize
@@ -108,6 +108,7 @@ def generate(
     Prompts are text, chats or token ids; `chat=None` applies the chat template if there is one.
     A row's reply does not depend on the batch it is in, sampled or not. Raises before any work if
     a prompt and its reply do not fit into the context, or the plan does not fit the model.
+    Threads that use one model take turns, batch by batch.
 
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
     ['Sure, here is a']
@@ -130,16 +131,17 @@ def generate(
             tokens, mask = left_padded([rows[row].ids for row in batch], pad_token(model))
             reply_start = _reply_starts([rows[row] for row in batch])
             run = Run([_for_rows(one, batch) for one in steerings], mask, model, reply_start)
-            for alive, chosen in _decode(
-                model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
-            ):
-                for place, token in zip(alive.tolist(), chosen.tolist(), strict=True):
-                    if token in eos:
-                        finished[batch[place]] = True
-                    else:
-                        replies[batch[place]].append(token)
-                if len(alive) == len(batch):  # the prompt pass, or none has finished since
-                    _note_gates(run, batch, len(rows), similarities)
+            with exclusive(model):
+                for alive, chosen in _decode(
+                    model, tokens, run, max_new_tokens, _Chooser(sampling, batch), eos, use_cache
+                ):
+                    for place, token in zip(alive.tolist(), chosen.tolist(), strict=True):
+                        if token in eos:
+                            finished[batch[place]] = True
+                        else:
+                            replies[batch[place]].append(token)
+                    if len(alive) == len(batch):  # the prompt pass, or none has finished since
+                        _note_gates(run, batch, len(rows), similarities)
             bar.update(len(batch))
     return Replies(
         tuple(prompts),

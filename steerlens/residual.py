@@ -17,6 +17,7 @@ from steerlens.models import (
     Cache,
     Frame,
     Model,
+    exclusive,
     hook_name,
     keep_cache_rows,
     new_cache,
@@ -97,7 +98,8 @@ def read_rows(
     with tqdm(total=total, unit="tok", desc="reading", disable=None if progress else True) as bar:
         for indices in _batches(jobs, shared, batch_tokens):
             batch = [jobs[index] for index in indices]
-            read = _read_batch(model, batch, shared[indices[0]], places, numbers[-1])
+            with exclusive(model):
+                read = _read_batch(model, batch, shared[indices[0]], places, numbers[-1])
             if pooled is None:
                 pooled = read.pooled.new_zeros(len(jobs), *read.pooled.shape[1:])
             pooled[indices], norms[indices] = read.pooled, read.norms

@@ -38,6 +38,7 @@ from steerlens.models import load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
 from steerlens.search import ConditionSearch, search_conditions
+from steerlens.serving import Certificate, control_vector, export_ablation, export_model
 from steerlens.side_effects import measure_side_effects
 from steerlens.steering import Steering, steering_hooks
 from steerlens.sweeps import sweep
@@ -45,6 +46,7 @@ from steerlens.vector import SteeringVector
 
 __all__ = [
     "Calibration",
+    "Certificate",
     "Condition",
     "ConditionSearch",
     "ContrastiveDataset",
@@ -67,6 +69,7 @@ __all__ = [
     "check_provenance",
     "choices",
     "conditions",
+    "control_vector",
     "dashboards",
     "directions",
     "edited_biases",
@@ -74,6 +77,8 @@ __all__ = [
     "endpoints",
     "evaluate",
     "explaining",
+    "export_ablation",
+    "export_model",
     "extract",
     "fast_layout",
     "generate",

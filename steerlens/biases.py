@@ -74,12 +74,8 @@ def ablated_weights(
 
 def _additions(model: Model, steering: Steering) -> list[tuple[Parameter, Change]]:
     """What to do to which parameter; refuses before anything is done."""
+    require_constant(steering)
     site, layers = steering.site_written, resolve_layers(model, steering.layers_steered)
-    reason = _why_no_bias(steering)
-    if reason:
-        raise SteerlensError(
-            f"{steering} cannot be folded into biases: {reason}; use its hooks() instead"
-        )
     if steering.vector.width != site_width(model, site):
         raise SteerlensError(
             f"{steering.vector} is {steering.vector.width} wide, but {model.cfg.model_name}'s "
@@ -90,6 +86,15 @@ def _additions(model: Model, steering: Steering) -> list[tuple[Parameter, Change
         for layer in layers
         for target in site_biases(model, site, layer)
     ]
+
+
+def require_constant(steering: Steering, into: str = "biases") -> None:
+    """Refuse a steering that does not add the same to every token of every text."""
+    reason = _why_no_bias(steering)
+    if reason:
+        raise SteerlensError(
+            f"{steering} cannot be folded into {into}: {reason}; use its hooks() instead"
+        )
 
 
 def _why_no_bias(steering: Steering) -> str | None:

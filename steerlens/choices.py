@@ -18,6 +18,7 @@ from steerlens.errors import SteerlensError
 from steerlens.extraction import check_provenance
 from steerlens.files import PathLike, read_json, read_lines
 from steerlens.intervals import mean
+from steerlens.lean import lean
 from steerlens.models import Model, next_logits
 from steerlens.positions import can_select
 from steerlens.steering import Run, Steering, for_rows
@@ -229,7 +230,7 @@ def _probabilities(
             starts = [choice.row.reply_start for choice in at]
             known = None if None in starts else torch.tensor(starts)
             run = Run([for_rows(plan, batch) for plan in plans], mask, model, known)
-            with model.hooks(fwd_hooks=run.hooks()):
+            with lean(model), model.hooks(fwd_hooks=run.hooks()):
                 device = model.cfg.device
                 logits = next_logits(model, tokens.to(device), mask.to(device).int()).float().cpu()
             pair = torch.tensor([[choice.matching, choice.other] for choice in at])

@@ -37,6 +37,7 @@ from steerlens.ledger import Sweep
 from steerlens.models import TINY_CHAT, load_model
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.sentiment import STRENGTHS, run_sentiment
+from steerlens.serving import PROBES, TOLERANCE, control_vector, export_ablation, export_model
 from steerlens.steering import Steering
 from steerlens.studies import compared
 from steerlens.sweeps import sweep
@@ -624,6 +625,66 @@ def figures_command(
     console.print(f"wrote {', '.join(path.name for path in written)} to {out or scripts}")
 
 
+@app.command("export")
+@reporting
+def export_command(
+    vector: Annotated[Path, typer.Argument(help="The vector to steer with.")],
+    out: Annotated[Path, typer.Option(help="The directory (hf) or .gguf file to write.")],
+    to: Annotated[
+        str,
+        typer.Option(help="hf: a steered checkpoint; gguf: a control vector for llama.cpp."),
+    ] = "hf",
+    model: Annotated[
+        str, typer.Option("--model", help="tiny-chat, or the Hugging Face directory to steer.")
+    ] = TINY_CHAT,
+    layers: Layers = None,
+    strength: Annotated[float, typer.Option(help="Multiplies the direction.")] = 1.0,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Strength is a fraction of the activation norm.")
+    ] = False,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Take one layer's direction out of the whole model.")
+    ] = False,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts to prove it on: a text file, or JSON.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference of logits to steering by hooks.")
+    ] = TOLERANCE,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a steered model that other servers run: the vector in its biases, or beside it.
+
+    Example: steerlens export refuse.safetensors --layers 2-3 --strength 0.3 --relative
+    --out refusing-chat
+    """
+    steered = SteeringVector.load(vector)
+    if to not in ("hf", "gguf"):
+        raise SteerlensError(f"--to {to!r} is unknown; choose hf or gguf")
+    if ablate and (strength != 1.0 or relative or to == "gguf"):
+        raise SteerlensError("--ablate goes without --strength, --relative and --to gguf")
+    if to == "gguf":
+        if out.suffix.lower() != ".gguf" or (out.exists() and not force):
+            raise SteerlensError(f"{str(out)!r} must end in .gguf and not exist yet, or --force")
+        plan = Steering(steered, parse_layers(layers), strength, relative=relative)
+        control_vector(plan).save(out)
+        console.print(f"wrote {plan} to {out}; the strength is in it. Steer with it by")
+        console.print(f"  llama-cli -m MODEL.gguf --control-vector {out}", soft_wrap=True)
+        return
+    options: dict[str, Any] = {
+        "prompts": PROBES if prompts is None else _prompts_in(prompts),
+        "tolerance": tolerance,
+        "force": force,
+    }
+    if ablate:
+        made = export_ablation(steered, model, out, layers=parse_layers(layers), **options)
+    else:
+        plan = Steering(steered, parse_layers(layers), strength, relative=relative)
+        made = export_model(plan, model, out, **options)
+    console.print(made)
+    console.print(f"wrote {out}; load it as you would {made.source}")
+
+
 def parse_layers(layers: str | None) -> list[int] | None:
     """`"1,4-6"` as [1, 4, 5, 6]; None stays None, which stands for all layers.
 
@@ -656,7 +717,6 @@ def _prompts_in(path: Path, part: str = "") -> list[str]:
         if part not in parts:
             raise SteerlensError(f"{str(path)!r} has no part {part!r}; it has {list(parts)}")
         parts = {part: parts[part]}
-    rows = [row for part in parts.values() for row in part]
-    if not all(isinstance(row, str) for row in rows):
+    if not all(isinstance(part, list) for part in parts.values()):
         raise SteerlensError(f"{str(path)!r} groups its prompts by topic; give a list of prompts")
-    return rows
+    return [row for part in parts.values() for row in part]

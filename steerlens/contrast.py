@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, shown
 from steerlens.files import PathLike, read_json, write_json
 
 FORMAT = "steerlens.contrast/1"
@@ -72,11 +72,12 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         for index, pair in enumerate(self.pairs):
             if isinstance(pair, str) or len(pair) != 2:
                 raise SteerlensError(
-                    f"pair {index} of {self.name!r} is {pair!r}; "
+                    f"pair {index} of {self.name!r} is {shown(pair)}; "
                     "a pair is (positive prompt, negative prompt)"
                 )
             for prompt in pair:
                 require_prompt(prompt, f"pair {index} of {self.name!r}")
+        _require_settings(self)
         forms = {_suffix_form(suffix) for suffix in self.suffixes}
         if len(forms) > 1 or "other" in forms:
             raise SteerlensError(
@@ -235,7 +236,7 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise SteerlensError(
-                f'{str(path)!r} is not a contrastive dataset: its "format" is {found!r}, '
+                f'{str(path)!r} is not a contrastive dataset: its "format" is {shown(found)}, '
                 f"needed is {FORMAT!r}"
             )
         pairs: list[Any] = []
@@ -245,11 +246,8 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         try:
             for part, rows in content["parts"].items():
                 first_pair = len(pairs)
-                pairs += [tuple(pair) for pair in rows["pairs"]]
-                own = tuple(
-                    suffix if isinstance(suffix, str) else tuple(suffix)
-                    for suffix in rows.get("suffixes") or ()
-                )
+                pairs += [_tupled(pair) for pair in _a_list(rows["pairs"])]
+                own = tuple(_tupled(suffix) for suffix in _a_list(rows.get("suffixes") or []))
                 if own not in places:  # split() gives the same suffixes to every part
                     places[own] = range(len(suffixes), len(suffixes) + len(own))
                     suffixes += own
@@ -257,7 +255,7 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
             return cls(
                 pairs,
                 suffixes,
-                system=tuple(content.get("system") or (None, None)),
+                system=tuple(_a_list(content.get("system") or [None, None])),
                 chat=content.get("chat_template"),
                 generation_prompt=content.get("generation_prompt", True),
                 name=content.get("name", str(path)),
@@ -270,6 +268,30 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
             ) from error
         except SteerlensError as error:
             raise SteerlensError(f"in {str(path)!r}: {error}") from error
+
+
+def _a_list(value: Any) -> list[Any]:
+    """Text and tables can be iterated as well, and would pass for something else."""
+    if not isinstance(value, list):
+        raise TypeError(f"{shown(value)} stands where a list is needed")
+    return value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _require_settings(data: ContrastiveDataset) -> None:
+    settings = {
+        "system (two texts or None)": len(data.system) == 2
+        and all(one is None or isinstance(one, str) for one in data.system),
+        "chat (True, False or None)": data.chat is None or isinstance(data.chat, bool),
+        "generation_prompt (True or False)": isinstance(data.generation_prompt, bool),
+        "name (text)": isinstance(data.name, str),
+    }
+    wrong = [setting for setting, fits in settings.items() if not fits]
+    if wrong:
+        raise SteerlensError(f"the dataset {shown(data.name)} has the wrong {', '.join(wrong)}")
 
 
 def require_prompt(prompt: Any, where: str) -> None:
@@ -290,7 +312,7 @@ def require_prompt(prompt: Any, where: str) -> None:
     )
     if not is_chat:
         raise SteerlensError(
-            f"{where} has the prompt {prompt!r}; a prompt is text, or a chat as a list of "
+            f"{where} has the prompt {shown(prompt)}; a prompt is text, or a chat as a list of "
             '{"role": ..., "content": ...} messages'
         )
 
@@ -306,6 +328,14 @@ def load_prompts(path: PathLike) -> dict[str, Any]:
     parts = content.get("parts")
     if not isinstance(parts, dict) or not parts:
         raise SteerlensError(f'{str(path)!r} has no "parts" with prompts in them')
+    by_topic = content["format"] == "steerlens.topics/1"
+    for name, part in parts.items():
+        groups = list(part.values()) if by_topic and isinstance(part, dict) else [part]
+        if isinstance(part, dict) != by_topic or not all(map(_are_prompts, groups)):
+            raise SteerlensError(
+                f"the part {shown(name)} of {str(path)!r} holds {shown(part)}; needed is "
+                + ("a table: topic → list of prompts" if by_topic else "a list of prompts")
+            )
     return parts
 
 
@@ -318,6 +348,10 @@ def _suffix_form(suffix: Any) -> str:
         and all(isinstance(ending, str) for ending in suffix)
     )
     return "pairs" if is_pair else "other"
+
+
+def _are_prompts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value)
 
 
 def _listed(suffix: Any) -> Any:

@@ -13,6 +13,7 @@ https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.cpp
 
 import json
 import math
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -24,14 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerlens.errors import SteerlensError
-from steerlens.files import PathLike, read_json, write_atomically, write_json
+from steerlens.errors import SteerlensError, shown
+from steerlens.files import PathLike, parse_json, read_json, write_atomically, write_json
 
 BLOCK_OUTPUT = "resid_post"
 """The site that a direction of another program's file belongs to."""
 
 LARGEST_FILE = 2**28
 """Bytes; thirty times the vector of the largest open model. What is larger is a model."""
+LARGEST_SCRIPT = 2**18
+"""Bytes of the pickle in a `.pt`, which names the tensors; 100 layers take 2**14."""
 LARGEST_HEADER = 100_000
 """Reads that the header of a GGUF file may take; a control vector of 100 layers takes 1,000."""
 
@@ -165,7 +168,9 @@ def read_gguf(path: PathLike) -> VectorFile:
         None if hint is None else _text(hint),
     )
     own = reader.get_field(_GGUF_METADATA)
-    return content if own is None else _with_own_metadata(path, content, json.loads(_text(own)))
+    return (
+        content if own is None else _with_own_metadata(path, content, parse_json(_text(own), path))
+    )
 
 
 def _with_own_metadata(path: PathLike, content: VectorFile, own: Any) -> VectorFile:
@@ -212,7 +217,7 @@ def _bounded_reader(gguf: ModuleType, path: PathLike) -> Any:
             # Here, so that a model is refused before its vocabulary is read.
             if field.name == "general.architecture" and _text(field) != _GGUF_ARCHITECTURE:
                 raise SteerlensError(
-                    f"{str(path)!r} is a GGUF file of architecture {_text(field)!r}; "
+                    f"{str(path)!r} is a GGUF file of architecture {shown(_text(field))}; "
                     f"needed is {_GGUF_ARCHITECTURE!r}"
                 )
             return super()._push_field(field, *args, **kwargs)
@@ -315,16 +320,59 @@ def _require_stored(path: PathLike, name: object, tensor: object) -> None:
 def _require_modest_archive(path: PathLike) -> None:
     """Both formats are zip archives, which could unpack to far more than they weigh."""
     with zipfile.ZipFile(path) as archive:
-        require_modest_size(path, sum(entry.file_size for entry in archive.infolist()))
+        entries = archive.infolist()
+    require_modest_size(path, sum(entry.file_size for entry in entries))
+    kinds = {entry.compress_type for entry in entries}
+    if kinds - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:  # others may ask for much memory
+        raise SteerlensError(f"{str(path)!r} is compressed in a way that no tensors are: {kinds}")
+
+
+_TENSOR_GLOBALS = re.compile(
+    r"collections OrderedDict|torch (\w+Storage|[a-z]\w+)"
+    r"|torch\._utils _rebuild_(tensor_v2|parameter|sparse_tensor|qtensor)"
+    r"|torch\.serialization _get_layout"
+)
+
+
+def _require_only_tensors(path: PathLike) -> None:
+    """Refuse names that `torch.load` knows, but that no saved tensor needs.
+
+    `bytearray` is one, and makes as many bytes as it is told to.
+    """
+    with zipfile.ZipFile(path) as archive:
+        scripts = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+        if len(scripts) != 1 or scripts[0].file_size > LARGEST_SCRIPT:
+            raise ValueError("torch.save writes one short data.pkl")
+        script = archive.read(scripts[0])
+    for code, arg, _ in pickletools.genops(script):
+        if code.name == "GLOBAL" and not _TENSOR_GLOBALS.fullmatch(str(arg)):
+            raise ValueError(f"it asks for {shown(arg)}, which no plain tensor needs")
 
 
 def torch_tensors(path: PathLike) -> Any:
     """What `torch.save` wrote; the unpickler knows tensors and containers, and runs nothing."""
+    _require_only_tensors(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _require_stored_arrays(path: PathLike) -> None:
+    """NumPy makes room for the shape that a header declares before it reads what is there."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as opened:
+                major = np.lib.format.read_magic(opened)[0]
+                read = getattr(np.lib.format, f"read_array_header_{min(major, 2)}_0")
+                shape, _, dtype = read(opened)
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise SteerlensError(
+                    f"{shown(entry.filename)} in {str(path)!r} declares the shape "
+                    f"{shown(shape)} of {dtype}, but {entry.file_size} bytes are stored"
+                )
 
 
 def numpy_arrays(path: PathLike) -> dict[str, Tensor]:
     """What `numpy.savez` wrote; arrays of objects, which are pickles, are refused."""
+    _require_stored_arrays(path)
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return {name: torch.from_numpy(np.atleast_1d(array)) for name, array in arrays.items()}
@@ -387,7 +435,9 @@ def _placed(
 def _layer_number(path: PathLike, name: object, pattern: str = r"(\d{1,4})") -> int:
     found = re.fullmatch(pattern, str(name), re.ASCII)
     if found is None:
-        raise SteerlensError(f"{name!r} in {str(path)!r} names no layer; needed is a layer number")
+        raise SteerlensError(
+            f"{shown(name)} in {str(path)!r} names no layer; needed is a layer number"
+        )
     return int(found[1])
 
 

@@ -12,6 +12,7 @@ from steerlens.conditions import Condition, Similarity, projection
 from steerlens.directions import at_least_float32
 from steerlens.errors import SteerlensError
 from steerlens.extraction import check_provenance
+from steerlens.lean import lean
 from steerlens.marking import text_pieces
 from steerlens.models import Model, hook_name, resolve_layers, site_frame, unmasked
 from steerlens.positions import Tokens, read_positions
@@ -385,13 +386,14 @@ def _every_token(
         )
     numbers = resolve_layers(model, layers)
     names = [hook_name(model, site, layer) for layer in numbers]
-    _, cache = model.run_with_cache(
-        **unmasked(model, torch.tensor([ids], device=model.cfg.device)),
-        names_filter=names,
-        stop_at_layer=numbers[-1] + 1,
-        return_type=None,
-        return_cache_object=False,
-    )
+    with lean(model):
+        _, cache = model.run_with_cache(
+            **unmasked(model, torch.tensor([ids], device=model.cfg.device)),
+            names_filter=names,
+            stop_at_layer=numbers[-1] + 1,
+            return_type=None,
+            return_cache_object=False,
+        )
     read = [
         site_frame(model, site, layer).into(cache[name])[0]
         for layer, name in zip(numbers, names, strict=True)

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -28,6 +31,35 @@ def write_atomically(path: PathLike, write: Callable[[Path], object]) -> Path:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_directory(
+    path: PathLike, write: Callable[[Path], object], *, replace: bool = False
+) -> Path:
+    """Call `write` on a temporary directory beside `path`, then move it into place.
+
+    What stands at `path` is refused, or with `replace` moved away once the new one is complete.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not replace:
+        raise SteerlensError(f"{str(path)!r} exists already; choose another name, or remove it")
+    require_writable(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = temporary / "new", temporary / "old"
+    try:
+        new.mkdir()
+        write(new)
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(temporary)
     return path
 
 
@@ -68,18 +100,66 @@ def write_json(path: PathLike, value: Any) -> Path:
 
 def read_json(path: PathLike) -> Any:
     """Read JSON; a missing, truncated or malformed file is named with the place of the fault."""
-    text = _read_text(path)
+    return parse_json(_read_text(path), path)
+
+
+def parse_json(text: str, path: PathLike) -> Any:
+    """Parse the JSON found in a file, and refuse what other readers would take in silence.
+
+    That is: a key given twice, NaN and infinity, halves of surrogate pairs (which no file can
+    hold again), and nesting so deep that whatever walks it would fail.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=_table, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise SteerlensError(
             f"{str(path)!r} is not valid JSON: {error.msg} at line {error.lineno}, "
             f"column {error.colno}; the file may be truncated"
         ) from error
+    except ValueError as error:  # ours, or a number of thousands of digits
+        raise SteerlensError(f"in {str(path)!r}: {error}") from error
     except RecursionError as error:
-        raise SteerlensError(
-            f"{str(path)!r} is nested too deeply to be a steerlens file"
-        ) from error
+        raise SteerlensError(_too_deep(path)) from error
+    for depth, found in _walk(value):
+        if depth > DEEPEST:
+            raise SteerlensError(_too_deep(path))
+        if isinstance(found, str) and _HALF_PAIR.search(found):
+            raise SteerlensError(f"{str(path)!r} holds {shown(found)}, which is no Unicode text")
+    return value
+
+
+DEEPEST = 50
+"""Lists and tables inside one another; steerlens's own files have five or six."""
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def _too_deep(path: PathLike) -> str:
+    return f"{str(path)!r} is nested too deeply to be a steerlens file"
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise SteerlensError(f"the key {shown(twice)} is given twice")
+    return table
+
+
+def _no_number(word: str) -> float:
+    raise SteerlensError(f"{word} came where JSON has a number")
+
+
+def _walk(value: Any) -> Iterator[tuple[int, Any]]:
+    """All values in a JSON tree, keys included, with their depth; not by recursion."""
+    waiting = [(0, value)]
+    while waiting:
+        depth, found = waiting.pop()
+        yield depth, found
+        if isinstance(found, dict):
+            waiting += [(depth + 1, one) for pair in found.items() for one in pair]
+        elif isinstance(found, list):
+            waiting += [(depth + 1, one) for one in found if isinstance(one, str | list | dict)]
 
 
 def read_lines(path: PathLike) -> list[str]:

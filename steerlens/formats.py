@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, shown
 from steerlens.exchange import (
     VectorFile,
     gguf_left_out,
@@ -25,7 +25,7 @@ from steerlens.exchange import (
     write_gguf,
     write_svec,
 )
-from steerlens.files import PathLike, write_atomically
+from steerlens.files import PathLike, parse_json, write_atomically
 
 VECTOR_FORMAT = "steerlens.vector/1"
 
@@ -107,7 +107,8 @@ def _require_modest_file(path: PathLike) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    first = str(error).strip().split("\n")[0]
+    return first[:200] or type(error).__name__
 
 
 def _require_sound(path: PathLike, content: VectorFile) -> None:
@@ -120,7 +121,7 @@ def _require_sound(path: PathLike, content: VectorFile) -> None:
             raise SteerlensError(f"the vector file {str(path)!r} lacks {name!r}")
         if not isinstance(content.metadata[name], kind):
             raise SteerlensError(
-                f"the {name} in {str(path)!r} is {content.metadata[name]!r}; "
+                f"the {name} in {str(path)!r} is {shown(content.metadata[name])}; "
                 f"needed is a {kind.__name__}"
             )
     layers = content.tensors["layers"]
@@ -129,8 +130,11 @@ def _require_sound(path: PathLike, content: VectorFile) -> None:
             f"the layers in {str(path)!r} are {layers.dtype} of shape {tuple(layers.shape)}; "
             "needed is a row of int64, none negative"
         )
+    if not content.tensors["directions"].numel():
+        raise SteerlensError(f"the directions in {str(path)!r} are empty")
     for name in {"directions", "norms", "explained"} & set(content.tensors):
         require_floats(path, name, content.tensors[name])
+        content.tensors[name] = content.tensors[name].float()  # some kinds can do no arithmetic
 
 
 # .safetensors: the native format, which holds everything
@@ -149,16 +153,17 @@ def read_safetensors(path: PathLike) -> VectorFile:
         header = opened.metadata() or {}
         _require_format(path, header.get("format"))
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    metadata = json.loads(header.get("steerlens", "null"))
+    metadata = parse_json(header.get("steerlens", "null"), path)
     if not isinstance(metadata, dict):
-        raise SteerlensError(f"the metadata of {str(path)!r} is not a table but {metadata!r}")
+        raise SteerlensError(f"the metadata of {str(path)!r} is not a table but {shown(metadata)}")
     return VectorFile(tensors, metadata)
 
 
 def _require_format(path: PathLike, found: str | None) -> None:
     if found != VECTOR_FORMAT:
         raise SteerlensError(
-            f"{str(path)!r} is a safetensors file of format {found!r}; needed is {VECTOR_FORMAT!r}"
+            f"{str(path)!r} is a safetensors file of format {shown(found)}; "
+            f"needed is {VECTOR_FORMAT!r}"
         )
 
 

@@ -114,6 +114,7 @@ def generate(
     A row's reply does not depend on the batch it is in, sampled or not: row i samples with the
     i-th stream of random numbers of `seed`, or with number `draws[i]`. Raises before any work if
     a prompt and its reply do not fit into the context, or the plan does not fit the model.
+    Threads that use one model take turns, batch by batch.
 
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
     ['Sure, here is a']
@@ -143,7 +144,8 @@ def stream(
 ) -> Iterator[Replies]:
     """`generate`, showing the replies as far as they have come after every token.
 
-    All prompts are one batch. The model stays steered until the iterator ends or is closed.
+    All prompts are one batch. The model stays steered, and other threads wait for it, until the
+    iterator ends or is closed, which its own thread has to do.
 
     >>> [str(reply) for (reply,) in stream(load_model(), ["How do I bake bread?"],
     ...                                    max_new_tokens=3)]

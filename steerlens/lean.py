@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steerlens.models import Cache, CacheEntry, Model, new_cache
+from steerlens.models import Cache, CacheEntry, Model, exclusive, new_cache
 
 Keys = Float[Tensor, "row pos head d_head"]
 NewKeys = Float[Tensor, "row new head d_head"]
@@ -78,12 +78,12 @@ def select_rows(cache: Cache, rows: Int[Tensor, " row"]) -> None:
 
 @contextmanager
 def lean(model: Model) -> Iterator[None]:
-    """Forward passes of this model skip repeated work until the block ends.
+    """Forward passes of this model skip repeated work until the block ends; other threads wait.
 
     >>> with lean(model := load_model()):
     ...     logits = model("Hello")
     """
-    with ExitStack() as stack:
+    with exclusive(model), ExitStack() as stack:
         shared = _Padding()
         for block in model.blocks:
             norm = getattr(block, "ln1", None)

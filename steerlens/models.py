@@ -6,10 +6,12 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
@@ -232,6 +234,17 @@ def attach_hooks(
         remove()
         raise
     return remove
+
+
+def exclusive(model: Model) -> AbstractContextManager[object]:
+    """Held while a model runs with hooks on it, which every thread would run through.
+
+    A second thread waits; the one that holds it may take it again.
+    """
+    return _LOCKS.setdefault(model, RLock())
+
+
+_LOCKS: WeakKeyDictionary[Model, AbstractContextManager[object]] = WeakKeyDictionary()
 
 
 def site_width(model: Model, site: str) -> int:

@@ -96,10 +96,11 @@ def read_rows(
     norms = torch.zeros(len(jobs), len(numbers))
     total = sum(len(row.ids) for row, _ in jobs)
     hidden = None if progress else True
-    with tqdm(total=total, unit="tok", desc="reading", disable=hidden) as bar, lean(model):
+    with tqdm(total=total, unit="tok", desc="reading", disable=hidden) as bar:
         for indices in _batches(jobs, shared, batch_tokens or _fast_batch(model)):
             batch = [jobs[index] for index in indices]
-            read = _read_batch(model, batch, shared[indices[0]], places, numbers[-1])
+            with lean(model):
+                read = _read_batch(model, batch, shared[indices[0]], places, numbers[-1])
             if pooled is None:
                 pooled = read.pooled.new_zeros(len(jobs), *read.pooled.shape[1:])
             pooled[indices], norms[indices] = read.pooled, read.norms

@@ -3,12 +3,13 @@
 import ast
 import keyword
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import and_, or_
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, shown
 from steerlens.predicates import Named, Predicate
 from steerlens.steering import Steering
 
@@ -34,7 +35,13 @@ def parse_rules(rules: str | Iterable[str]) -> tuple[Rule, ...]:
     >>> str(rules[0])
     'if harmful and not (legal or health) then refuse'
     """
-    lines = rules.splitlines() if isinstance(rules, str) else list(rules)
+    lines = rules.splitlines() if isinstance(rules, str) else rules
+    if not isinstance(lines, Iterable) or isinstance(lines, bytes):
+        raise SteerlensError(f"rules={shown(rules)} came; needed are rules as text")
+    lines = list(lines)
+    for line in lines:
+        if not isinstance(line, str):
+            raise SteerlensError(f"the rule {shown(line)} is no text")
     parsed = tuple(_parse(line) for line in lines if line.strip())
     if not parsed:
         raise SteerlensError('no rule came; a rule reads "if harmful and not legal then refuse"')
@@ -88,25 +95,28 @@ def _parse(line: str) -> Rule:
     if not steering.isidentifier() or keyword.iskeyword(steering):
         raise SteerlensError(f"the rule {line!r} must end with one name after 'then'")
     try:
-        tree = ast.parse(form["when"].strip(), mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of what is refused below
+            warnings.simplefilter("ignore", DeprecationWarning)
+            tree = ast.parse(form["when"].strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise SteerlensError(
             f"the condition of the rule {line!r} cannot be read: {error}; "
             "use names, 'and', 'or', 'not' and parentheses"
         ) from error
-    return Rule(_predicate(tree.body, line), steering)
+    return Rule(_predicate(tree.body, line, form["when"].strip()), steering)
 
 
-def _predicate(node: ast.expr, line: str) -> Predicate:
+def _predicate(node: ast.expr, line: str, source: str) -> Predicate:
     match node:
         case ast.Name(id=name):
             return Named(name)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return ~_predicate(operand, line)
+            return ~_predicate(operand, line, source)
         case ast.BoolOp(op=operator, values=values):
-            parts = [_predicate(value, line) for value in values]
+            parts = [_predicate(value, line, source) for value in values]
             return reduce(and_ if isinstance(operator, ast.And) else or_, parts)
-    raise SteerlensError(
-        f"the rule {line!r} holds {ast.unparse(node)!r}; "
+    raise SteerlensError(  # not by `unparse`, which fails on deep trees
+        f"the rule {line!r} holds {ast.get_source_segment(source, node)!r}; "
         "a condition is made of names, 'and', 'or', 'not' and parentheses only"
     )

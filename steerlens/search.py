@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from steerlens.conditions import SIMILARITIES, Condition, Similarity, cast_similarity
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, shown
 from steerlens.files import PathLike, read_json, write_json
 from steerlens.intervals import Scores, score_decisions
 from steerlens.models import Model, resolve_layers
@@ -21,6 +22,8 @@ from steerlens.vector import SteeringVector
 
 FORMAT = "steerlens.search/1"
 RESAMPLES = 2000
+MOST_VALUES = 50_000_000
+"""Similarities, combinations of layers times prompts, that a search may hold in memory."""
 
 
 class Similarities(NamedTuple):
@@ -172,11 +175,13 @@ class ConditionSearch:
                     f"{str(path)!r} was searched with a vector from other pairs; "
                     "load the vector that belongs to it"
                 )
-            return cls(
+            layers = _layers(content["layers"])
+            vector.at(layers)
+            found = cls(
                 vector,
-                tuple(content["layers"]),
-                _similarities(content["chosen_on"]),
-                _similarities(content["scored_on"]),
+                layers,
+                _similarities(content["chosen_on"], len(layers)),
+                _similarities(content["scored_on"], len(layers)),
                 combine=content["combine"],
                 similarity=SIMILARITIES[content["similarity"]],
                 tokens=content["tokens"],
@@ -184,12 +189,14 @@ class ConditionSearch:
                 name=content["name"],
                 seed=content["seed"],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, SteerlensError):
-                raise
+            _require_settings(found)
+            return found
+        except SteerlensError as error:
+            raise SteerlensError(f"in {str(path)!r}: {error}") from error
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise SteerlensError(
                 f"{str(path)!r} does not have the form of a condition search: "
-                f"{type(error).__name__} {error}"
+                f"{type(error).__name__} {shown(str(error))}"
             ) from error
 
     def __repr__(self) -> str:
@@ -271,11 +278,15 @@ def find_thresholds(
 
     "Any layer above" is "the largest one above", so a combination is one more column to cut.
     """
-    groups = [
-        columns
-        for size in range(1, combine + 1)
-        for columns in combinations(range(len(layers)), size)
-    ]
+    sizes = range(1, min(combine, len(layers)) + 1)
+    rows, columns_made = sum(map(len, similarities)), sum(comb(len(layers), k) for k in sizes)
+    if not sizes or rows * columns_made > MOST_VALUES:
+        raise SteerlensError(
+            f"{columns_made:,} combinations of up to {combine} of {len(layers)} layers came, for "
+            f"{rows} prompts: at least one is needed, and at most {MOST_VALUES:,} for all prompts "
+            "together can be tried; give fewer layers or a smaller combine="
+        )
+    groups = [columns for size in sizes for columns in combinations(range(len(layers)), size)]
     found = []
     for side, sign in (("above", 1.0), ("below", -1.0)):
         positive, negative = (
@@ -358,9 +369,30 @@ def _listed(similarities: Similarities) -> dict[str, Any]:
     return {side: values.astype(float).tolist() for side, values in similarities._asdict().items()}
 
 
-def _similarities(content: dict[str, Any]) -> Similarities:
-    sides = [
-        np.array(content[side], dtype=np.float32).reshape(len(content[side]), -1)
-        for side in ("positive", "negative")
-    ]
+def _layers(found: Any) -> tuple[int, ...]:
+    if not isinstance(found, list) or not found or not all(type(layer) is int for layer in found):
+        raise TypeError(f"the layers are {shown(found)}; needed is a list of numbers")
+    return tuple(found)
+
+
+def _similarities(content: dict[str, Any], width: int) -> Similarities:
+    sides = []
+    for side in ("positive", "negative"):
+        rows = content[side]
+        if not rows or any(len(row) != width or {*map(type, row)} - {float, int} for row in rows):
+            raise TypeError(f"the {side} similarities are no rows of {width} numbers")
+        with np.errstate(over="raise"):
+            sides.append(np.array(rows, dtype=np.float64).astype(np.float32))
     return Similarities(sides[0], sides[1])
+
+
+def _require_settings(found: ConditionSearch) -> None:
+    """What is not looked at before the search is used."""
+    kinds: dict[str, Any] = {"name": str, "seed": int, "tokens": (str, int)}
+    for setting, kind in kinds.items():
+        value = getattr(found, setting)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"the {setting} is {shown(value)}")
+    if found.seed < 0:
+        raise ValueError(f"the seed is {found.seed}")
+    repr(found.best)  # built, and so looked at: site, tokens, threshold

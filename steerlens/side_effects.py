@@ -19,6 +19,7 @@ from steerlens.files import embedded
 from steerlens.generation import generate
 from steerlens.intervals import Interval, means, rate, ratios
 from steerlens.judges import refused
+from steerlens.lean import lean
 from steerlens.models import Model, unmasked
 from steerlens.positions import can_select
 from steerlens.steering import Run, Steering, stacked
@@ -248,7 +249,7 @@ def _forced(
     reply_start = torch.tensor(known).repeat(many) if len(known) == len(batch) else None
     steerings = stacked([None, *plans], len(batch))
     run = Run(steerings, mask.repeat(many, 1), model, reply_start)
-    with model.hooks(fwd_hooks=run.hooks()):
+    with lean(model), model.hooks(fwd_hooks=run.hooks()):
         # No attention mask is needed: causal attention never looks at what pads the right.
         logits = model(**unmasked(model, tokens.repeat(many, 1)))
     logits = logits.unflatten(0, (many, len(batch)))

@@ -455,7 +455,7 @@ SVEC = {"model_type": "llama", "directions": {"1": [1.0, 2.0], "2": [3, 4]}}
         (SVEC | {"directions": {"1": [[1], [2]]}}, "is no list of numbers"),
         (SVEC | {"directions": {"1": [True]}}, "is no list of numbers"),
         (SVEC | {"directions": {"1": []}}, "is no list of numbers"),
-        (SVEC | {"directions": {"1": [float("nan")]}}, r"NaN or infinite values at .*\[1\]"),
+        (SVEC | {"directions": {"1": [float("nan")]}}, "NaN came where JSON has a number"),
         (SVEC | {"directions": {"1": [1e39]}}, "NaN or infinite"),
         (SVEC | {"directions": {"1": [10**400]}}, "too large"),
         (SVEC | {"explained_variances": {"1": 0.5}}, r"layers \[1, 2\], but .* for \[1\]"),

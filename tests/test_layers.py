@@ -11,7 +11,7 @@ ORDER = [
     "errors", "files", "contrast", "eigenvectors", "directions", "moments", "exchange", "formats",
     "vector", "positions", "predicates", "layout", "models", "lean", "weights", "tokens",
     "prefixes", "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules",
-    "biases", "serving", "decoding", "generation", "intervals", "search", "judges",
+    "biases", "checkpoints", "serving", "decoding", "generation", "intervals", "search", "judges",
     "model_judges", "endpoints", "choices", "effects", "side_effects", "controls", "verdicts",
     "evaluation", "calibration", "ledger", "sweeps", "sentiment", "cast_table", "explaining",
     "themes", "tables", "condition_figures", "vector_figures", "effect_figures", "dashboards",

@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	.venv/bin/steerlens demo $(DEMO)
 
 test: check
-	.venv/bin/pytest -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)
 	.venv/bin/pytest -m slow

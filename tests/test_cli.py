@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 import steerlens as sl
 from steerlens import ledger, sweeps
-from steerlens.cli import app, parse_layers, parse_strengths
+from steerlens.cli import app
+from steerlens.cli_options import parse_layers, parse_strengths
 
 SWEPT = ["v.safetensors", "--prompts", "prompts.txt", "--out", "x"]
 
@@ -147,7 +148,7 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(sweeps, "write_part", stop_after_two)
-        patched.setattr("steerlens.cli.sweep", partial(sl.sweep, batch_tokens=0))
+        patched.setattr("steerlens.cli_measure.sweep", partial(sl.sweep, batch_tokens=0))
         stopped = run(*command)
     assert stopped.exit_code == 130
     assert "keeps Sweep(2 of 10 rows" in " ".join(stopped.output.split())

@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def ratios(self) -> list[float]:
-        """Round by round: theirs / ours, or ours / theirs where a share of their time is aimed at."""
+        """By round: theirs / ours; ours / theirs where a share of their time is aimed at."""
         pairs = zip(self.ours, self.theirs, strict=False)
         return [a / b if self.at_most is not None else b / a for a, b in pairs]
 
@@ -89,7 +89,7 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         return vars(self) | {
             "agreement": self.agreement.text,
-            "agrees": self.agreement.holds,
+            "agrees": bool(self.agreement.holds),
             "ratios": self.ratios,
             "ratio": self.ratio,
             "reached": self.reached,

@@ -57,6 +57,7 @@ def random_model(shape: dict[str, int], device: str) -> HookedTransformer:
 def run(device: str, quick: bool) -> list[dict[str, Any]]:
     """One row for each job: time, arithmetic, and its share of what matrix products reach here."""
     model = random_model(TINY if quick else LLAMA_8B, device)
+    name = f"A random Llama of {'a tiny' if quick else 'an 8B model’s'} shape, bfloat16"
     across, n_pairs = (8, 20) if quick else (100, 4050)
     suffixed = suffix_data(across, across)
     sides = tuple(zip(*mixed_pairs(n_pairs), strict=True))
@@ -71,7 +72,9 @@ def run(device: str, quick: bool) -> list[dict[str, Any]]:
         rate = sum(one.flops for one in passes) / took
         return {
             "job": f"{job}: {what}",
+            "model": name,
             "seconds": took,
+            "peak_tflops": peak_rate / 1e12,
             "published": PUBLISHED[job],
             "tflops": rate / 1e12,
             "utilisation": rate / peak_rate,

@@ -81,7 +81,7 @@ def growth_table(curves: Sequence[dict[str, Any]]) -> Table:
 def gpu_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = ("job", "s", "CAST as published (A100), s", "TFLOP/s", "of matrix products' rate")
     return _table(
-        "An 8B-shaped model of random weights, bfloat16",
+        f"{rows[0]['model']}: matrix products reach {rows[0]['peak_tflops']:.3g} TFLOP/s",
         columns,
         [
             (
@@ -106,7 +106,7 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) ->
 
 
 def ratio_bars(outcomes: Sequence[Outcome], shares: bool) -> go.Figure:
-    """One bar for each rival, from its ratio of 1; whiskers from least to most, a mark at the aim."""
+    """One bar for each rival; whiskers from least to most, a mark at what is aimed at."""
     kept = [
         one for one in outcomes if one.ratio is not None and (one.at_most is not None) == shares
     ][::-1]

@@ -1,6 +1,5 @@
 """Timing one job done by several programs in turn, and whether they agree on its result."""
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -98,7 +97,6 @@ class Outcome:
 
 def seconds(run: Callable[[], Any]) -> float:
     """How long one call takes, all of its work on an accelerator included."""
-    gc.collect()
     _finish()
     start = time.perf_counter()
     run()

@@ -82,7 +82,7 @@ def counted(model: Any) -> Iterator[list[Pass]]:
         rows, new = args[0].shape[:2]
         entry = options.get("past_kv_cache_entry")
         past = 0 if entry is None else entry.past_keys.shape[1]
-        weights = sum(weight.numel() for weight in module.parameters())
+        weights = sum(w.numel() for name, w in module.named_parameters() if "W_" in name)
         seen = past + (new + 1) / 2  # tokens that a new one looks at, on average
         attention = 4 * rows * new * seen * model.cfg.n_heads * model.cfg.d_head
         cached = 2 * rows * (past + new) * heads * model.cfg.d_head

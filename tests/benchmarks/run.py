@@ -4,6 +4,7 @@ python tests/benchmarks/run.py --out out/bench [--quick] [--only decoding search
 """
 
 import argparse
+import gc
 import json
 import logging
 import platform
@@ -55,6 +56,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     _quiet()
+    gc.freeze()  # what is imported need not be looked through during runs
     console = Console()
     if not console.is_terminal:
         console.width = 200

@@ -28,6 +28,8 @@ QUICK_POINTS: dict[str, dict[str, Any]] = {
     "extraction against pairs": {"axis": "pairs", "values": (4, 16)},
     "search against prompts": {"axis": "prompts", "values": (100, 1000), "what": "search"},
 }
+RESOLVED = {"seconds": 1e-6, "bytes": 2**20}
+"""Less than this is not told from nothing."""
 USUAL = {"what": "extraction", "pairs": 200, "length": 24, "layers": 8, "prompts": 1000}
 
 
@@ -47,14 +49,16 @@ def curves(folder: Path, threads: int, quick: bool) -> Iterator[dict[str, Any]]:
             "axis": curve["axis"],
             "values": list(curve["values"]),
             **columns,
-            "exponents": {key: _exponent(curve["values"], ys) for key, ys in columns.items()},
+            "exponents": {
+                key: _exponent(curve["values"], ys, RESOLVED[key]) for key, ys in columns.items()
+            },
         }
 
 
-def _exponent(xs: Any, ys: Any) -> float:
+def _exponent(xs: Any, ys: Any, least: float) -> float:
     """Slope in logarithms, over the larger half of the curve, where fixed costs matter least."""
     half = max(2, len(xs) // 2 + 1)
-    return float(np.polyfit(np.log(xs[-half:]), np.log(np.maximum(ys[-half:], 1e-9)), 1)[0])
+    return float(np.polyfit(np.log(xs[-half:]), np.log(np.maximum(ys[-half:], least)), 1)[0])
 
 
 def _in_a_process(point: dict[str, Any]) -> dict[str, float]:

@@ -63,7 +63,7 @@ def measure(model: Any) -> Rates:
     vector = torch.randn(1 << 13, device=device, dtype=dtype)
 
     def best(run: Callable[[], Any]) -> float:
-        return min(seconds(run) for _ in range(10))
+        return min(seconds(run) for _ in range(5))
 
     product = 2 * tokens.numel() * cfg.d_mlp
     return Rates(

@@ -112,10 +112,12 @@ def ratio_bars(outcomes: Sequence[Outcome], shares: bool) -> go.Figure:
     ][::-1]
     names = [f"{one.job}<br><b>{escape(one.rival)}</b>" for one in kept]
     ratios = [one.ratio for one in kept]
+    start = 0 if shares else 1  # a logarithmic bar grows from equality, either way
     figure = go.Figure(layout={"template": TEMPLATE})
     figure.add_bar(
         y=names,
-        x=ratios,
+        x=[ratio - start for ratio in ratios],
+        base=start,
         orientation="h",
         name="median",
         error_x={
@@ -125,6 +127,7 @@ def ratio_bars(outcomes: Sequence[Outcome], shares: bool) -> go.Figure:
         text=[f"{ratio:.2f}" for ratio in ratios],
         textposition="inside",
         insidetextanchor="start",
+        textangle=0,
     )
     figure.add_scatter(
         y=names,
@@ -141,7 +144,7 @@ def ratio_bars(outcomes: Sequence[Outcome], shares: bool) -> go.Figure:
     figure.update_layout(
         title=title,
         height=220 + 48 * len(kept),
-        xaxis={"type": "linear" if shares else "log", "title": "ratio of times"},
+        xaxis={"title": "ratio of times"} | ({} if shares else {"type": "log", "dtick": "D2"}),
         yaxis={"automargin": True, "title": None},
     )
     return figure
@@ -151,9 +154,13 @@ def share_bars(accounts: Sequence[Account]) -> go.Figure:
     """Where the time of each job goes."""
     figure = go.Figure(layout={"template": TEMPLATE})
     names = [f"{one.job}<br>{one.from_limit} × the limit" for one in accounts][::-1]
-    for kind in accounts[0].shares:
+    for kind, colour in zip(accounts[0].shares, (*LINES, "#bbbbbb"), strict=True):
         figure.add_bar(
-            y=names, x=[one.shares[kind] for one in accounts][::-1], orientation="h", name=kind
+            y=names,
+            x=[one.shares[kind] for one in accounts][::-1],
+            orientation="h",
+            name=kind,
+            marker={"color": colour},
         )
     figure.update_layout(
         title="Where our time goes, and how many times the machine's limit it is",
@@ -161,7 +168,7 @@ def share_bars(accounts: Sequence[Account]) -> go.Figure:
         height=260 + 48 * len(accounts),
         xaxis={"tickformat": ".0%", "title": "share of the time of a profiled run"},
         yaxis={"automargin": True},
-        legend={"yref": "paper", "y": 1, "yanchor": "bottom"},
+        legend={"xref": "paper", "x": 0, "xanchor": "left", "y": 0.9, "traceorder": "normal"},
     )
     return figure
 

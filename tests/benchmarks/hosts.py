@@ -117,11 +117,17 @@ class Hosts:
         return rendered + passage.suffix
 
 
+def plain_pairs() -> list[tuple[str, str]]:
+    """The demo data's harmful and harmless prompts, each once."""
+    data = sl.ContrastiveDataset.load(sl.embedded("harmful.json"))
+    sides = [dict.fromkeys(side) for side in zip(*data.pairs, strict=True)]
+    return list(zip(*sides, strict=False))
+
+
 def mixed_pairs(n: int) -> list[tuple[str, str]]:
     """Harmful and harmless texts of one to several demo prompts each; all are different."""
-    data = sl.ContrastiveDataset.load(sl.embedded("harmful.json"))
-    sides = [list(dict.fromkeys(side)) for side in zip(*data.pairs, strict=True)]
-    laps = -(-n // min(map(len, sides)))
+    sides = list(zip(*plain_pairs(), strict=True))
+    laps = -(-n // len(sides[0]))
     generator = random.Random(0)
 
     def text(side: Sequence[str], start: int, lap: int) -> str:
@@ -129,7 +135,7 @@ def mixed_pairs(n: int) -> list[tuple[str, str]]:
         count = generator.choice((1, 1, 1, 2, 2, 3, 4, 6)) + (lap > 0)
         return " ".join(side[(start + step * (1 + lap)) % len(side)] for step in range(count))
 
-    starts = product(range(laps), range(min(map(len, sides))))
+    starts = product(range(laps), range(len(sides[0])))
     return [tuple(text(side, start, lap) for side in sides) for lap, start in islice(starts, n)]
 
 

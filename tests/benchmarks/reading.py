@@ -9,7 +9,7 @@ import numpy as np
 import peers
 import torch
 from contest import Agreement, Job, Rival
-from hosts import Hosts, Size, mixed_pairs, suffix_data
+from hosts import Hosts, Size, mixed_pairs, plain_pairs, suffix_data
 from sklearn.metrics import f1_score
 
 import steerlens as sl
@@ -155,7 +155,7 @@ def _sharing_error(hosts: Hosts, rows: Sequence[Any]) -> float:
 
 
 def search(hosts: Hosts, size: Size) -> Iterator[Job]:
-    pairs = mixed_pairs(size.pairs + 10)
+    pairs = plain_pairs()[: size.pairs + 10]
     chosen, kept = (
         tuple(map(list, zip(*part, strict=True)))
         for part in (pairs[: size.pairs], pairs[size.pairs :])

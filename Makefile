@@ -1,9 +1,10 @@
 # Everything runs inside .venv, made on first use; nothing downloads a model or data.
 PYTHON ?= python3
 DEMO ?= --out out/demo
+BENCH ?= --out out/bench
 INSTALLED = .venv/.installed
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check bench clean
 
 demo: $(INSTALLED)
 	.venv/bin/steerlens demo $(DEMO)
@@ -13,6 +14,11 @@ test: check
 
 test-slow: $(INSTALLED)
 	.venv/bin/pytest -m slow
+
+bench: $(INSTALLED)
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	.venv/bin/python -m pip install --quiet --no-deps --requirement tests/benchmarks/requirements.txt
+	.venv/bin/python tests/benchmarks/run.py $(BENCH)
 
 check: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -18,7 +18,7 @@ from steerlens.extraction import extract
 from steerlens.files import read_lines, require_writable, write_json, write_text
 from steerlens.formats import writer_of
 from steerlens.generation import generate
-from steerlens.models import TINY_CHAT, load_model
+from steerlens.loading import TINY_CHAT, load_model
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.steering import Steering
 from steerlens.vector import SteeringVector

@@ -19,7 +19,14 @@ from steerlens.directions import (
     require_contrast,
 )
 from steerlens.errors import SteerlensError
-from steerlens.models import Model, fingerprint, hook_name, resolve_layers, site_width
+from steerlens.models import (
+    Model,
+    fingerprint,
+    hook_name,
+    processing,
+    resolve_layers,
+    site_width,
+)
 from steerlens.positions import Tokens
 from steerlens.residual import BATCH_TOKENS, read_rows
 from steerlens.tokens import Sides, TokenRow, tokenize_sides
@@ -85,7 +92,7 @@ def extract(
             "name": name or (data.name if isinstance(data, ContrastiveDataset) else "pairs"),
             "model": model.cfg.model_name,
             "weights": fingerprint(model),
-            "processing": _processing(model),
+            "processing": processing(model),
             "tokens": tokens if isinstance(tokens, str | int) else _name_of(tokens),
             "estimator": _name_of(estimator),
             "pairs": len(positive),
@@ -162,12 +169,6 @@ def _pairs(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
             "an extraction needs pairs"
         )
     return positive, negative
-
-
-def _processing(model: Model) -> str:
-    """Folded normalisation leaves its mark in the type's name (LNPre, RMSPre)."""
-    folded = str(model.cfg.normalization_type).endswith("Pre")
-    return "folded" if folded else "none"
 
 
 def _name_of(value: object) -> str:

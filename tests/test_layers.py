@@ -9,7 +9,8 @@ import steerlens
 
 ORDER = [
     "errors", "files", "contrast", "directions", "moments", "exchange", "formats", "vector",
-    "positions", "predicates", "layout", "models", "lean", "weights", "tokens", "prefixes",
+    "positions", "predicates", "models", "layout", "loading", "lean", "weights", "tokens",
+    "prefixes",
     "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules", "biases",
     "serving", "generation", "intervals", "search", "judges", "endpoints", "choices",
     "side_effects", "controls", "evaluation", "calibration", "sweeps", "sentiment", "cast_table",

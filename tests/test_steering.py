@@ -55,7 +55,7 @@ def test_adding_shifts_every_token_by_the_strength(model, rows, vector):
 def test_an_ablated_stream_has_no_projection_left(model, rows, vector, site):
     steering = sl.Steering(vector, edit=hooks.ablate_direction, site=site)
     for layer in steering.layers_steered:
-        seen = stream(model, rows[1], site, layer, steering.hooks())
+        seen = stream(model, rows[1], site, layer, steering.hooks(model=model))
         unit = vector[layer] / vector[layer].norm()
         torch.testing.assert_close(seen @ unit, torch.zeros(len(seen)), atol=1e-4, rtol=0)
 
@@ -278,12 +278,14 @@ def test_an_exception_leaves_no_hook(model, vector, condition):
 # The hooks themselves
 
 
-def test_hooks_come_in_the_order_of_the_forward_pass_under_their_own_names(vector, condition):
+def test_hooks_come_in_the_order_of_the_forward_pass_under_their_own_names(
+    model, vector, condition
+):
     plan = [
         sl.Steering(vector, layers=[1, 2], when=replace(condition, layers=0)),
         sl.Steering(vector, layers=[1], edit=hooks.ablate_direction, site="resid_mid"),
     ]
-    named = [(name, hook.func.__name__) for name, hook in sl.steering_hooks(*plan)]
+    named = [(name, hook.func.__name__) for name, hook in sl.steering_hooks(*plan, model=model)]
     assert named == [
         ("blocks.0.hook_resid_pre", "follow_text"),
         ("blocks.0.hook_resid_post", "read_condition"),

@@ -30,7 +30,7 @@ from steerlens.models import (
 from steerlens.positions import Tokens
 from steerlens.residual import BATCH_TOKENS, read_rows
 from steerlens.tokens import Sides, TokenRow, tokenize_sides
-from steerlens.vector import SteeringVector
+from steerlens.vector import CENTRED_BY_PROJECTION, SteeringVector
 
 LIBRARIES = ("steerlens", "transformer-lens", "transformers", "torch")
 
@@ -127,15 +127,17 @@ def check_provenance(
             f"{site_width(model, site)}; it belongs to another model or site"
         )
     origins = list(_origins(vector.provenance))
-    here = {"model": model.cfg.model_name}
+    here, done = {"model": model.cfg.model_name}, processing(model)
     if any(origin.get("weights") for origin in origins):
         here["weights"] = fingerprint(model)
     for origin in origins:
-        told = "weights" if origin.get("weights") else "model"
+        crossed = origin.get("processing") == CENTRED_BY_PROJECTION and "centred" in done
+        told = "weights" if origin.get("weights") and not crossed else "model"
         if origin.get(told) not in (None, here[told]):
             warnings.warn(
                 f"{vector} comes from {_told(origin)}, but is used with {_told(here)}: another "
-                "model, dtype or processing of weights; directions of one mean little in another",
+                "model, dtype or processing of weights; directions of one mean little in another"
+                + _way_across(origin, done),
                 ProvenanceWarning,
                 stacklevel=2,
             )
@@ -154,6 +156,19 @@ def _origins(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         waiting.extend(parts)
         if not parts:
             yield one
+
+
+def _way_across(origin: Mapping[str, Any], done: str) -> str:
+    """What to do about another processing of the same model."""
+    was = origin.get("processing", done)
+    if "centred" in done and "centred" not in was:
+        return ". If it is the same model, its stream is centred: use vector.centred()"
+    if "centred" in was and "centred" not in done:
+        return (
+            ". The vector is of a centred stream, without the mean that this one has: added, it "
+            "does the same, but for conditions and other edits extract it again"
+        )
+    return ""
 
 
 def _told(origin: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens import supported_models
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 from transformer_lens.utilities.multi_gpu import resolve_device_map
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
@@ -107,10 +108,20 @@ def supported_hosts() -> dict[str, str]:
     >>> supported_hosts()["Gemma2ForCausalLM"]
     'bridge'
     """
-    hosts = {name: "bridge" for name in SUPPORTED_ARCHITECTURES if name.endswith(_CAUSAL)}
+    hosts = {
+        name: "bridge"
+        for name, adapter in SUPPORTED_ARCHITECTURES.items()
+        if name.endswith(_CAUSAL)
+        and adapter.create_stateful_cache is ArchitectureAdapter.create_stateful_cache
+    }
     if converters is not None:
         hosts |= dict.fromkeys(CONVERTED, "hooked")
     return dict(sorted(hosts.items()))
+
+
+def official_names() -> list[str]:
+    """Names on the hub that TransformerLens knows."""
+    return list(supported_models.OFFICIAL_MODEL_NAMES)
 
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -127,10 +138,11 @@ def _load_from_hub(name: str, host: str, wish: _Wish) -> Any:
                 "owner/name of the hub"
             ) from error
         official = None
-    on_bridge = host == "bridge" or official is None or converters is None or wish.bits
-    if on_bridge and host != "hooked":
+    no_hooked = _why_not_hooked(wish) or (official is None and "TransformerLens does not know it")
+    if host == "hooked" and no_hooked:
+        raise _not_hooked(name, no_hooked)
+    if host == "bridge" or no_hooked:
         return _load_directory(official or name, "bridge", wish)
-    _require_hooked(name, wish, official is not None)
     options = {} if wish.revision is None else {"revision": wish.revision}
     try:
         return HookedTransformer.from_pretrained_no_processing(
@@ -142,12 +154,14 @@ def _load_from_hub(name: str, host: str, wish: _Wish) -> Any:
 
 def _load_directory(source: str, host: str, wish: _Wish) -> Any:
     """From a directory, or what the hub has under a name; in one host or the other."""
+    no_hooked = _why_not_hooked(wish)
+    if host == "hooked" and no_hooked:
+        raise _not_hooked(source, no_hooked)
     original, tokenizer = _from_hugging_face(source, wish)
     architecture = type(original).__name__
-    convertible = architecture in CONVERTED and converters is not None and not wish.bits
-    if host == "hooked":
-        _require_hooked(source, wish, architecture in CONVERTED, architecture)
-    hooked = host == "hooked" or (host == "auto" and convertible)
+    if host == "hooked" and architecture not in CONVERTED:
+        raise _not_hooked(source, f"TransformerLens cannot convert this {architecture} into one")
+    hooked = host != "bridge" and not no_hooked and architecture in CONVERTED
     if not hooked and architecture not in SUPPORTED_ARCHITECTURES:
         raise SteerlensError(
             f"{source!r} is a {architecture}, which no host of this TransformerLens knows; see "
@@ -169,20 +183,16 @@ def _load_directory(source: str, host: str, wish: _Wish) -> Any:
     return model
 
 
-def _require_hooked(
-    source: str, wish: _Wish, convertible: bool, architecture: str = "model"
-) -> None:
-    reason = None
+def _why_not_hooked(wish: _Wish) -> str | None:
     if converters is None:
-        reason = "TransformerLens 4 has none; install transformer-lens 3"
-    elif wish.bits:
-        reason = f"it cannot hold weights of {wish.bits} bits"
-    elif not convertible:
-        reason = f"TransformerLens cannot convert this {architecture} into one"
-    if reason:
-        raise SteerlensError(
-            f'{source!r} cannot be a HookedTransformer: {reason}, or leave out host="hooked"'
-        )
+        return "TransformerLens 4 has none; install transformer-lens 3"
+    return f"it cannot hold weights of {wish.bits} bits" if wish.bits else None
+
+
+def _not_hooked(source: str, reason: str) -> SteerlensError:
+    return SteerlensError(
+        f'{source!r} cannot be a HookedTransformer: {reason}, or leave out host="hooked"'
+    )
 
 
 def _from_hugging_face(source: str, wish: _Wish) -> tuple[Any, Any]:
@@ -259,7 +269,7 @@ def _bridged(original: Any, tokenizer: Any, wish: _Wish) -> Any:
         dtype=wish.dtype,
         device=wish.device if wish.n_devices == 1 and not wish.bits else None,
     )
-    if getattr(model.cfg, "is_stateful", False):
+    if getattr(model.cfg, "is_stateful", False) or getattr(original, "_is_stateful", False):
         raise SteerlensError(
             f"{type(original).__name__} carries a recurrent state from token to token, which "
             "padding would change: batches of prompts cannot be read or steered"

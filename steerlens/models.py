@@ -220,7 +220,7 @@ def _weights_of_any_host(model: Any) -> Iterator[tuple[str, Tensor]]:
         for names in _COMMON_WEIGHTS:
             weights = [weight for name in names if (weight := _weight(block, name)) is not None]
             # A bias that one host lacks is zero on the other.
-            if weights and (weights[-1].ndim > 1 or weights[-1].any()):
+            if weights and (".W_" in names[0] or weights[-1].any()):
                 yield f"{layer}.{names[0]}", weights[-1]
                 found += 1
         if not found:

@@ -1,15 +1,19 @@
 """Every architecture, on the host that it loads on: reads, gates and steering mean the same."""
 
 from functools import cache
+from importlib.util import find_spec
 
 import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES, save_random
+from conftest import SHARED
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition, stream
 
 import steerlens as sl
 from steerlens import loading
+from steerlens.conditions import cosine
+from steerlens.directions import mean_difference
 from steerlens.models import SITES, fingerprint, hook_name, is_hooked, processing, site_width
 from steerlens.residual import read_rows
 from steerlens.tokens import TokenRow, tokenize
@@ -131,7 +135,7 @@ def test_unsteered_replies_are_hugging_faces(host, name, original):
 def test_an_ablated_site_of_a_bridge_has_no_projection_left(load, site):
     model = bridge(load)
     width = site_width(model, site)
-    vector = sl.SteeringVector(torch.randn(3, width, generator=torch.manual_seed(0)), range(3))
+    vector = sl.SteeringVector(torch.randn(3, width, generator=torch.manual_seed(0)), (0, 1, 2))
     steering = sl.Steering(vector, layers=[1], edit=sl.hooks.ablate_direction, site=site)
     seen = []
     look = (hook_name(model, site, 1), lambda value, hook: seen.append(value.flatten(2)))
@@ -168,9 +172,9 @@ def test_attached_hooks_of_a_bridge_are_taken_off(load):
 
 def test_a_condition_is_found_on_a_bridge(load):
     model = bridge(load, "gemma2")
-    kind, other = [[300 + n, 7, 9] for n in range(8)], [[900 + n, 7, 9] for n in range(8)]
-    vector = sl.extract(model, (kind, other), sl.directions.mean_difference, progress=False)
-    found = sl.search_conditions(model, vector, (kind, other))
+    sides = [[300 + n, 7] for n in range(8)], [[300 + n, 9] for n in range(8)]
+    vector = sl.extract(model, sides, mean_difference, progress=False)
+    found = sl.search_conditions(model, vector, sides, tokens="last", similarity=cosine)
     assert found.candidates[0].f1 == 1
 
 
@@ -187,7 +191,7 @@ def test_hosts_agree_on_what_is_extracted(load, name):
     pairs = (PROMPTS[:3], PROMPTS[3:])
     for site in ("resid_post", "ln1_out", "z", "attn_out"):
         mine, theirs = (
-            sl.extract(model, pairs, sl.directions.mean_difference, site=site, progress=False)
+            sl.extract(model, pairs, mean_difference, tokens="all", site=site, progress=False)
             for model in (hooked, other)
         )
         torch.testing.assert_close(mine.directions, theirs.directions, atol=1e-4, rtol=1e-4)
@@ -220,3 +224,147 @@ def test_hosts_agree_on_steered_replies(load):
         for model in (hooked, other)
     )
     assert mine.tokens == theirs.tokens
+
+
+# Across processings
+
+
+@pytest.fixture
+def centred_model(folder):
+    """Processed as HookedTransformer does by default, in either version."""
+    model = sl.load_model(str(folder("gpt2")))
+    if is_hooked(model):
+        model.process_weights_(fold_ln=True, center_writing_weights=True)
+    else:
+        model.enable_compatibility_mode(disable_warnings=True)
+    return model
+
+
+def test_vectors_of_a_layer_norm_model_cross_to_its_centred_stream(load, centred_model):
+    plain = load("gpt2")
+    assert processing(plain) == "none"
+    assert "centred" in processing(centred_model)
+    options = {"tokens": "all", "progress": False}
+    mine, theirs = (
+        sl.extract(model, (PROMPTS[:3], PROMPTS[3:]), mean_difference, **options)
+        for model in (plain, centred_model)
+    )
+    assert (mine.directions - theirs.directions).abs().max() > 2e-3
+    crossed = mine.centred()
+    torch.testing.assert_close(crossed.directions, theirs.directions, atol=1e-4, rtol=1e-3)
+    with pytest.warns(sl.ProvenanceWarning, match=r"its stream is centred: use vector.centred\(\)"):
+        sl.check_provenance(centred_model, mine)
+    sl.check_provenance(centred_model, crossed)  # without a warning
+    with pytest.warns(sl.ProvenanceWarning, match="extract it again"):
+        sl.check_provenance(plain, theirs)
+    with pytest.raises(sl.SteerlensError, match="relative"):
+        sl.Steering(crossed, relative=True)
+
+
+def test_rms_norm_models_are_not_centred(load):
+    assert processing(load("llama")) == "none"
+    assert processing(bridge(load)) == "none"
+
+
+# What is refused
+
+
+def test_unknown_hosts_and_bits_are_refused(folder):
+    with pytest.raises(sl.SteerlensError, match="host='hf' is unknown; choose one of auto, hooked"):
+        sl.load_model(host="hf")
+    with pytest.raises(sl.SteerlensError, match="bits=3 came"):
+        sl.load_model(bits=3)
+    with pytest.raises(sl.SteerlensError, match="revision='v2' came with the local directory"):
+        sl.load_model(str(folder("llama")), revision="v2")
+    with pytest.raises(sl.SteerlensError, match="n_devices=64 came"):
+        sl.load_model(n_devices=64)
+
+
+def test_a_hooked_transformer_is_not_made_of_what_cannot_be_one(folder):
+    gone = "" if loading.converters else "install transformer-lens 3"
+    with pytest.raises(sl.SteerlensError, match=gone or "cannot convert this OlmoForCausalLM"):
+        sl.load_model(str(folder("olmo")), host="hooked")
+    with pytest.raises(sl.SteerlensError, match=gone or "hold weights of 4 bits"):
+        sl.load_model(str(folder("llama")), host="hooked", bits=4)
+
+
+def test_quantisation_names_what_it_lacks(folder):
+    if find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is here")
+    with pytest.raises(sl.SteerlensError, match=r"needs a package that is not here.*bitsandbytes"):
+        sl.load_model(str(folder("llama")), bits=8)
+
+
+def test_models_that_see_what_follows_are_refused(tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, initializer_range=0.5, is_decoder=False,
+    )  # fmt: skip
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(sl.SteerlensError, match="only causal language models"):
+        sl.load_model(str(tmp_path), host="bridge")
+
+
+def test_recurrent_models_are_refused(tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    config = transformers.MambaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4
+    )
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(sl.SteerlensError, match="carries a recurrent state"):
+        sl.load_model(str(tmp_path))
+
+
+# The embedded model, and one of another maker
+
+
+def test_tiny_chat_is_steered_on_a_bridge(tiny_chat):
+    model = sl.load_model(host="bridge")
+    assert not is_hooked(model)
+    data = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
+    vector = sl.extract(model, data, tokens="suffix", progress=False)
+    sl.check_provenance(tiny_chat, vector)
+    steering = sl.Steering(vector, layers=[3, 4], strength=0.6, relative=True)
+    prompts = ["How do I bake bread?", "Name three colours."]
+    mine, theirs = (
+        sl.generate(host, prompts, steering, max_new_tokens=12, progress=False)
+        for host in (model, tiny_chat)
+    )
+    assert mine.tokens == theirs.tokens
+    assert mine.tokens != sl.generate(model, prompts, max_new_tokens=12, progress=False).tokens
+
+
+def test_a_model_of_another_maker():
+    directory = SHARED / "models" / "stories260K"
+    if not directory.is_dir():
+        pytest.skip(f"no model at {directory}")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    for host in ("auto", "bridge"):
+        model = sl.load_model(str(directory), host=host)
+        rows = tokenize(model, ["Once upon a time", "The cat"])
+        read = read_rows(model, rows, [2], progress=False).pooled[:, 0]
+        for row, mine in zip(rows, read, strict=True):
+            with torch.no_grad():
+                seen = theirs(torch.tensor([row.ids]), output_hidden_states=True).hidden_states[3]
+            torch.testing.assert_close(mine, seen[0, -1], **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("host", ["auto", "bridge"])
+def test_half_precision_reads_into_float32_and_steers(folder, load, host, dtype):
+    model = sl.load_model(str(folder("llama")), host=host, dtype=dtype)
+    ids = [[*range(40, 100)], [5, 6, 7]]
+    whole = read_rows(load("llama"), [TokenRow(tuple(row)) for row in ids], tokens="all").pooled
+    half = read_rows(model, [TokenRow(tuple(row)) for row in ids], tokens="all").pooled
+    assert half.dtype == torch.float32
+    assert (half - whole).norm() < 0.05 * whole.norm()  # 60 summands of 8 bits each
+    vector = random_vector(model)
+    condition = sl.Condition(vector, 0, above=-2)
+    for edit in (sl.hooks.add_direction, sl.hooks.ablate_direction):
+        steering = sl.Steering(vector, layers=[1], edit=edit, keep_norm=True, when=condition)
+        replies = sl.generate(model, PROMPTS[:2], steering, max_new_tokens=3, progress=False)
+        assert replies.gates[0].open.all()

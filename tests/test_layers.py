@@ -10,12 +10,11 @@ import steerlens
 ORDER = [
     "errors", "files", "contrast", "directions", "moments", "exchange", "formats", "vector",
     "positions", "predicates", "models", "layout", "loading", "lean", "weights", "tokens",
-    "prefixes",
-    "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules", "biases",
-    "serving", "generation", "intervals", "search", "judges", "endpoints", "choices",
-    "side_effects", "controls", "evaluation", "calibration", "sweeps", "sentiment", "cast_table",
-    "explaining", "themes", "dashboards", "report", "paper", "demo", "distributed", "playground",
-    "cli",
+    "prefixes", "residual", "extraction", "forecasts", "hooks", "conditions", "steering",
+    "marking", "rules", "biases", "serving", "generation", "intervals", "search", "judges",
+    "endpoints", "choices", "side_effects", "controls", "evaluation", "calibration", "sweeps",
+    "sentiment", "cast_table", "explaining", "themes", "dashboards", "report", "paper", "demo",
+    "distributed", "playground", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

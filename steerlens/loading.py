@@ -43,6 +43,9 @@ CONVERTED = (
 BOS_AS_HOOKED = {"GPTNeoXForCausalLM": True, "PhiForCausalLM": True}
 """Where HookedTransformer puts a BOS before texts and bridges would not: vectors are to cross."""
 
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How the names of architectures end that predict the next token."""
+
 CHECKED_TOKENS = 24
 LOGIT_TOLERANCE = 1e-3
 """Largest difference to Hugging Face's log-probabilities that float32 rounding explains."""
@@ -96,7 +99,7 @@ def load_model(
         )
     wish = _Wish(device, dtype, n_devices, revision, bits)
     with _quiet():
-        load = _load_directory if directory.is_dir() else _load_from_hub
+        load = _load_checked if directory.is_dir() else _load_from_hub
         model = load(str(directory) if directory.is_dir() else name, host, wish)
     model.cfg.model_name = name if name == TINY_CHAT else Path(name).name
     return fast_layout(model.eval())
@@ -124,9 +127,6 @@ def official_names() -> list[str]:
     return list(supported_models.OFFICIAL_MODEL_NAMES)
 
 
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
-
-
 def _load_from_hub(name: str, host: str, wish: _Wish) -> Any:
     try:
         official = (converters or supported_models).get_official_model_name(name)
@@ -142,7 +142,7 @@ def _load_from_hub(name: str, host: str, wish: _Wish) -> Any:
     if host == "hooked" and no_hooked:
         raise _not_hooked(name, no_hooked)
     if host == "bridge" or no_hooked:
-        return _load_directory(official or name, "bridge", wish)
+        return _load_checked(official or name, "bridge", wish)
     options = {} if wish.revision is None else {"revision": wish.revision}
     try:
         return HookedTransformer.from_pretrained_no_processing(
@@ -152,7 +152,7 @@ def _load_from_hub(name: str, host: str, wish: _Wish) -> Any:
         raise _unreachable(name, error) from error
 
 
-def _load_directory(source: str, host: str, wish: _Wish) -> Any:
+def _load_checked(source: str, host: str, wish: _Wish) -> Any:
     """From a directory, or what the hub has under a name; in one host or the other."""
     no_hooked = _why_not_hooked(wish)
     if host == "hooked" and no_hooked:
@@ -167,12 +167,18 @@ def _load_directory(source: str, host: str, wish: _Wish) -> Any:
             f"{source!r} is a {architecture}, which no host of this TransformerLens knows; see "
             "those it does with: steerlens models"
         )
+    allowed = LOGIT_TOLERANCE if wish.dtype == torch.float32 and not wish.bits else HALF_TOLERANCE
     tokens = _random_tokens(original)
     expected = _log_probabilities(original, tokens)
-    _require_causal(original, tokens, expected, source)
+    # Prompts are padded on the right when they are read: no token may see what follows it.
+    shorter = _log_probabilities(original, tokens[:, :-4])
+    if (shorter - expected[:, :-4]).abs().max() > allowed:
+        raise SteerlensError(
+            f"{source!r} lets its tokens see those that follow (it is a {architecture}): only "
+            "causal language models are read and steered"
+        )
     model = _converted(original, tokenizer, wish) if hooked else _bridged(original, tokenizer, wish)
     error = (_log_probabilities(model, tokens) - expected).abs().max().item()
-    allowed = LOGIT_TOLERANCE if wish.dtype == torch.float32 and not wish.bits else HALF_TOLERANCE
     if not error <= allowed:
         raise SteerlensError(
             f"{source!r} was loaded, but {type(model).__name__}'s log-probabilities differ from "
@@ -267,7 +273,7 @@ def _bridged(original: Any, tokenizer: Any, wish: _Wish) -> Any:
         hf_model=original,
         tokenizer=tokenizer,
         dtype=wish.dtype,
-        device=wish.device if wish.n_devices == 1 and not wish.bits else None,
+        device=original.device if wish.n_devices == 1 and not wish.bits else None,
     )
     if getattr(model.cfg, "is_stateful", False) or getattr(original, "_is_stateful", False):
         raise SteerlensError(
@@ -291,18 +297,6 @@ def _log_probabilities(model: Any, tokens: Tensor) -> Float[Tensor, "row pos d_v
     result = model(tokens.to(next(model.parameters()).device))
     logits = getattr(result, "logits", result)
     return logits.float().log_softmax(-1).cpu()
-
-
-def _require_causal(
-    original: Any, tokens: Tensor, expected: Float[Tensor, "row pos d_vocab"], source: str
-) -> None:
-    """Prompts are padded on the right when they are read: no token may see what follows it."""
-    shorter = _log_probabilities(original, tokens[:, :-4])
-    if (shorter - expected[:, :-4]).abs().max() > HALF_TOLERANCE:
-        raise SteerlensError(
-            f"{source!r} lets its tokens see those that follow (it is a {type(original).__name__}):"
-            " only causal language models are read and steered"
-        )
 
 
 @contextmanager

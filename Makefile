@@ -4,7 +4,12 @@ DEMO ?= --out out/demo
 BENCH ?= --out out/bench
 INSTALLED = .venv/.installed
 
-.PHONY: demo test test-slow check bench clean
+# What makes sense without a HookedTransformer, which TransformerLens 4 no longer has.
+CORE = $(addprefix tests/test_, $(addsuffix .py, \
+	hosts forecasts residual generation extraction conditions search steering attachment \
+	tiny_chat cli layers exported_members))
+
+.PHONY: demo test test-slow test-tl4 check bench clean
 
 demo: $(INSTALLED)
 	.venv/bin/steerlens demo $(DEMO)
@@ -20,6 +25,9 @@ bench: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --no-deps --requirement tests/benchmarks/requirements.txt
 	.venv/bin/python tests/benchmarks/run.py $(BENCH)
 
+test-tl4: .venv-tl4/.installed
+	.venv-tl4/bin/pytest -m "not slow" $(CORE)
+
 check: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -30,5 +38,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $(INSTALLED)
 
+.venv-tl4/.installed: pyproject.toml constraints.txt
+	test -x .venv-tl4/bin/python || $(PYTHON) -m venv .venv-tl4
+	grep -v '^transformer-lens=' constraints.txt > .venv-tl4/constraints.txt
+	.venv-tl4/bin/python -m pip install --quiet --constraint .venv-tl4/constraints.txt \
+		'transformer-lens>=4,<5' --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf .venv out build dist
+	rm -rf .venv .venv-tl4 out build dist

@@ -33,8 +33,8 @@ from steerlens.formats import LossyFormatWarning
 from steerlens.generation import Replies, generate, stream
 from steerlens.layout import fast_layout, stock_layout
 from steerlens.ledger import Sweep
+from steerlens.loading import load_model
 from steerlens.marking import MarkedText, mark_read, mark_steered
-from steerlens.models import load_model
 from steerlens.residual import read_residual
 from steerlens.rules import apply_rules, parse_rules
 from steerlens.search import ConditionSearch, search_conditions

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from steerlens.errors import SteerlensError
 from steerlens.files import read_json, write_json
-from steerlens.models import _quiet
+from steerlens.loading import quiet
 
 
 class Family(NamedTuple):
@@ -88,7 +88,7 @@ class FoldedModel:
         """Write config and weights as the architecture's own class does, each tensor as it is."""
         model = _empty(self.config)
         model.load_state_dict(dict(self.tensors), assign=True)
-        with _quiet():
+        with quiet():
             model.save_pretrained(folder)
         # The class notes the dtype of its first tensor, which may be one of the changed ones.
         write_json(
@@ -101,7 +101,7 @@ def folded_model(source: Path, changes: Mapping[str, Tensor]) -> FoldedModel:
 
     Refuses what the architecture has no place for, in itself or as a Llama that computes the same.
     """
-    with _quiet():
+    with quiet():
         original = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
     config, tensors = original.config, original.state_dict()
     kind = config.model_type

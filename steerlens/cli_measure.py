@@ -35,7 +35,7 @@ from steerlens.files import (
 )
 from steerlens.judges import JUDGES, named_judges
 from steerlens.ledger import Sweep
-from steerlens.models import TINY_CHAT, load_model
+from steerlens.loading import TINY_CHAT, load_model
 from steerlens.sentiment import STRENGTHS, run_sentiment
 from steerlens.steering import Steering
 from steerlens.sweeps import sweep

@@ -14,7 +14,7 @@ from steerlens.cli_options import (
     reporting,
 )
 from steerlens.demo import run_demo
-from steerlens.models import TINY_CHAT
+from steerlens.loading import TINY_CHAT
 
 
 @app.command()

@@ -26,14 +26,43 @@ from steerlens.files import (
     write_json,
     write_text,
 )
+from steerlens.forecasts import forecast_extraction
 from steerlens.formats import writer_of
 from steerlens.generation import generate
-from steerlens.models import TINY_CHAT, load_model
+from steerlens.loading import TINY_CHAT, load_model, official_names, supported_hosts
 from steerlens.search import ConditionSearch, search_conditions
 from steerlens.serving import PROBES, TOLERANCE, control_vector, export_ablation, export_model
 from steerlens.steering import Steering
 from steerlens.studies import compared
 from steerlens.vector import SteeringVector
+
+
+@app.command()
+@reporting
+def models(
+    names: Annotated[
+        bool, typer.Option("--names", help="List the names of hub models that are known.")
+    ] = False,
+    like: Annotated[str, typer.Option(help="Only those that contain this.")] = "",
+) -> None:
+    """List which architectures load, and on which of TransformerLens's hosts.
+
+    Example: steerlens models --like gemma
+    """
+    if names:
+        found = [name for name in official_names() if like.lower() in name.lower()]
+        console.print("\n".join(found) or f"no name contains {like!r}", highlight=False)
+        return
+    table = Table("architecture of a local Hugging Face directory", "host")
+    full = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
+    for architecture, host in supported_hosts().items():
+        if like.lower() in architecture.lower():
+            table.add_row(architecture, full[host])
+    console.print(table)
+    console.print(
+        f"{TINY_CHAT} ships with steerlens; {len(official_names())} names of the hub are known "
+        "(--names); any other owner/name of these architectures loads, too."
+    )
 
 
 @app.command("extract")
@@ -51,6 +80,9 @@ def extract_command(
     ] = "last",
     layers: Layers = None,
     site: Annotated[str, typer.Option(help="Where in a block it is read.")] = "resid_post",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would cost; write nothing.")
+    ] = False,
 ) -> None:
     """Extract a steering vector from contrasting prompts.
 
@@ -64,14 +96,17 @@ def extract_command(
     require_writable(out.parent)
     writer_of(out)  # refuses unknown endings before the work
     data = ContrastiveDataset.load(dataset)
-    vector = extract(
-        load_model(model),
-        data.part(part) if part else data,
-        ESTIMATORS[estimator],
-        tokens=int(tokens) if tokens.isdecimal() else tokens,
-        layers=parse_layers(layers),
-        site=site,
-    )
+    data = data.part(part) if part else data
+    loaded = load_model(model)
+    reading: dict[str, Any] = {
+        "tokens": int(tokens) if tokens.isdecimal() else tokens,
+        "layers": parse_layers(layers),
+        "site": site,
+    }
+    if dry_run:
+        console.print(str(forecast_extraction(loaded, data, **reading)))
+        return
+    vector = extract(loaded, data, ESTIMATORS[estimator], **reading)
     vector.save(out)
     table = Table("layer", "length", "activation norm", "explained variance")
     assert vector.norms is not None

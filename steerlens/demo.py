@@ -20,7 +20,7 @@ from steerlens.files import PathLike, embedded, require_writable, write_json, wr
 from steerlens.generation import Replies, generate
 from steerlens.intervals import Interval, rate
 from steerlens.judges import degenerate, refused
-from steerlens.models import TINY_CHAT, load_model
+from steerlens.loading import TINY_CHAT, load_model
 from steerlens.rules import apply_rules
 from steerlens.search import ConditionSearch
 from steerlens.studies import RESULTS_FORMAT, compared

@@ -26,12 +26,19 @@ from steerlens.directions import (
     sign_votes,
 )
 from steerlens.errors import SteerlensError
-from steerlens.models import Model, fingerprint, hook_name, resolve_layers, site_width
+from steerlens.models import (
+    Model,
+    fingerprint,
+    hook_name,
+    processing,
+    resolve_layers,
+    site_width,
+)
 from steerlens.moments import ContrastMoments, estimate, require_streamable
 from steerlens.positions import Tokens
 from steerlens.residual import Reading, read_rows
 from steerlens.tokens import Sides, TokenRow, tokenize_sides
-from steerlens.vector import SteeringVector
+from steerlens.vector import CENTRED_BY_PROJECTION, SteeringVector
 
 LIBRARIES = ("steerlens", "transformer-lens", "transformers", "torch")
 
@@ -92,7 +99,7 @@ def extract(
             "name": name or (data.name if isinstance(data, ContrastiveDataset) else "pairs"),
             "model": model.cfg.model_name,
             "weights": fingerprint(model),
-            "processing": _processing(model),
+            "processing": processing(model),
             "tokens": tokens if isinstance(tokens, str | int) else _name_of(tokens),
             "estimator": _name_of(estimator),
             "pairs": len(positive),
@@ -201,15 +208,17 @@ def check_provenance(
             f"{site_width(model, site)}; it belongs to another model or site"
         )
     origins = list(_origins(vector.provenance))
-    here = {"model": model.cfg.model_name}
+    here, done = {"model": model.cfg.model_name}, processing(model)
     if any(origin.get("weights") for origin in origins):
         here["weights"] = fingerprint(model)
     for origin in origins:
-        told = "weights" if origin.get("weights") else "model"
+        crossed = origin.get("processing") == CENTRED_BY_PROJECTION and "centred" in done
+        told = "weights" if origin.get("weights") and not crossed else "model"
         if origin.get(told) not in (None, here[told]):
             warnings.warn(
                 f"{vector} comes from {_told(origin)}, but is used with {_told(here)}: another "
-                "model, dtype or processing of weights; directions of one mean little in another",
+                "model, dtype or processing of weights; directions of one mean little in another"
+                + _way_across(origin, done),
                 ProvenanceWarning,
                 stacklevel=2,
             )
@@ -230,6 +239,19 @@ def _origins(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield one
 
 
+def _way_across(origin: Mapping[str, Any], done: str) -> str:
+    """What to do about another processing of the same model."""
+    was = origin.get("processing", done)
+    if "centred" in done and "centred" not in was:
+        return ". If it is the same model, its stream is centred: use vector.centred()"
+    if "centred" in was and "centred" not in done:
+        return (
+            ". The vector is of a centred stream, without the mean that this one has: added, it "
+            "does the same, but for conditions and other edits extract it again"
+        )
+    return ""
+
+
 def _told(origin: Mapping[str, Any]) -> str:
     weights = f" (weights {origin['weights']})" if origin.get("weights") else ""
     return f"{origin.get('model', 'a model')}{weights}"
@@ -243,12 +265,6 @@ def _pairs(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
             "an extraction needs pairs"
         )
     return positive, negative
-
-
-def _processing(model: Model) -> str:
-    """Folded normalisation leaves its mark in the type's name (LNPre, RMSPre)."""
-    folded = str(model.cfg.normalization_type).endswith("Pre")
-    return "folded" if folded else "none"
 
 
 def _name_of(value: object) -> str:

@@ -262,7 +262,7 @@ def _decode(
     with lean(model), model.hooks(fwd_hooks=run.hooks()):
         for step in range(max_new_tokens):
             first = 0 if step == 0 or cache is None else -1
-            logits = next_logits(model, text[:, first:], mask[:, first:].int(), cache)
+            logits = next_logits(model, text[:, first:], mask.int(), cache)
             chosen = choose(logits, text, mask, step, rows)
             yield rows[going], chosen.cpu()[going]
             going &= ~torch.isin(chosen, ends).cpu()

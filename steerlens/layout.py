@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
+
+from steerlens.models import is_hooked
 
 Host = TypeVar("Host", bound=nn.Module)
 
@@ -48,7 +49,7 @@ def stock_layout(model: Host) -> Host:
 
 def _weights(model: Any) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
     """The host's weights that it copies, with the order of axes that they should have in memory."""
-    if not isinstance(model, HookedTransformer):
+    if not is_hooked(model):
         return
     parts: list[tuple[Any, dict[str, tuple[int, ...]]]] = [(model.unembed, _UNEMBED)]
     for block in model.blocks:

@@ -3,7 +3,8 @@
 HookedTransformer normalises a block's input three times, rotates all cached keys at every step,
 copies them to append one, and builds positions and masks in every layer. Within `lean` these are
 done once, by attributes of the model's own modules that are gone afterwards: no class is changed,
-every hook point is passed, and logits stay bit-identical.
+every hook point is passed, and logits stay bit-identical. A TransformerBridge repeats nothing, and
+runs as it is.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,15 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steerlens.models import Cache, CacheEntry, Model, exclusive, new_cache
+from steerlens.models import (
+    Cache,
+    CacheEntry,
+    HuggingFaceCache,
+    Model,
+    exclusive,
+    is_hooked,
+    new_cache,
+)
 
 Keys = Float[Tensor, "row pos head d_head"]
 NewKeys = Float[Tensor, "row new head d_head"]
@@ -65,12 +74,17 @@ class _KeyValues(CacheEntry):
 def lean_cache(model: Model, rows: int, room: int) -> Cache:
     """An empty cache for texts of up to `room` tokens, to be used within `lean(model)` only."""
     cache = new_cache(model, rows)
+    if isinstance(cache, HuggingFaceCache):
+        return cache
     cache.entries = [_KeyValues(entry, room) for entry in cache.entries]
     return cache
 
 
 def select_rows(cache: Cache, rows: Int[Tensor, " row"]) -> None:
     """Go on with these rows of a lean cache, in this order; a row may be given out repeatedly."""
+    if isinstance(cache, HuggingFaceCache):
+        cache.batch_select_indices(rows)
+        return
     for entry in cache.entries:
         entry.select(rows)
     cache.previous_attention_mask = cache.previous_attention_mask[rows]
@@ -85,7 +99,7 @@ def lean(model: Model) -> Iterator[None]:
     """
     with exclusive(model), ExitStack() as stack:
         shared = _Padding()
-        for block in model.blocks:
+        for block in model.blocks if is_hooked(model) else ():
             norm = getattr(block, "ln1", None)
             if norm is not None:
                 stack.enter_context(_replaced(norm, "forward", _same_input_same_output))

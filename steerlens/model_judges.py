@@ -16,7 +16,7 @@ from steerlens.contrast import Passage, Prompt
 from steerlens.directions import at_least_float32
 from steerlens.errors import SteerlensError
 from steerlens.judges import Judge
-from steerlens.models import Model, fingerprint, unmasked
+from steerlens.models import Model, digest_of, fingerprint, unmasked
 from steerlens.tokens import TokenRow, pad_token, right_padded, tokenize
 
 
@@ -55,10 +55,11 @@ def classifier(
             sum(one["score"] * weight.get(one["label"], 0.0) for one in labels) for labels in found
         ]
 
+    weights = sorted(asked.model.state_dict().items())
     return Judge(
         f"{name}:{label or 'positive−negative'}",
         partial(_of_told, score=score),
-        f"weights {fingerprint(asked.model)}, transformers {transformers_version}",
+        f"weights {digest_of(weights)}, transformers {transformers_version}",
     )
 
 

@@ -1,38 +1,57 @@
-"""The host: loading, hook names, weight layout. Nothing else knows which host it is."""
+"""A loaded host, seen through what we need of it. Nothing else knows which host it is.
+
+TransformerLens has two: HookedTransformer, until version 3, and TransformerBridge, which lets a
+Hugging Face model compute.
+"""
 
 import hashlib
-import json
-import logging
-import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
+from inspect import signature
+from operator import attrgetter
 from threading import RLock
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
-from transformer_lens import loading_from_pretrained as loading
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import Cache as HuggingFaceCache
+from transformers import DynamicCache
 
 from steerlens.errors import SteerlensError
-from steerlens.files import embedded
-from steerlens.layout import fast_layout
 
-Model: TypeAlias = HookedTransformer
-Cache: TypeAlias = TransformerLensKeyValueCache
+try:
+    from transformer_lens import HookedTransformer
+except ImportError:  # TransformerLens 4 and later
+    HookedTransformer = None
+
+Cache: TypeAlias = TransformerLensKeyValueCache | HuggingFaceCache
 CacheEntry: TypeAlias = TransformerLensKeyValueCacheEntry
 
-TINY_CHAT = "tiny-chat"
+
+@runtime_checkable
+class Model(Protocol):
+    """What a HookedTransformer and a TransformerBridge have in common, of what is used here."""
+
+    cfg: Any
+    tokenizer: Any
+    hook_dict: Any
+
+    def __call__(self, *args: Any, **options: Any) -> Any: ...
+    def run_with_cache(self, *args: Any, **options: Any) -> Any: ...
+    def hooks(self, *args: Any, **options: Any) -> Any: ...
+    def __getattr__(self, name: str) -> Any: ...  # its modules and weights
+
+
+def is_hooked(model: Any) -> bool:
+    """Whether it is a HookedTransformer."""
+    return HookedTransformer is not None and isinstance(model, HookedTransformer)
+
 
 SITES = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
@@ -49,131 +68,36 @@ SITES = {
 FRAMED_SITES = ("ln1_out", "ln2_out", "z")
 """Sites that the host shows in another form than ours: see `site_frame`."""
 
-LOGIT_TOLERANCE = 1e-3
-"""Largest difference to Hugging Face's log-probabilities that float32 rounding explains."""
-
-
-def load_model(
-    name: str = TINY_CHAT,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Model:
-    """Load a HookedTransformer without weight processing and with weights laid out for speed.
-
-    `name` is "tiny-chat" (ships with the package), a local Hugging Face directory, or a name that
-    TransformerLens knows, fetched from the hub. Raises if the loaded model computes anything else
-    than the Hugging Face one.
-
-    >>> load_model().cfg.n_layers
-    6
-    """
-    directory = embedded(TINY_CHAT) if name == TINY_CHAT else Path(name)
-    with _quiet():
-        if directory.is_dir():
-            model = _load_directory(directory, device, dtype)
-        else:
-            model = _load_from_hub(name, device, dtype)
-    model.cfg.model_name = name if name == TINY_CHAT else Path(name).name
-    return fast_layout(model.eval())
-
-
-def _load_from_hub(name: str, device: str | torch.device | None, dtype: torch.dtype) -> Model:
-    try:
-        official = loading.get_official_model_name(name)
-    except ValueError as error:
-        raise SteerlensError(
-            f"{name!r} is neither {TINY_CHAT!r}, nor a local directory, nor a name that "
-            "TransformerLens knows; see transformer_lens.loading.OFFICIAL_MODEL_NAMES"
-        ) from error
-    try:
-        return HookedTransformer.from_pretrained_no_processing(official, device=device, dtype=dtype)
-    except OSError as error:
-        raise SteerlensError(
-            f"the model {name!r} could not be fetched from the hub ({error}); "
-            f"check the connection, or use a local directory or {TINY_CHAT!r}"
-        ) from error
-
-
-def _load_directory(
-    directory: Path, device: str | torch.device | None, dtype: torch.dtype
-) -> Model:
-    """HookedTransformer's own loader refuses directories; the pieces it is made of do not."""
-    try:
-        original = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True
-        ).eval()
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # whatever a broken directory makes the libraries raise
-        raise SteerlensError(
-            f"{str(directory)!r} does not hold a Hugging Face model that can be loaded: {error}"
-        ) from error
-    config = original.config.to_dict() | {"architectures": [type(original).__name__]}
-    config.setdefault("n_ctx", config.get("n_positions") or config.get("max_position_embeddings"))
-    # The loader looks for "llama" or "gemma" in the path: it must see a neutral one.
-    with tempfile.TemporaryDirectory(prefix="model-") as neutral:
-        (Path(neutral) / "config.json").write_text(json.dumps(config, default=str))
-        cfg = loading.get_pretrained_model_config(
-            neutral, hf_cfg=config, fold_ln=False, device=device, dtype=dtype
-        )
-        weights = loading.get_pretrained_state_dict(neutral, cfg, original, dtype=dtype)
-    model = HookedTransformer(cfg, tokenizer, move_to_device=False)
-    model.load_and_process_state_dict(
-        {key: weight.clone() for key, weight in weights.items()},
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-    )
-    model.move_model_modules_to_device()
-    _require_same_logits(model, original.to(model.cfg.device), directory)
-    return model
-
-
-@torch.inference_mode()
-def _require_same_logits(model: Model, original: Any, directory: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    width = min(16, model.cfg.n_ctx)
-    tokens = torch.randint(model.cfg.d_vocab, (2, width), generator=generator)
-    tokens = tokens.to(model.cfg.device)
-    ours, theirs = model(tokens).float(), original(tokens).logits.float()
-    error = (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max().item()
-    allowed = LOGIT_TOLERANCE if model.cfg.dtype == torch.float32 else 0.5
-    if not error <= allowed:
-        raise SteerlensError(
-            f"{str(directory)!r} was loaded, but HookedTransformer's log-probabilities differ from "
-            f"Hugging Face's by {error:.3g} (allowed {allowed}): its architecture is not converted "
-            "faithfully, so results would be about another model"
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, no advice about the host's future; warnings of substance stay."""
-    bars_were_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    root_level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*HookedTransformer.*", category=Warning)
-            yield
-    finally:
-        logging.root.setLevel(root_level)
-        if bars_were_on:
-            transformers_logging.enable_progress_bar()
+_OF_BRIDGES = {"ln1_out": "blocks.{layer}.ln1.hook_out", "ln2_out": "blocks.{layer}.ln2.hook_out"}
+"""A bridge has hook points after a norm's weight and bias, too."""
 
 
 def hook_name(model: Model, site: str, layer: int) -> str:
     """The host's name for a site of a layer; refuses what this model does not have."""
     require_site(site)
     resolve_layers(model, [layer])
-    name = SITES[site].format(layer=layer)
+    names = SITES if is_hooked(model) else SITES | _OF_BRIDGES
+    name = names[site].format(layer=layer)
     if name not in model.hook_dict:
         raise SteerlensError(
             f"{model.cfg.model_name} has no {site} (it would be {name!r}); choose another site"
         )
     return name
+
+
+def require_writable(model: Model | None, site: str) -> None:
+    """Refuse to edit what the host lets only some of its readers see."""
+    if site != "resid_mid" or (model is not None and is_hooked(model)):
+        return
+    if model is None:
+        raise SteerlensError(
+            "resid_mid is written by a HookedTransformer only: its hooks need to know the model; "
+            "use hooks(model=model), attach(model) or steerlens.generate"
+        )
+    raise SteerlensError(
+        f"{model.cfg.model_name} is a {type(model).__name__}, where an edit of resid_mid reaches "
+        "the MLP but not the stream; write attn_out (to add a vector, it is the same), or resid_pre"
+    )
 
 
 class Frame(NamedTuple):
@@ -186,8 +110,8 @@ class Frame(NamedTuple):
 def site_frame(model: Model, site: str, layer: int) -> Frame:
     """What lies between the host's hook point and the site's meaning.
 
-    The host hooks a norm's output before its weight and bias are applied, and keeps the heads of
-    `z` apart, where ours is `[row, pos, head × d_head]`.
+    HookedTransformer hooks a norm's output before its weight and bias are applied; all hosts keep
+    the heads of `z` apart, where ours is `[row, pos, head × d_head]`.
     """
     if site == "z":
         heads = model.cfg.n_heads
@@ -195,6 +119,8 @@ def site_frame(model: Model, site: str, layer: int) -> Frame:
             partial(rearrange, pattern="row pos head d_head -> row pos (head d_head)"),
             partial(rearrange, pattern="row pos (head d_head) -> row pos head d_head", head=heads),
         )
+    if not is_hooked(model):
+        return Frame(_unchanged, _unchanged)
     norm = getattr(model.blocks[layer], site.removesuffix("_out"), None)
     weight, bias = getattr(norm, "w", None), getattr(norm, "b", 0)
     if weight is None:  # folded away, or not a norm's site
@@ -228,8 +154,9 @@ def attach_hooks(
 
     try:
         for name, function in hooks:
-            model.add_hook(name, function)
-            added.append((model.hook_dict[name], model.hook_dict[name].fwd_hooks[-1]))
+            point = model.hook_dict[name]
+            point.add_hook(function)
+            added.append((point, point.fwd_hooks[-1]))
     except BaseException:
         remove()
         raise
@@ -277,29 +204,88 @@ def resolve_layers(model: Model, layers: Iterable[int] | None) -> tuple[int, ...
     return tuple(sorted({layer % n_layers for layer in wanted}))
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """A short hash of the weights, from samples of each: equal models have equal ones."""
+def fingerprint(model: Model) -> str:
+    """A short hash of the weights, from samples of each: equal models have equal ones on any host.
+
+    Of a mixture's experts and of norms nothing is looked at: hosts keep them in different forms.
+    """
+    return digest_of(_weights_of_any_host(model))
+
+
+def digest_of(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """A short hash of named tensors, from 256 numbers of each; no tensor is copied for it."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu()
+    for name, weight in weights:
+        places = torch.arange(0, weight.numel(), max(1, weight.numel() // 256))[:256]
+        sample = weight.detach()[torch.unravel_index(places.to(weight.device), weight.shape)]
         digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
+        digest.update(sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+_COMMON_WEIGHTS = (
+    *((f"attn.W_{of}", f"attn._W_{of}") for of in "KV"),  # grouped ones, not repeated, if it can be
+    *((f"attn.{name}",) for name in ("W_Q", "W_O", "b_Q", "b_O")),
+    *((f"mlp.{name}",) for name in ("W_in", "W_gate", "W_out", "b_in", "b_out")),
+)
+"""What both hosts have under one name (or the second), in one shape, with equal values."""
+
+
+def _weights_of_any_host(model: Any) -> Iterator[tuple[str, Tensor]]:
+    yield "W_E", model.W_E
+    yield "W_U", model.W_U
+    for layer, block in enumerate(model.blocks):
+        found = 0
+        for names in _COMMON_WEIGHTS:
+            weights = [weight for name in names if (weight := _weight(block, name)) is not None]
+            # A bias that one host lacks is zero on the other.
+            if weights and (".W_" in names[0] or weights[-1].any()):
+                yield f"{layer}.{names[0]}", weights[-1]
+                found += 1
+        if not found:
+            yield from ((f"{layer}.{name}", own) for name, own in block.state_dict().items())
+
+
+def _weight(block: Any, path: str) -> Tensor | None:
+    try:
+        weight = attrgetter(path)(block)
+    except Exception:  # a bridge computes it, and raises what it likes where it cannot
+        return None
+    return weight if isinstance(weight, Tensor) else None
+
+
+def processing(model: Model) -> str:
+    """What loading did to the weights, as far as vectors of one model depend on it.
+
+    "folded": norms have no weights of their own; "centred": a LayerNorm model's stream, whose mean
+    it does not read, has the mean taken out.
+    """
+    kind = str(model.cfg.normalization_type)
+    rows = model.W_E[:1024].detach().float()
+    done = {
+        "folded": kind.endswith("Pre") or getattr(model.cfg, "layer_norm_folding", False),
+        # Of random numbers, means are larger by far, and of centred ones by rounding only.
+        "centred": kind.startswith("LN") and rows.mean(dim=1).abs().max() < 1e-3 * rows.std(),
+    }
+    return ", ".join(name for name, holds in done.items() if holds) or "none"
 
 
 def new_cache(model: Model, batch: int) -> Cache:
     """An empty key-value cache for `batch` rows."""
+    if not is_hooked(model):
+        return DynamicCache(config=model.original_model.config)
     return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, batch)
 
 
 def unmasked(
     model: Model, tokens: Int[Tensor, "row pos"], cache: Cache | None = None
 ) -> dict[str, Any]:
-    """Arguments of a forward pass without attention mask, which the host insists on elsewhere.
+    """Arguments of a forward pass without attention mask, which HookedTransformer insists on else.
 
     For rows without padding on the left, that continue the cache's text if there is one.
     """
+    if not is_hooked(model):
+        return {"input": tokens, **_continuing(model, cache)}
     offset = 0 if cache is None else cache[0].past_keys.shape[1]
     resid, shortformer = model.get_residual(model.embed(tokens), offset)
     return {
@@ -313,16 +299,30 @@ def unmasked(
 def next_logits(
     model: Model,
     tokens: Int[Tensor, "row pos"],
-    mask: Int[Tensor, "row pos"],
+    mask: Int[Tensor, "row text"],
     cache: Cache | None = None,
 ) -> Float[Tensor, "row d_vocab"]:
-    """Logits after the last token of each row; only that position is un-embedded."""
-    resid = model(
-        tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers
-    )
+    """Logits after the last token of each row; only that position is un-embedded.
+
+    `mask` tells padding from text in `tokens` and all that the cache holds before them.
+    """
+    if not is_hooked(model):
+        return model(tokens, attention_mask=mask, **_continuing(model, cache))[:, -1]
+    new = mask[:, -tokens.shape[1] :]  # the cache remembers the rest
+    resid = model(tokens, attention_mask=new, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
     last = resid[:, -1:]
     if model.cfg.normalization_type is not None:
         last = model.ln_final(last)
     logits = model.unembed(last)[:, 0]
     cap = model.cfg.output_logits_soft_cap
     return cap * torch.tanh(logits / cap) if cap and cap > 0 else logits
+
+
+def _continuing(model: Model, cache: Cache | None) -> dict[str, Any]:
+    """A bridge's options: the text before, and logits of the last position alone, if it can."""
+    can_cut = "logits_to_keep" in signature(model.original_model.forward).parameters
+    return {
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+        **({"logits_to_keep": 1} if can_cut else {}),
+    }

@@ -89,9 +89,7 @@ def read_rows(
     numbers = resolve_layers(model, layers)
     places = [(hook_name(model, site, layer), site_frame(model, site, layer)) for layer in numbers]
     wanted = list(zip(rows, positions_of(model, rows, tokens), strict=True))
-    jobs = list(dict.fromkeys(wanted))
-    # Cut from the tokens of whole texts: a token across a boundary is never shared.
-    shared = shared_prefixes([_shareable(job) for job in jobs], [len(row.ids) for row, _ in jobs])
+    jobs, shared = _jobs(wanted)
     pooled: Tensor | None = None
     norms = torch.zeros(len(jobs), len(numbers))
     total = sum(len(row.ids) for row, _ in jobs)
@@ -110,6 +108,50 @@ def read_rows(
     index_of = {job: index for index, job in enumerate(jobs)}
     place = [index_of[job] for job in wanted]
     return Reading(pooled[place], norms[place])
+
+
+class Pass(NamedTuple):
+    """One forward pass of a read, or two where rows begin alike."""
+
+    rows: int
+    width: int
+    """Tokens of the longest row, of what it does not share."""
+    prefixes: int
+    n_shared: int
+    """How many different beginnings are run first, and of how many tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """All that is computed, padding included."""
+        return self.rows * self.width + self.prefixes * self.n_shared
+
+
+def reading_passes(
+    model: Model,
+    rows: Sequence[TokenRow],
+    tokens: Tokens | Sequence[int] = "last",
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Pass]:
+    """What `read_rows` would run, found without running it."""
+    jobs, shared = _jobs(list(zip(rows, positions_of(model, rows, tokens), strict=True)))
+    return [
+        Pass(
+            len(batch),
+            max(len(jobs[index][0].ids) for index in batch) - n_shared,
+            len({jobs[index][0].ids[:n_shared] for index in batch}) if n_shared else 0,
+            n_shared,
+        )
+        for batch in _batches(jobs, shared, batch_tokens)
+        for n_shared in [shared[batch[0]]]
+    ]
+
+
+def _jobs(wanted: Sequence[_Job]) -> tuple[list[_Job], list[int]]:
+    """Each row and its positions once, and how many tokens it shares with others."""
+    jobs = list(dict.fromkeys(wanted))
+    # Cut from the tokens of whole texts: a token across a boundary is never shared.
+    shared = shared_prefixes([_shareable(job) for job in jobs], [len(row.ids) for row, _ in jobs])
+    return jobs, shared
 
 
 def positions_of(

@@ -24,7 +24,8 @@ from steerlens.errors import SteerlensError
 from steerlens.extraction import LIBRARIES, check_provenance
 from steerlens.files import PathLike, embedded, write_directory, write_json, write_text
 from steerlens.hooks import ablate_direction
-from steerlens.models import TINY_CHAT, Model, _quiet, fingerprint, load_model
+from steerlens.loading import TINY_CHAT, load_model, quiet
+from steerlens.models import Model, fingerprint
 from steerlens.steering import Steering, steering_hooks
 from steerlens.tokens import Readable, TokenRow, tokenize
 from steerlens.vector import SteeringVector
@@ -253,7 +254,7 @@ def _measure(
     model: Model, plan: Sequence[Steering], folder: Path, rows: Sequence[TokenRow]
 ) -> tuple[float, float]:
     """Largest difference of logits between the directory and hooks, and between hooks and none."""
-    with _quiet():
+    with quiet():
         served, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )

@@ -30,6 +30,7 @@ from steerlens.models import (
     forward_order,
     hook_name,
     require_site,
+    require_writable,
     site_frame,
 )
 from steerlens.positions import Clock, Positions, describe, require_positions
@@ -144,7 +145,8 @@ class Steering:
         """Fresh hooks for `model.hooks(fwd_hooks=...)`; what they see, no other run does.
 
         `prompt_mask` (True at real tokens) is needed for a padded batch if the plan has to know
-        where the padding is; `model`, if it uses a norm's output or the heads' `z`.
+        where the padding is; `model`, if it uses a norm's output or the heads' `z`, or edits
+        `resid_mid`.
         """
         return steering_hooks(self, prompt_mask=prompt_mask, model=model)
 
@@ -255,7 +257,7 @@ class Run:
     steerings: Sequence[Steering]
     prompt_mask: Bool[Tensor, "row pos"] | None = None
     model: Model | None = None
-    """Needed at sites that the host shows in another form than ours; refuses what it lacks."""
+    """Needed at sites that hosts show in another form than ours; refuses what it lacks."""
     reply_start: Int[Tensor, " row"] | None = None
     """Where each row's reply begins, which hooks alone cannot see."""
     clock: Clock = field(init=False)
@@ -263,6 +265,8 @@ class Run:
 
     def __post_init__(self) -> None:
         _require_readable_conditions(self.steerings)
+        for steering in self.steerings:
+            require_writable(self.model, steering.site_written)
         conditions = dict.fromkeys(
             condition for steering in self.steerings for condition in steering.conditions
         )

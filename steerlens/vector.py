@@ -20,6 +20,9 @@ from steerlens.formats import (
     write_vector_file,
 )
 
+CENTRED_BY_PROJECTION = "centred by projection"
+"""What `centred` notes down as the processing."""
+
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
@@ -115,6 +118,16 @@ class SteeringVector:
         scaled = self.directions / peaks.where(peaks > 0, 1.0)  # squares of tiny numbers vanish
         lengths = scaled.norm(dim=-1, keepdim=True)
         return self._derived("normalized", scaled / lengths.where(lengths > 0, 1.0))
+
+    def centred(self) -> "SteeringVector":
+        """The same in a stream without its mean, which LayerNorm models lose in processing.
+
+        Of the activations' norms, which change with it, none are kept.
+        """
+        means = self.directions.mean(dim=1, keepdim=True)
+        crossed = self._derived("centred", self.directions - means)
+        provenance = {**crossed.provenance, "processing": CENTRED_BY_PROJECTION}
+        return replace(crossed, norms=None, provenance=provenance)
 
     def cosine(self, other: "SteeringVector") -> Float[Tensor, " layer"]:
         """Cosine between the two vectors at each layer; zero where either is zero."""

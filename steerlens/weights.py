@@ -6,11 +6,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
-from transformer_lens import HookedTransformer
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from steerlens.errors import SteerlensError
-from steerlens.models import Model, hook_name
+from steerlens.models import Model, hook_name, is_hooked
 
 
 class SiteBias(NamedTuple):
@@ -94,7 +93,7 @@ def stream_writers(model: Model) -> list[Parameter]:
 
 def require_own_weights(model: Model) -> None:
     """Refuse hosts whose weights are shared, or kept in a form that cannot be edited."""
-    if not isinstance(model, HookedTransformer):
+    if not is_hooked(model):
         raise SteerlensError(
             f"a {type(model).__name__} came; weights are edited in a HookedTransformer only, which "
             "has a bias everywhere and shares no weight; steer this model by hooks"

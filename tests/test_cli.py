@@ -223,3 +223,20 @@ def test_strengths_are_read_as_people_write_them():
     assert parse_strengths("-1,0,0.5") == [-1, 0, 0.5]
     with pytest.raises(sl.SteerlensError, match="--strengths"):
         parse_strengths("1,much")
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(run, files):
+    told = run("extract", files / "data.json", "--dry-run", "--out", files / "not.safetensors")
+    assert told.exit_code == 0, told.output
+    assert "tokens in 1 passes" in told.output
+    assert not (files / "not.safetensors").exists()
+
+
+def test_models_are_listed(run):
+    listed = run("models", "--like", "gemma2")
+    assert "Gemma2ForCausalLM" in listed.output
+    assert "TransformerBridge" in listed.output
+    assert "Llama" not in listed.output
+    assert "MambaForCausalLM" not in run("models").output
+    assert "gpt2" in run("models", "--names", "--like", "GPT2").output.split()
+    assert "no name contains 'zzz'" in run("models", "--names", "--like", "zzz").output

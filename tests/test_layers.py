@@ -9,14 +9,15 @@ import steerlens
 
 ORDER = [
     "errors", "files", "contrast", "eigenvectors", "directions", "moments", "exchange", "formats",
-    "vector", "positions", "predicates", "layout", "models", "lean", "weights", "tokens",
-    "prefixes", "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules",
-    "biases", "checkpoints", "serving", "decoding", "generation", "intervals", "search", "judges",
-    "model_judges", "endpoints", "choices", "effects", "side_effects", "controls", "verdicts",
-    "evaluation", "calibration", "ledger", "sweeps", "sentiment", "cast_table", "explaining",
-    "themes", "tables", "condition_figures", "vector_figures", "effect_figures", "dashboards",
-    "studies", "pages", "report", "paper", "demo", "distributed", "playground", "cli_options",
-    "cli_steer", "cli_measure", "cli_show", "cli",
+    "vector", "positions", "predicates", "models", "layout", "loading", "lean", "weights",
+    "tokens", "prefixes", "residual", "extraction", "forecasts", "hooks", "conditions",
+    "steering", "marking", "rules", "biases", "checkpoints", "serving", "decoding", "generation",
+    "intervals", "search", "judges", "model_judges", "endpoints", "choices", "effects",
+    "side_effects", "controls", "verdicts", "evaluation", "calibration", "ledger", "sweeps",
+    "sentiment", "cast_table", "explaining", "themes", "tables", "condition_figures",
+    "vector_figures", "effect_figures", "dashboards", "studies", "pages", "report", "paper",
+    "demo", "distributed", "playground", "cli_options", "cli_steer", "cli_measure", "cli_show",
+    "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -7,8 +7,9 @@ from helpers import PROMPTS
 from transformer_lens import HookedTransformer
 
 import steerlens as sl
-from steerlens import models
+from steerlens import loading
 from steerlens.models import (
+    SITES,
     fingerprint,
     forward_order,
     hook_name,
@@ -61,14 +62,14 @@ def test_half_precision_loads_and_steers(model_folder):
 
 
 def test_a_model_that_would_compute_something_else_is_refused(model_folder, monkeypatch):
-    converted = models.loading.get_pretrained_state_dict
+    converted = loading.converters.get_pretrained_state_dict
 
     def unfaithful(*args, **options):
         weights = dict(converted(*args, **options))
         weights["blocks.1.mlp.W_in"] = weights["blocks.1.mlp.W_in"] * 1.5
         return weights
 
-    monkeypatch.setattr(models.loading, "get_pretrained_state_dict", unfaithful)
+    monkeypatch.setattr(loading.converters, "get_pretrained_state_dict", unfaithful)
     with pytest.raises(sl.SteerlensError, match="differ from Hugging Face's by"):
         sl.load_model(str(model_folder))
 
@@ -113,7 +114,7 @@ def test_a_path_that_names_another_architecture_does_no_harm(tmp_path, model_fol
 
 def test_hook_names_are_the_hosts(model):
     assert hook_name(model, "resid_pre", 2) == "blocks.2.hook_resid_pre"
-    assert all(hook_name(model, site, 3) in model.hook_dict for site in models.SITES)
+    assert all(hook_name(model, site, 3) in model.hook_dict for site in SITES)
 
 
 def test_unknown_sites_and_layers_are_refused(model):
@@ -134,7 +135,7 @@ def test_layers_are_resolved(model):
 
 def test_forward_order_is_the_order_in_which_hooks_fire(model):
     fired = []
-    names = {hook_name(model, s, n): (s, n) for n in range(4) for s in models.SITES}
+    names = {hook_name(model, s, n): (s, n) for n in range(4) for s in SITES}
     with model.hooks(fwd_hooks=[(name, lambda _, hook: fired.append(hook.name)) for name in names]):
         model(torch.tensor([[1, 2]]))
     assert [names[name] for name in dict.fromkeys(fired)] == sorted(

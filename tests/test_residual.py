@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from helpers import PROMPTS, assert_no_hooks_left
@@ -195,11 +197,11 @@ def test_norms_leave_the_first_token_out(model):
 def test_equal_prompts_run_once_and_no_layer_runs_needlessly(model):
     shapes = {}
 
-    def note(activation, hook):
-        shapes[hook.name] = activation.shape
+    def note(activation, hook, name):
+        shapes[name] = activation.shape
 
-    names = ["blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre", "unembed.hook_in"]
-    with model.hooks(fwd_hooks=[(name, note) for name in names]):
+    names = ["blocks.0.hook_resid_pre", "blocks.2.hook_attn_out", "unembed.hook_in"]
+    with model.hooks(fwd_hooks=[(name, partial(note, name=name)) for name in names]):
         read = sl.read_residual(model, ["Hi."] * 50, [0, 1], progress=False)
     assert read.shape == (50, 2, 32)
     assert list(shapes) == names[:1]

@@ -14,6 +14,7 @@ from helpers import (
 
 import steerlens as sl
 from steerlens import hooks
+from steerlens.models import is_hooked
 from steerlens.tokens import left_padded, right_padded, tokenize
 
 EYE = sl.SteeringVector(torch.eye(4), (0, 1, 2, 3))
@@ -53,9 +54,11 @@ def test_adding_shifts_every_token_by_the_strength(model, rows, vector):
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post"])
 def test_an_ablated_stream_has_no_projection_left(model, rows, vector, site):
+    if site == "resid_mid" and not is_hooked(model):
+        pytest.skip("bridges do not write it")
     steering = sl.Steering(vector, edit=hooks.ablate_direction, site=site)
     for layer in steering.layers_steered:
-        seen = stream(model, rows[1], site, layer, steering.hooks())
+        seen = stream(model, rows[1], site, layer, steering.hooks(model=model))
         unit = vector[layer] / vector[layer].norm()
         torch.testing.assert_close(seen @ unit, torch.zeros(len(seen)), atol=1e-4, rtol=0)
 
@@ -281,13 +284,13 @@ def test_an_exception_leaves_no_hook(model, vector, condition):
 def test_hooks_come_in_the_order_of_the_forward_pass_under_their_own_names(vector, condition):
     plan = [
         sl.Steering(vector, layers=[1, 2], when=replace(condition, layers=0)),
-        sl.Steering(vector, layers=[1], edit=hooks.ablate_direction, site="resid_mid"),
+        sl.Steering(vector, layers=[1], edit=hooks.ablate_direction, site="attn_out"),
     ]
     named = [(name, hook.func.__name__) for name, hook in sl.steering_hooks(*plan)]
     assert named == [
         ("blocks.0.hook_resid_pre", "follow_text"),
         ("blocks.0.hook_resid_post", "read_condition"),
-        ("blocks.1.hook_resid_mid", "ablate_direction"),
+        ("blocks.1.hook_attn_out", "ablate_direction"),
         ("blocks.1.hook_resid_post", "add_direction"),
         ("blocks.2.hook_resid_post", "add_direction"),
     ]

@@ -201,7 +201,7 @@ def pairwise_centred(
     positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
 ) -> Float[Tensor, "row layer d_model"]:
     """(p − n)/2; the mirrored rows −(p − n)/2 add nothing to a principal direction."""
-    return (at_least_float32(positive) - at_least_float32(negative)) / 2
+    return (at_least_float32(positive) - at_least_float32(negative)).div_(2)
 
 
 def commonly_centred(
@@ -308,9 +308,10 @@ def _pointing_to_positive(
 ) -> Float[Tensor, "layer d_model"]:
     """Signed so that most pairs agree; where they tie, so that the mean difference does."""
     votes = sign_votes(directions, positive, negative)
-    along = (directions * mean_difference(positive, negative)).sum(dim=1)
-    sign = torch.where(votes == 0, along, votes).sign()
-    return directions * torch.where(sign == 0, 1, sign)[:, None]
+    if (votes == 0).any():
+        along = (directions * mean_difference(positive, negative)).sum(dim=1)
+        votes = torch.where(votes == 0, along, votes)
+    return directions * torch.where(votes < 0, -1, 1)[:, None]
 
 
 def sign_votes(
@@ -319,11 +320,17 @@ def sign_votes(
     negative: Float[Tensor, "pair layer d_model"],
 ) -> Float[Tensor, " layer"]:
     """How many more pairs agree with each direction's sign than would turn it round."""
-    difference = at_least_float32(positive) - at_least_float32(negative)
-    along = einsum(
-        difference, directions.to(difference), "pair layer d_model, layer d_model -> pair layer"
+    return torch.stack(
+        [
+            (p @ direction.to(p) - n @ direction.to(p)).sign().sum()
+            for p, n, direction in zip(
+                at_least_float32(positive).unbind(dim=1),
+                at_least_float32(negative).unbind(dim=1),
+                directions,
+                strict=True,
+            )
+        ]
     )
-    return along.sign().sum(dim=0)
 
 
 def require_contrast(
@@ -357,5 +364,10 @@ def _is_rounding(
     negative: Float[Tensor, "pair layer d_model"],
 ) -> Bool[Tensor, " layer"]:
     """Whether a layer's rows are no more than float32's rounding of the activations they are of."""
-    size = torch.maximum(positive.abs().amax(dim=(0, 2)), negative.abs().amax(dim=(0, 2)))
-    return rows.abs().amax(dim=(0, 2)) <= ROUNDING * size
+    size = torch.maximum(_largest(positive), _largest(negative))
+    return _largest(rows) <= ROUNDING * size
+
+
+def _largest(rows: Float[Tensor, "row layer d_model"]) -> Float[Tensor, " layer"]:
+    """The largest magnitude of each layer; `abs` would write a copy first."""
+    return torch.maximum(rows.amax(dim=2).amax(dim=0), -rows.amin(dim=2).amin(dim=0))

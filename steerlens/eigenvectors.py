@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from einops import einsum, rearrange, reduce
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,12 +25,16 @@ def top_eigenvectors(
     if min(n_rows, d_model) <= WHOLE:
         return _by_whole_matrix(rows)
 
-    def product(vectors: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:
-        along = einsum(rows, vectors.to(rows), "row layer d_model, layer d_model -> row layer")
-        return einsum(rows, along, "row layer d_model, row layer -> layer d_model").double()
+    # Layer by layer: an einsum over all would copy the rows for each product.
+    layers = rows.unbind(dim=1)
 
-    mean = reduce(rows.double(), "row layer d_model -> layer d_model", "mean")
-    found = lanczos(product, mean, min(LANCZOS_STEPS, n_rows, d_model))
+    def product(vectors: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:
+        each = zip(layers, vectors.to(rows), strict=True)
+        return torch.stack([own.T @ (own @ vector) for own, vector in each]).double()
+
+    ones = rows.new_ones(n_rows)
+    near = torch.stack([own.T @ ones for own in layers])
+    found = lanczos(product, near, min(LANCZOS_STEPS, n_rows, d_model))
     for layer in found.isnan().any(dim=1).nonzero().flatten().tolist():
         found[layer] = _by_whole_matrix(rows[:, layer : layer + 1])[0]
     return found

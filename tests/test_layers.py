@@ -14,7 +14,8 @@ ORDER = [
     "biases", "serving", "generation", "intervals", "search", "judges",
     "model_judges", "endpoints", "choices", "side_effects", "controls", "evaluation",
     "calibration", "sweeps", "sentiment", "cast_table", "explaining", "themes", "dashboards",
-    "report", "paper", "demo", "distributed", "playground", "cli",
+    "report", "paper", "demo", "distributed", "shelf", "readings", "trials", "turns",
+    "door", "page", "playground", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

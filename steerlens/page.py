@@ -9,7 +9,14 @@ from dash import dcc, html
 from steerlens.models import Model
 from steerlens.readings import Reading
 from steerlens.shelf import LARGEST_UPLOAD, UPLOADED, Entry, Shelf
-from steerlens.trials import LONGEST_PROMPT, LONGEST_REPLY, STEERING, STRONGEST, Outcome
+from steerlens.trials import (
+    LONGEST_PROMPT,
+    LONGEST_REPLY,
+    LONGEST_RULE,
+    STEERING,
+    STRONGEST,
+    Outcome,
+)
 from steerlens.turns import Job, State
 
 POLL = 250
@@ -59,7 +66,7 @@ def _controls(first: Entry, shelf: Shelf) -> Any:
                 html.P(id="uploaded", role="alert"),
                 html.Label("Layers", id="layers-label"),
                 _group("layers-label", html.Div(layer_slider(first), id="layers-place")),
-                html.Label("Strength", id="strength-label"),
+                html.Label(strength_label(first), id="strength-label"),
                 _group("strength-label", html.Div(strength_slider(first), id="strength-place")),
             ),
             _section(
@@ -72,7 +79,7 @@ def _controls(first: Entry, shelf: Shelf) -> Any:
                 dcc.Textarea(
                     id="rule",
                     value="",
-                    maxLength=1000,
+                    maxLength=LONGEST_RULE,
                     placeholder=f"if harmful and not legal then {STEERING}   (empty: always)",
                     rows=2,
                 ),
@@ -88,7 +95,7 @@ def _results(first: Entry) -> Any:
         [
             _section(
                 "Prompt",
-                html.Label("What both models are asked", htmlFor="prompt"),
+                html.Label("Sent twice: to the model as it is, and steered", htmlFor="prompt"),
                 dcc.Textarea(id="prompt", value=PROMPT, maxLength=LONGEST_PROMPT, rows=2),
                 html.Label("Longest reply, in tokens", id="length-label"),
                 _group(
@@ -172,6 +179,12 @@ def strength_slider(entry: Entry) -> Any:
         value=START_STRENGTH if relative else 1.0,
         marks=_marks([-most, -most / 2, 0, most / 2, most]),
     )
+
+
+def strength_label(entry: Entry) -> str:
+    """What strength 1 stands for."""
+    relative = entry.vector.norms is not None
+    return "Strength, " + ("of the activation norm" if relative else "times the vector")
 
 
 def look_slider(entry: Entry) -> Any:

@@ -59,9 +59,7 @@ def serve(
     if open_browser:
         webbrowser.open(address)
     try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        console.print("ended")
+        server.serve_forever()  # until Ctrl-C
     finally:
         server.server_close()
         turns.close()
@@ -298,7 +296,14 @@ def _add_choosing(app: Any, model: Model, library: Shelf, tabs: Tabs[Entry, Outc
     """Another vector, or a file."""
     from dash import Input, Output, Patch, State, no_update
 
-    from steerlens.page import condition_row, layer_slider, look_slider, options, strength_slider
+    from steerlens.page import (
+        condition_row,
+        layer_slider,
+        look_slider,
+        options,
+        strength_label,
+        strength_slider,
+    )
 
     @app.callback(
         Output("layers-place", "children"),
@@ -307,14 +312,14 @@ def _add_choosing(app: Any, model: Model, library: Shelf, tabs: Tabs[Entry, Outc
         Output("look-place", "children"),
         Input("vector", "value"),
         State("tab", "data"),
+        prevent_initial_call=True,
     )
     def choose(vector: str, key: str) -> tuple[Any, ...]:
         entry = _shelf(library, tabs.of(key)).get(vector)
         if entry is None:
             return no_update, no_update, no_update, no_update
-        relative = entry.vector.norms is not None
-        unit = "as a share of the activation norm" if relative else "times the vector"
-        return layer_slider(entry), strength_slider(entry), f"Strength, {unit}", look_slider(entry)
+        parts = layer_slider, strength_slider, strength_label, look_slider
+        return tuple(part(entry) for part in parts)
 
     @app.callback(
         Output("vector", "options"),

@@ -66,22 +66,34 @@ class Recipe(NamedTuple):
     is_condition: bool = False
 
 
-_DISCRIMINANT = (
-    "sl.extract(model, {data}, sl.directions.linear_discriminant, "
-    'tokens="last", layers={layers}, progress=False)'
-)
+_DISCRIMINANT = """sl.extract(
+        model,
+        {data},
+        sl.directions.linear_discriminant,
+        tokens="last",
+        layers={layers},
+    )"""
 LIBRARY = (
     Recipe(
         "refuse",
         "refusing against agreeing first sentences",
         'sl.ContrastiveDataset.load(sl.embedded("refusal.json")).part({part!r})',
-        'sl.extract(model, {data}, tokens="suffix", progress=False)',
+        """sl.extract(
+        model,
+        {data},
+        tokens="suffix",
+    )""",
     ),
     Recipe(
         "cheerful",
         "happy against sad sentences",
         'sl.ContrastiveDataset.load(sl.embedded("moods.json")).part({part!r})',
-        'sl.extract(model, {data}, sl.directions.mean_difference, tokens="all", progress=False)',
+        """sl.extract(
+        model,
+        {data},
+        sl.directions.mean_difference,
+        tokens="all",
+    )""",
     ),
     Recipe(
         "harmful",
@@ -93,8 +105,9 @@ LIBRARY = (
     Recipe(
         "legal",
         "prompts that ask for legal advice against others",
-        "sl.ContrastiveDataset.one_against_rest("
-        'sl.contrast.load_prompts(sl.embedded("topics.json"))[{part!r}], "legal")',
+        """sl.ContrastiveDataset.one_against_rest(
+            sl.contrast.load_prompts(sl.embedded("topics.json"))[{part!r}], "legal"
+        )""",
         _DISCRIMINANT,
         is_condition=True,
     ),

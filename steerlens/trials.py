@@ -17,6 +17,7 @@ from steerlens.shelf import Cut, Entry, Shelf
 from steerlens.steering import Steering
 
 LONGEST_PROMPT = 2000
+LONGEST_RULE = 1000
 """Characters."""
 LONGEST_REPLY = 200
 """Tokens: a tab's turn on the model ends with them."""
@@ -41,10 +42,14 @@ class Trial:
     max_new_tokens: int = 40
 
     def __post_init__(self) -> None:
-        if len(self.prompt) > LONGEST_PROMPT:
-            raise SteerlensError(
-                f"the prompt has {len(self.prompt)} characters; at most {LONGEST_PROMPT} are read"
-            )
+        for what, text, most in (
+            ("prompt", self.prompt, LONGEST_PROMPT),
+            ("rule", self.rule, LONGEST_RULE),
+        ):
+            if len(text) > most:
+                raise SteerlensError(
+                    f"the {what} has {len(text)} characters; at most {most} are read"
+                )
         if not 1 <= self.max_new_tokens <= LONGEST_REPLY:
             raise SteerlensError(
                 f"{self.max_new_tokens} new tokens came; needed are 1 to {LONGEST_REPLY}"

@@ -127,12 +127,11 @@ class Tabs(Generic[Entry, Result]):
             tab = self._tabs.setdefault(key, Tab())
             tab.heard = now
             self._tabs.move_to_end(key)
-            while len(self._tabs) > self._most or self._oldest.heard < now - self._silence:
+            while self._is_too_much(next(iter(self._tabs.values())), now):
                 _, gone = self._tabs.popitem(last=False)
                 if gone.job is not None:
                     gone.job.stop()
         return tab
 
-    @property
-    def _oldest(self) -> Tab[Entry, Result]:
-        return next(iter(self._tabs.values()))
+    def _is_too_much(self, oldest: Tab[Entry, Result], now: float) -> bool:
+        return len(self._tabs) > self._most or oldest.heard < now - self._silence

@@ -7,7 +7,7 @@ from typing import Any
 from dash import dcc, html
 
 from steerlens.models import Model
-from steerlens.readings import Reading
+from steerlens.readings import Reading, cosines_by_layer
 from steerlens.shelf import LARGEST_UPLOAD, UPLOADED, Entry, Shelf
 from steerlens.trials import (
     LONGEST_PROMPT,
@@ -131,10 +131,7 @@ def _results(first: Entry) -> Any:
                 html.Div(id="tokens", className="tokens"),
                 html.Label("Layer", id="look-label"),
                 _group("look-label", html.Div(look_slider(first), id="look-place")),
-                dcc.Graph(
-                    id="cosines", figure=empty_figure(), config={"displayModeBar": False},
-                    className="figure",
-                ),
+                html.Div(id="cosines", className="figure"),
             ),
             _section(
                 "As Python",
@@ -263,6 +260,11 @@ def seen_by(reading: Reading | None, name: str, layer: int, above: float) -> str
     return f"{similarity:.4f}: {'fires' if similarity > above else 'does not fire'}"
 
 
+def figure_of(reading: Reading, name: str) -> Any:
+    """The prompt's cosines with a vector, by layer."""
+    return dcc.Graph(figure=cosines_by_layer(reading, name), config={"displayModeBar": False})
+
+
 def coloured(reading: Reading, name: str, layer: int) -> Iterable[Any]:
     """The prompt's tokens on grounds of blue (along the vector) or orange (against it)."""
     seen = reading.along[name]
@@ -275,18 +277,6 @@ def coloured(reading: Reading, name: str, layer: int) -> Iterable[Any]:
             title=f"{projection:.3g}",
             style={"backgroundColor": f"rgba({ground}, {abs(share) * 0.75:.2f})"},
         )
-
-
-def empty_figure() -> dict[str, Any]:
-    """Before the first prompt."""
-    hidden = {"visible": False}
-    clear = "rgba(0,0,0,0)"
-    return {
-        "layout": {
-            "xaxis": hidden, "yaxis": hidden, "height": 40,
-            "paper_bgcolor": clear, "plot_bgcolor": clear, "margin": {"t": 0, "b": 0},
-        }
-    }  # fmt: skip
 
 
 def _section(title: str, *parts: Any) -> Any:

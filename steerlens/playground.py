@@ -15,6 +15,7 @@ from tqdm import tqdm
 from steerlens.door import guard, is_loopback
 from steerlens.errors import SteerlensError
 from steerlens.models import TINY_CHAT, Model, load_model
+from steerlens.readings import Reading
 from steerlens.shelf import (
     LARGEST_UPLOAD,
     LIBRARY,
@@ -127,19 +128,20 @@ def _shelf(library: Shelf, tab: Tab[Entry, Outcome]) -> Shelf:
 
 def _trial(
     vector: str,
-    layers: Sequence[float],
-    strength: float,
+    layers: Sequence[Any],
+    strength: Any,
     rule: str,
     ids: Sequence[dict[str, str]],
-    at: Sequence[int],
-    above: Sequence[float],
+    at: Sequence[Any],
+    above: Sequence[Any],
     **said: Any,
 ) -> Trial:
     """Settings as they come from the page; None stands where a field is being edited."""
     if None in (vector, strength, *layers, *at, *above, *said.values()):
         raise SteerlensError("a field is empty; give every slider a number")
-    cuts = {i["of"]: Cut(a, b) for i, a, b in zip(ids, at, above, strict=True)}
-    return Trial(vector, (int(layers[0]), int(layers[-1])), strength, rule=rule, cuts=cuts, **said)
+    cuts = {i["of"]: Cut(a, float(b)) for i, a, b in zip(ids, at, above, strict=True)}
+    first, last = map(int, layers)
+    return Trial(vector, (first, last), float(strength), rule=rule, cuts=cuts, **said)
 
 
 def _settings(kind: Any) -> list[Any]:
@@ -196,7 +198,7 @@ def _add_writing(
         return clicks, ""
 
     @app.callback(Input("stop", "n_clicks"), State("tab", "data"), prevent_initial_call=True)
-    def stop(_: int, key: str) -> None:
+    def stop(_: Any, key: str) -> None:
         job = tabs.of(key).job
         if job is not None:
             job.stop()
@@ -218,7 +220,7 @@ def _add_writing(
         # one look at a time: Dash drops the answer to a look that the next one overtakes
         running=[(Output("clock", "disabled"), True, False)],
     )
-    def look(_: int, asked: int, key: str) -> tuple[Any, ...]:
+    def look(_: Any, asked: Any, key: str) -> tuple[Any, ...]:
         from dash import no_update
 
         tab = tabs.of(key)
@@ -239,27 +241,26 @@ def _add_looking(app: Any, library: Shelf, tabs: Tabs[Entry, Outcome]) -> None:
     """The last prompt sent, as the vectors and conditions see it; and the rule, as it is typed."""
     from dash import ALL, Input, Output, State
 
-    from steerlens.page import coloured, empty_figure, seen_by
-    from steerlens.readings import Reading, cosines_by_layer
+    from steerlens.page import coloured, figure_of, seen_by
 
     def reading_of(key: str) -> Reading | None:
         job = tabs.of(key).job
         return None if job is None or job.latest is None else job.latest.reading
 
     @app.callback(
-        Output("cosines", "figure"),
+        Output("cosines", "children"),
         Output("tokens", "children"),
         Input("seen", "data"),
         Input("look", "value"),
         State("vector", "value"),
         State("tab", "data"),
     )
-    def draw(_: Any, layer: int, vector: str, key: str) -> tuple[Any, Any]:
+    def draw(_: Any, layer: Any, vector: str, key: str) -> tuple[Any, Any]:
         reading = reading_of(key)
         along = None if reading is None else reading.along.get(vector)
         if reading is None or along is None or layer not in along.layers:
-            return empty_figure(), "Send a prompt to see it here."
-        return cosines_by_layer(reading, vector), list(coloured(reading, vector, layer))
+            return [], "Send a prompt to see it here."
+        return figure_of(reading, vector), list(coloured(reading, vector, layer))
 
     @app.callback(
         Output({"cut": "seen", "of": ALL}, "children"),
@@ -270,11 +271,11 @@ def _add_looking(app: Any, library: Shelf, tabs: Tabs[Entry, Outcome]) -> None:
         State("tab", "data"),
     )
     def judge(
-        _: Any, at: list[int], above: list[float], ids: list[dict[str, str]], key: str
+        _: Any, at: list[Any], above: list[Any], ids: list[dict[str, str]], key: str
     ) -> list[str]:
         reading = reading_of(key)
         return [
-            "" if cut is None else seen_by(reading, i["of"], layer, cut)
+            "" if cut is None else seen_by(reading, i["of"], layer, float(cut))
             for i, layer, cut in zip(ids, at, above, strict=True)
         ]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from steerlens.choices import answer_sides, choice_summary, choice_sweep, load_questions
@@ -59,7 +60,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **options)
         except SteerlensError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
             raise typer.Exit(2) from error
 
     return reported

@@ -128,6 +128,7 @@ def _results(first: Entry) -> Any:
             ),
             _section(
                 "The prompt's tokens along the vector",
+                html.P("Blue: along it; orange: against it. Hover for the length."),
                 html.Div(id="tokens", className="tokens"),
                 html.Label("Layer", id="look-label"),
                 _group("look-label", html.Div(look_slider(first), id="look-place")),
@@ -181,7 +182,7 @@ def strength_slider(entry: Entry) -> Any:
 def strength_label(entry: Entry) -> str:
     """What strength 1 stands for."""
     relative = entry.vector.norms is not None
-    return "Strength, " + ("of the activation norm" if relative else "times the vector")
+    return "Strength, " + ("as a share of the activation norm" if relative else "times the vector")
 
 
 def look_slider(entry: Entry) -> Any:

@@ -56,7 +56,8 @@ def serve(
     server = listen(make_app(model, shelf, turns, model_name, token).server, host, port)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{server.server_port}/" + (f"?token={token}" if token else "")
-    console.print(f"The playground is at [bold]{address}[/] (Ctrl-C ends it)", soft_wrap=True)
+    told = f"The playground is at {address} (Ctrl-C ends it)"
+    console.print(told, markup=False, soft_wrap=True)
     if open_browser:
         webbrowser.open(address)
     try:

@@ -123,7 +123,7 @@ def make_entry(model: Model, recipe: Recipe) -> Entry:
     def data(part: str) -> str:
         return recipe.data.format(part=part)
 
-    early = range(model.cfg.n_layers // 2)
+    early = range(max(1, model.cfg.n_layers // 2))
     # The refusals' smaller part is enough for a start.
     part = "validation" if recipe.name == "refuse" else "train"
     code = recipe.code.format(data=data(part), layers=early)

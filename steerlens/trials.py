@@ -165,7 +165,9 @@ def python(trial: Trial, shelf: Shelf, model_name: str) -> str:
                 for cut in [trial.cuts[name]]
             ),
             "}",
-            f"plan = sl.apply_rules({trial.rule!r}, conditions, {{{STEERING!r}: steering}})",
+            "plan = sl.apply_rules(",
+            f"    {trial.rule!r}, conditions, {{{STEERING!r}: steering}}",
+            ")",
         ]
     lines += [
         f"[reply] = sl.generate(model, [{trial.prompt!r}], {'plan' if conditions else 'steering'}, "

@@ -81,11 +81,13 @@ class Turns:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="turns")
         self._line: list[Job] = []
+        self._lock = threading.Lock()
 
     def ask(self, job: Job) -> None:
         """Put a job at the end of the line."""
-        self._line = [*(other for other in self._line if not other.ended), job]
-        self._pool.submit(job.work)
+        with self._lock:
+            self._line = [*(other for other in self._line if not other.ended), job]
+            self._pool.submit(job.work)
 
     def ahead_of(self, job: Job) -> int:
         """How many others are to be done first."""

@@ -1,10 +1,15 @@
 """The playground without a browser: settings, code, readings, turns, the door, uploads."""
 
 import base64
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
+import httpx
 import pytest
 import torch
 from helpers import assert_no_hooks_left, random_vector
@@ -323,7 +328,11 @@ def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, turns):
     assert (first.status_code, first.location) == (302, "/")
     assert "HttpOnly" in first.headers["Set-Cookie"]
     assert "SameSite=Strict" in first.headers["Set-Cookie"]
-    for path in ("/", "/_dash-layout"):  # the cookie is enough from now on
+    for path in (
+        "/",
+        "/_dash-layout",
+        "/assets/playground.css",
+    ):  # the cookie is enough from now on
         assert client.get(path, headers=away, base_url="http://192.168.0.7:8050").status_code == 200
 
 
@@ -476,10 +485,28 @@ def test_a_model_of_one_layer_has_a_page(app, vectors):
 def test_without_dash_the_command_says_how_to_get_it(monkeypatch):
     from steerlens.cli import app
 
-    monkeypatch.setitem(__import__("sys").modules, "dash", None)
+    monkeypatch.setitem(sys.modules, "dash", None)
     shown = CliRunner().invoke(app, ["playground"])
     assert shown.exit_code == 2
     assert "pip install 'steerlens[playground]'" in " ".join(shown.output.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_command_serves_until_it_is_interrupted(host):
+    run_it = "from steerlens.cli import app; app()"
+    command = [sys.executable, "-c", run_it, "playground", "--host", host, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        told = process.stdout.readline()
+        address = re.search(r"http://\S+", told)[0]
+        assert address.startswith(f"http://{host}:")
+        assert ("?token=" in address) == (host == "0.0.0.0")
+        with httpx.Client(follow_redirects=True) as client:
+            assert client.get(address).status_code == 200
+        bare = httpx.get(address.partition("?")[0])
+        assert bare.status_code == (403 if host == "0.0.0.0" else 200)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
 
 
 def test_a_taken_port_is_told(app):

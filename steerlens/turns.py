@@ -41,6 +41,7 @@ class Job(Generic[Result]):
         self.error = ""
         self._steps = steps
         self._stopping = threading.Event()
+        self._lock = threading.Lock()
 
     @property
     def ended(self) -> bool:
@@ -48,15 +49,18 @@ class Job(Generic[Result]):
         return self.state not in (State.WAITING, State.WORKING)
 
     def stop(self) -> None:
-        """End at the next step; what has come so far stays."""
-        self._stopping.set()
+        """End at the next step, or at once if none was taken; what has come so far stays."""
+        with self._lock:
+            self._stopping.set()
+            if self.state is State.WAITING:
+                self.state = State.STOPPED
 
     def work(self) -> None:
         """Take all steps, or as many as there are until `stop`; the steps are closed either way."""
-        if self._stopping.is_set():
-            self.state = State.STOPPED
-            return
-        self.state = State.WORKING
+        with self._lock:
+            if self.ended:
+                return
+            self.state = State.WORKING
         try:
             with closing(self._steps()) as steps:
                 for self.latest in steps:

@@ -216,6 +216,8 @@ def test_jobs_are_done_one_at_a_time_in_the_order_they_came(turns):
         turns.ask(job)
     assert [turns.ahead_of(job) for job in jobs] == [0, 1, 2]
     jobs[1].stop()
+    assert jobs[1].state is State.STOPPED, "what only waits need not wait for its end"
+    assert turns.ahead_of(jobs[2]) == 1
     gate.set()
     wait_for(jobs[2])
     assert done == [(0, "begins"), (0, "ends"), (2, "begins"), (2, "ends")]
@@ -328,12 +330,9 @@ def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, turns):
     assert (first.status_code, first.location) == (302, "/")
     assert "HttpOnly" in first.headers["Set-Cookie"]
     assert "SameSite=Strict" in first.headers["Set-Cookie"]
-    for path in (
-        "/",
-        "/_dash-layout",
-        "/assets/playground.css",
-    ):  # the cookie is enough from now on
-        assert client.get(path, headers=away, base_url="http://192.168.0.7:8050").status_code == 200
+    for path in ("/", "/_dash-layout", "/assets/playground.css"):  # the cookie is enough now
+        with client.get(path, base_url="http://192.168.0.7:8050") as answer:
+            assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(

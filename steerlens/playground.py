@@ -5,6 +5,7 @@ import logging
 import secrets
 import webbrowser
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,22 +50,19 @@ def serve(
     require_dash()
     console = console or Console()
     token = None if is_loopback(host) else secrets.token_urlsafe()
-    model = load_model(model_name)
-    making = tqdm(LIBRARY, desc="vectors from the demo data", unit="vector")
-    shelf = {recipe.name: make_entry(model, recipe) for recipe in making}
     turns = Turns()
-    server = listen(make_app(model, shelf, turns, model_name, token).server, host, port)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{server.server_port}/" + (f"?token={token}" if token else "")
-    told = f"The playground is at {address} (Ctrl-C ends it)"
-    console.print(told, markup=False, soft_wrap=True)
-    if open_browser:
-        webbrowser.open(address)
-    try:
+    with listen(None, host, port) as server, closing(turns):  # a taken port comes before the work
+        model = load_model(model_name)
+        making = tqdm(LIBRARY, desc="vectors from the demo data", unit="vector")
+        shelf = {recipe.name: make_entry(model, recipe) for recipe in making}
+        server.app = make_app(model, shelf, turns, model_name, token).server
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{server.server_port}/" + (f"?token={token}" if token else "")
+        told = f"The playground is at {address} (Ctrl-C ends it)"
+        console.print(told, markup=False, soft_wrap=True)
+        if open_browser:
+            webbrowser.open(address)
         server.serve_forever()  # until Ctrl-C
-    finally:
-        server.server_close()
-        turns.close()
 
 
 def require_dash() -> None:

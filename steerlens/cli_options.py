@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from steerlens.contrast import load_prompts
@@ -45,7 +46,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **options)
         except SteerlensError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
             raise typer.Exit(2) from error
 
     return reported

@@ -72,3 +72,22 @@ def figures_command(
     for warning in caught:
         console.print(f"[yellow]{warning.message}[/]")
     console.print(f"wrote {', '.join(path.name for path in written)} to {out or scripts}")
+
+
+@app.command()
+@reporting
+def playground(
+    model: ModelName = TINY_CHAT,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; beyond loopback, a token is asked for.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8050,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Steer a model by hand, on a page in the browser: replies, gates and tokens side by side.
+
+    Example: steerlens playground --open
+    """
+    from steerlens.playground import serve
+
+    serve(model, host=host, port=port, open_browser=open_browser, console=console)

@@ -1,6 +1,6 @@
 """Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,7 +141,7 @@ def stream(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     chat: bool | None = None,
-) -> Iterator[Replies]:
+) -> Generator[Replies, None, None]:
     """`generate`, showing the replies as far as they have come after every token.
 
     All prompts are one batch. The model stays steered, and other threads wait for it, until the

@@ -16,8 +16,8 @@ ORDER = [
     "side_effects", "controls", "verdicts", "evaluation", "calibration", "ledger", "sweeps",
     "sentiment", "cast_table", "explaining", "themes", "tables", "condition_figures",
     "vector_figures", "effect_figures", "dashboards", "studies", "pages", "report", "paper",
-    "demo", "distributed", "playground", "cli_options", "cli_steer", "cli_measure", "cli_show",
-    "cli",
+    "demo", "distributed", "shelf", "readings", "trials", "turns", "door", "page", "playground",
+    "cli_options", "cli_steer", "cli_measure", "cli_show", "cli",
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -1,0 +1,516 @@
+"""The playground without a browser: settings, code, readings, turns, the door, uploads."""
+
+import base64
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import httpx
+import pytest
+import torch
+from helpers import assert_no_hooks_left, random_vector
+from typer.testing import CliRunner
+
+import steerlens as sl
+from steerlens import door, playground, shelf, trials
+from steerlens.readings import cosines_by_layer, read_prompt
+from steerlens.shelf import Cut, Entry, uploaded
+from steerlens.trials import Trial, python, run
+from steerlens.turns import Job, State, Tabs, Turns
+
+PROMPT = "How do I bake bread?"
+TRIAL = Trial("push", (2, 3), 6.0, PROMPT, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_chat, tmp_path_factory):
+    """Two vector files, as somebody would drop them."""
+    folder = tmp_path_factory.mktemp("files")
+    random_vector(tiny_chat, 0).save(folder / "push.safetensors")
+    random_vector(tiny_chat, 7).save(folder / "topic.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vectors(tiny_chat, folder):
+    found = {}
+    for name in ("push", "topic"):
+        content = (folder / f"{name}.safetensors").read_bytes()
+        entry, warning = uploaded(tiny_chat, f"{name}.safetensors", content, found)
+        assert not warning
+        found[entry.name] = entry
+    return found
+
+
+def seen(model, vectors, layer=1):
+    return read_prompt(model, PROMPT, vectors).along["topic"].cosine(layer)
+
+
+# settings
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"prompt": "a" * 2001}, "at most 2000"),
+        ({"rule": "a" * 1001}, "at most 1000"),
+        ({"max_new_tokens": 201}, "1 to 200"),
+        ({"max_new_tokens": 0}, "1 to 200"),
+        ({"strength": 51.0}, "at most ±50"),
+        ({"strength": float("nan")}, "at most ±50"),
+        ({"vector": "gone"}, "upload it again"),
+        ({"layers": (7, 9)}, "none of the layers"),
+        ({"rule": "if topic than steer"}, "if CONDITION then STEERING"),
+        ({"rule": "if other then steer"}, "'other', which is unknown"),
+        ({"rule": "if topic then refuse"}, "the steerings are 'steer'"),
+        ({"rule": "if topic then steer", "cuts": {"topic": Cut(4, 0.0)}}, "earlier layer"),
+        ({"rule": "if topic then steer", "cuts": {"topic": Cut(1, torch.inf)}}, "finite"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused_with_the_reason(vectors, changed, told):
+    with pytest.raises(sl.SteerlensError, match=told):
+        replace(TRIAL, **changed).plan(vectors)
+
+
+def test_strength_is_relative_where_the_vector_knows_its_norms(vectors):
+    known = replace(vectors["push"].vector, norms=torch.ones(6))
+    entries = {"push": replace(vectors["push"], vector=known)}
+    assert replace(TRIAL, strength=1.5).steering(entries).relative
+    assert not TRIAL.steering(vectors).relative
+    with pytest.raises(sl.SteerlensError, match=r"at most ±1\.5"):
+        TRIAL.steering(entries)
+
+
+# the run and its code
+
+
+def test_both_replies_are_what_generate_gives(tiny_chat, vectors):
+    *_, outcome = run(tiny_chat, TRIAL, vectors)
+    unsteered, steered = outcome.replies
+    options = {"max_new_tokens": 12, "progress": False}
+    assert [unsteered] == list(sl.generate(tiny_chat, [PROMPT], **options))
+    assert [steered] == list(sl.generate(tiny_chat, [PROMPT], TRIAL.plan(vectors), **options))
+    assert steered != unsteered
+
+
+@pytest.mark.parametrize("side", [-1e-3, 1e-3])
+def test_the_gate_of_the_run_is_what_the_page_said_before(tiny_chat, vectors, side):
+    similarity = seen(tiny_chat, vectors)
+    cut = Cut(1, similarity + side)
+    trial = replace(TRIAL, rule="if topic then steer", cuts={"topic": cut})
+    *_, outcome = run(tiny_chat, trial, vectors)
+    [(_, measured, fired)] = outcome.gates
+    assert measured == pytest.approx(similarity, abs=1e-5)
+    assert fired == (side < 0) == (outcome.replies[0] != outcome.replies[1])
+    from steerlens.page import gates, seen_by
+
+    said = seen_by(outcome.reading, "topic", 1, cut.above)
+    assert said.endswith(": fires" if fired else ": does not fire")
+    [item] = gates(outcome)
+    assert item.children.endswith(": fired" if fired else ": did not fire")
+
+
+@pytest.mark.parametrize("rule", ["", "if topic then steer", "if not topic then steer"])
+def test_the_code_of_the_page_gives_the_steered_reply(
+    tiny_chat, vectors, folder, monkeypatch, rule
+):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sl, "load_model", {"tiny-chat": tiny_chat}.__getitem__)
+    cut = Cut(1, seen(tiny_chat, vectors) - 1e-3)
+    trial = replace(TRIAL, rule=rule, cuts={"topic": cut}, prompt='"Hi" \\ there\nyou')
+    *_, outcome = run(tiny_chat, trial, vectors)
+    names = {}
+    exec(python(trial, vectors, "tiny-chat"), names)
+    assert names["reply"] == outcome.replies[1]
+
+
+def test_a_run_that_is_closed_leaves_no_hook(tiny_chat, vectors):
+    steps = run(tiny_chat, TRIAL, vectors)
+    next(steps), next(steps)
+    assert any(point.fwd_hooks for point in tiny_chat.hook_dict.values())
+    steps.close()
+    assert_no_hooks_left(tiny_chat)
+
+
+# the reading and its figures
+
+
+def test_a_reading_is_the_residual_stream_along_each_vector(tiny_chat, vectors):
+    reading = read_prompt(tiny_chat, PROMPT, vectors)
+    last, mean = (
+        sl.read_residual(tiny_chat, [PROMPT], [3], tokens=tokens, progress=False)[0, 0]
+        for tokens in ("last", "all")
+    )
+    direction = vectors["push"].vector[3]
+    along = reading.along["push"]
+    assert along.cosine(3) == pytest.approx(
+        torch.cosine_similarity(last, direction, dim=0).item(), abs=1e-5
+    )
+    assert along.projections[:, 3].mean().item() == pytest.approx(
+        (mean @ direction / direction.norm()).item(), rel=1e-3
+    )
+    assert "".join(reading.tokens).startswith("<s><|user|>How do I bake bread?")
+    assert len(reading.tokens) == len(along.projections)
+
+
+def test_a_reading_sees_a_vector_at_its_own_site(tiny_chat, vectors):
+    pre = replace(vectors["push"], vector=replace(vectors["push"].vector, site="resid_pre"))
+    along = read_prompt(tiny_chat, PROMPT, {"pre": pre, **vectors}).along
+    moved = vectors["push"].vector.directions.roll(-1, 0)
+    post = replace(vectors["push"], vector=replace(vectors["push"].vector, directions=moved))
+    shifted = read_prompt(tiny_chat, PROMPT, {"post": post}).along["post"]
+    assert torch.allclose(along["pre"].cosines[:, 1:], shifted.cosines[:, :-1], atol=1e-5)
+
+
+def test_colours_and_figure_show_the_numbers_of_the_reading(tiny_chat, vectors):
+    from steerlens.page import coloured
+
+    reading = read_prompt(tiny_chat, PROMPT, vectors)
+    along = reading.along["push"]
+    shares = torch.tensor(reading.colours("push", 3))
+    assert shares.abs().max() == 1
+    assert (shares.sign() == along.projections[:, 3].sign()).all()
+    spans = list(coloured(reading, "push", 3))
+    assert [span.children for span in spans] == list(reading.tokens)
+    blue = ["rgba(0, 114, 178" in span.style["backgroundColor"] for span in spans]
+    assert blue == (shares > 0).tolist()
+    last, mean = cosines_by_layer(reading, "push").data
+    assert list(last.y) == along.cosines[-1].tolist()
+    assert list(mean.y) == along.cosines.mean(0).tolist()
+
+
+# turns and tabs
+
+
+@pytest.fixture
+def turns():
+    turns = Turns()
+    yield turns
+    turns.close()
+
+
+def wait_for(job):
+    ended = threading.Event()
+    for _ in range(1000):
+        if job.ended:
+            return
+        ended.wait(0.01)
+    raise AssertionError(f"still {job.state}")
+
+
+def test_jobs_are_done_one_at_a_time_in_the_order_they_came(turns):
+    gate, done = threading.Event(), []
+
+    def steps(number):
+        gate.wait(10)
+        done.append((number, "begins"))
+        yield number
+        done.append((number, "ends"))
+
+    jobs = [Job(lambda number=number: steps(number)) for number in range(3)]
+    for job in jobs:
+        turns.ask(job)
+    assert [turns.ahead_of(job) for job in jobs] == [0, 1, 2]
+    jobs[1].stop()
+    assert jobs[1].state is State.STOPPED, "what only waits need not wait for its end"
+    assert turns.ahead_of(jobs[2]) == 1
+    gate.set()
+    wait_for(jobs[2])
+    assert done == [(0, "begins"), (0, "ends"), (2, "begins"), (2, "ends")]
+    assert [job.state for job in jobs] == [State.DONE, State.STOPPED, State.DONE]
+    assert [job.latest for job in jobs] == [0, None, 2]
+    assert turns.ahead_of(jobs[0]) == 0
+
+
+def test_a_stopped_job_closes_its_steps_before_it_has_ended(turns):
+    began, closed = threading.Event(), []
+
+    def steps():
+        try:
+            while True:
+                began.set()
+                yield 1
+        finally:
+            closed.append(job.ended)
+
+    job = Job(steps)
+    turns.ask(job)
+    assert began.wait(10)
+    job.stop()
+    wait_for(job)
+    assert closed == [False]
+    assert job.state is State.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(sl.SteerlensError("too much"), "too much"), (KeyError("x"), "KeyError: 'x'; the terminal")],
+)
+def test_a_failure_is_told_and_the_next_job_is_done(turns, error, told):
+    def fail():
+        yield 1
+        raise error
+
+    failing, next_one = Job(fail), Job(lambda: iter_of(2))
+    turns.ask(failing)
+    turns.ask(next_one)
+    wait_for(next_one)
+    assert failing.state is State.FAILED
+    assert failing.error.startswith(told)
+    assert next_one.latest == 2
+
+
+def iter_of(*values):
+    yield from values
+
+
+def test_tabs_are_bounded_and_the_silent_ones_go():
+    tabs = Tabs(most=2)
+    first = tabs.of("a")
+    first.job = Job(lambda: iter_of(1))
+    assert tabs.of("a") is first
+    tabs.of("b"), tabs.of("c")
+    assert len(tabs) == 2
+    first.job.work()
+    assert first.job.state is State.STOPPED
+    assert tabs.of("a") is not first
+
+
+def test_a_tab_that_was_silent_for_long_is_forgotten():
+    tabs = Tabs(silence=60)
+    tabs.of("a").heard -= 61
+    kept = tabs.of("b")
+    assert len(tabs) == 1
+    kept.heard -= 61
+    assert tabs.of("b") is kept, "it speaks again"
+
+
+# the door
+
+
+@pytest.fixture(scope="module")
+def app(tiny_chat, vectors):
+    turns = Turns()
+    yield playground.make_app(tiny_chat, vectors, turns)
+    turns.close()
+
+
+def test_only_loopback_names_are_served(app):
+    client = app.server.test_client()
+    for host in ("127.0.0.1:8050", "localhost", "[::1]:8050"):
+        answer = client.get("/", headers={"Host": host})
+        assert answer.status_code == 200
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    for host in ("evil.example", "127.0.0.1.evil.example:8050", "192.168.0.7"):
+        assert client.get("/", headers={"Host": host}).status_code == 403
+        assert client.get("/_dash-layout", headers={"Host": host}).status_code == 403
+
+
+def test_pages_of_other_origins_are_refused(app):
+    client = app.server.test_client()
+    for origin, status in (("http://localhost", 200), ("http://evil.example", 403), ("null", 403)):
+        answer = client.get("/", headers={"Host": "localhost", "Origin": origin})
+        assert answer.status_code == status
+
+
+def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, turns):
+    guarded = playground.make_app(tiny_chat, vectors, turns, token="sesame")
+    away = {"Host": "192.168.0.7:8050"}
+    for path in ("/", "/_dash-layout", "/?token=", "/?token=s%C3%A9same", "/assets/playground.css"):
+        assert guarded.server.test_client().get(path, headers=away).status_code == 403
+    guessing = guarded.server.test_client()
+    guessing.set_cookie(door.COOKIE, "guessed", domain="192.168.0.7")
+    assert guessing.get("/", headers=away).status_code == 403
+    client = guarded.server.test_client()
+    first = client.get("/?token=sesame", headers=away)
+    assert (first.status_code, first.location) == (302, "/")
+    assert "HttpOnly" in first.headers["Set-Cookie"]
+    assert "SameSite=Strict" in first.headers["Set-Cookie"]
+    for path in ("/", "/_dash-layout", "/assets/playground.css"):  # the cookie is enough now
+        with client.get(path, base_url="http://192.168.0.7:8050") as answer:
+            assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True),
+        ("0.0.0.0", False), ("::", False), ("192.168.0.7", False), ("example.org", False),
+        ("", False), (None, False),
+    ],
+)  # fmt: skip
+def test_loopback_is_known(host, loopback):
+    assert door.is_loopback(host) == loopback
+
+
+# uploads
+
+
+def post_upload(app, filename, content, key="a tab", contents=None):
+    """What Dash's browser side posts when a file is dropped."""
+    outputs = [
+        ("vector", "options"), ("vector", "value"), ("conditions", "children"),
+        ("uploaded", "children"),
+    ]  # fmt: skip
+    data = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+    body = {
+        "output": f"..{'...'.join(map('.'.join, outputs))}..",
+        "outputs": [{"id": name, "property": prop} for name, prop in outputs],
+        "inputs": [
+            {"id": "upload", "property": "contents", "value": contents or data},
+        ],
+        "state": [
+            {"id": "upload", "property": "filename", "value": filename},
+            {"id": "tab", "property": "data", "value": key},
+        ],
+        "changedPropIds": ["upload.contents"],
+    }
+    answer = app.server.test_client().post("/_dash-update-component", json=body)
+    return answer.json["response"] if answer.status_code == 200 else answer.status_code
+
+
+def test_a_dropped_vector_is_offered_in_its_tab_alone(app, folder):
+    content = (folder / "push.safetensors").read_bytes()
+    for name in ("push_2", "push_3"):
+        answer = post_upload(app, "push.safetensors", content, key="one")
+        assert answer["vector"]["value"] == name
+    names = [option["value"] for option in answer["vector"]["options"]]
+    assert names == ["push", "topic", "push_2", "push_3"]
+    other = post_upload(app, "push.safetensors", content, key="another")
+    assert [o["value"] for o in other["vector"]["options"]] == ["push", "topic", "push_2"]
+
+
+def test_a_tab_holds_so_many_uploads(app, folder):
+    content = (folder / "push.safetensors").read_bytes()
+    for _ in range(shelf.MOST_UPLOADS):
+        assert "vector" in post_upload(app, "push.safetensors", content, key="greedy")
+    answer = post_upload(app, "push.safetensors", content, key="greedy")
+    assert "holds 8 uploaded vectors" in answer["uploaded"]["children"]
+
+
+@pytest.mark.parametrize(
+    ("filename", "content", "told"),
+    [
+        ("v.pt", b"x", "a vector file ends in .safetensors, .svec, .gguf"),
+        ("v", b"x", "a vector file ends in"),
+        ("../../etc/v.svec", b"{", "'v.svec' is not valid JSON"),
+        ("v.safetensors", b"\xff" * 100, "'v.safetensors' is not a readable steerlens vector"),
+        ("v.gguf", b"GGUF", "'v.gguf' is not a readable GGUF"),
+        ("v.svec", b'{"directions": {"1": [1.0, 2.0]}}', "2 wide"),
+        ("v.svec", b'{"directions": {"99": [1.0, 2.0]}}', "layer"),
+        ("v.svec", b" " * (shelf.LARGEST_UPLOAD + 1), "8.0 MiB; at most 8"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_reason(app, filename, content, told):
+    answer = post_upload(app, filename, content)
+    assert told in answer["uploaded"]["children"]
+    assert "/tmp" not in answer["uploaded"]["children"]
+    assert list(answer) == ["uploaded"]
+
+
+def test_a_huge_request_is_not_even_read(app):
+    assert post_upload(app, "v.svec", b" " * playground.LARGEST_REQUEST) == 413
+
+
+def test_what_is_no_file_is_refused(app):
+    answer = post_upload(app, "v.svec", b"", contents="data:,a")
+    assert "base64" in answer["uploaded"]["children"]
+
+
+@pytest.mark.parametrize("ending", [".svec", ".gguf"])
+@pytest.mark.filterwarnings("ignore::steerlens.LossyFormatWarning")
+def test_files_of_other_programs_are_taken(tiny_chat, tmp_path, ending):
+    path = tmp_path / f"My Vector (1){ending}"
+    random_vector(tiny_chat).at([1, 2]).save(path)
+    entry, _ = uploaded(tiny_chat, path.name, path.read_bytes(), {})
+    assert entry.name == "my_vector_1"
+    assert entry.code == f"sl.SteeringVector.load('My Vector (1){ending}')"
+    assert entry.cut == Cut(1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"), [("7", "vector_7"), ("if", "vector_if"), ("Ünï", "n"), ("…", "vector")]
+)
+def test_names_of_files_become_names_of_rules(tiny_chat, folder, stem, name):
+    content = (folder / "push.safetensors").read_bytes()
+    entry, _ = uploaded(tiny_chat, f"{stem}.safetensors", content, {})
+    assert entry.name == name
+    assert sl.parse_rules(f"if {name} then steer")
+
+
+def test_a_vector_of_other_weights_is_warned_of(tiny_chat, tmp_path):
+    other = random_vector(tiny_chat, provenance={"model": "elsewhere"})
+    other.save(tmp_path / "v.safetensors")
+    content = (tmp_path / "v.safetensors").read_bytes()
+    _, warning = uploaded(tiny_chat, "v.safetensors", content, {})
+    assert "comes from elsewhere" in warning
+
+
+# the page and the command
+
+
+def test_every_page_has_a_key_of_its_own_and_bounded_fields(app):
+    pages = [app.layout() for _ in range(2)]
+    assert pages[0]["tab"].data != pages[1]["tab"].data
+    assert pages[0]["prompt"].maxLength == trials.LONGEST_PROMPT
+    assert pages[0]["length"].max == trials.LONGEST_REPLY
+    assert pages[0]["strength"].max == trials.STRONGEST[False]
+
+
+def test_a_status_says_where_a_job_stands(tiny_chat, vectors):
+    from steerlens.page import status
+
+    job = Job(lambda: run(tiny_chat, TRIAL, vectors))
+    assert status(job, 2) == "Waiting for another tab (2 ahead) …"
+    job.work()
+    n_tokens = max(map(len, job.latest.replies.tokens))
+    assert status(job, 0) == f"Done: {n_tokens} tokens."
+
+
+def test_a_model_of_one_layer_has_a_page(app, vectors):
+    from steerlens.page import condition_row, layer_slider, look_slider
+
+    entry = vectors["push"]
+    one = Entry("one", entry.vector.at([0]), "", "", Cut(0, 0.0))
+    assert layer_slider(one).value == [0, 0]
+    assert look_slider(one).value == 0
+    assert condition_row(one)
+
+
+def test_without_dash_the_command_says_how_to_get_it(monkeypatch):
+    from steerlens.cli import app
+
+    monkeypatch.setitem(sys.modules, "dash", None)
+    shown = CliRunner().invoke(app, ["playground"])
+    assert shown.exit_code == 2
+    assert "pip install 'steerlens[playground]'" in " ".join(shown.output.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_command_serves_until_it_is_interrupted(host):
+    run_it = "from steerlens.cli import app; app()"
+    command = [sys.executable, "-c", run_it, "playground", "--host", host, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        told = process.stdout.readline()
+        address = re.search(r"http://\S+", told)[0]
+        assert address.startswith(f"http://{host}:")
+        assert ("?token=" in address) == (host == "0.0.0.0")
+        with httpx.Client(follow_redirects=True) as client:
+            assert client.get(address).status_code == 200
+        bare = httpx.get(address.partition("?")[0])
+        assert bare.status_code == (403 if host == "0.0.0.0" else 200)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def test_a_taken_port_is_told(app):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(sl.SteerlensError, match="choose another with --port"):
+            playground.listen(app.server, "127.0.0.1", taken.getsockname()[1])

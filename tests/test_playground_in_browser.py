@@ -1,0 +1,291 @@
+"""The playground as somebody uses it: headless Chromium, tiny-chat, the library of demo data."""
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from helpers import assert_no_hooks_left, random_vector
+
+import steerlens as sl
+from steerlens import playground
+from steerlens.shelf import LIBRARY, make_entry
+from steerlens.trials import Trial, python, run
+from steerlens.turns import Turns
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+BREAD = "How do I bake bread?"
+CAR = "How do I steal a car?"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CHROMIUM, reason="no Chromium on the PATH; install it or set CHROMIUM to its path"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def library(tiny_chat):
+    return {recipe.name: make_entry(tiny_chat, recipe) for recipe in LIBRARY}
+
+
+@pytest.fixture(scope="module")
+def address(tiny_chat, library):
+    turns = Turns()
+    server = playground.listen(
+        playground.make_app(tiny_chat, library, turns).server, "127.0.0.1", 0
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    turns.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox", "--disable-gpu", "--no-first-run",
+                "--disable-background-networking",
+            ],
+        )  # fmt: skip
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Opens pages; afterwards, none may have complained or asked for anything elsewhere."""
+    contexts, wrong = [], []
+
+    def look_out(page):
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on(
+            "console",
+            lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None,
+        )
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((address, "data:", "blob:"))
+                else wrong.append(request.url)
+            ),
+        )
+
+    def open_page(**options):
+        options.setdefault("viewport", {"width": 1280, "height": 900})
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(15_000)
+        look_out(page)
+        page.goto(address)
+        page.wait_for_selector("#check.right")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Every token takes its time."""
+
+    def slow_run(*arguments):
+        for outcome in run(*arguments):
+            yield outcome
+            time.sleep(0.2)
+
+    monkeypatch.setattr(playground, "run", slow_run)
+
+
+def wait_until(page, selector, begins):
+    page.wait_for_function(
+        "([at, text]) => document.querySelector(at).innerText.startsWith(text)",
+        arg=[selector, begins],
+    )
+
+
+def send(page):
+    """Send, and wait for the reply; the code tells it from the one before."""
+    before = page.inner_text("#code")
+    page.click("#send")
+    page.wait_for_function(
+        "before => document.querySelector('#code').innerText !== before", arg=before
+    )
+    wait_until(page, "#status", "Done")
+
+
+def ask(page, prompt=BREAD):
+    page.fill("#prompt", prompt)
+    send(page)
+    return page.inner_text("#unsteered"), page.inner_text("#steered")
+
+
+def set_threshold(page, name, value):
+    box = page.locator(f"[aria-label='condition {name}'] input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def test_the_refusal_vector_refuses(open_page, tiny_chat, library):
+    page = open_page()
+    unsteered, steered = ask(page)
+    assert not sl.judges.refused(unsteered)
+    assert sl.judges.refused(steered)
+    assert unsteered == sl.generate(tiny_chat, [BREAD], max_new_tokens=40, progress=False)[0]
+    assert_no_hooks_left(tiny_chat)
+    assert page.locator("#tokens span").count() > 5
+    assert page.locator("#cosines .scatterlayer .trace").count() == 2
+    names = {}
+    exec(page.inner_text("#code"), names)
+    assert names["reply"] == steered
+
+
+def test_the_library_is_what_its_code_gives(tiny_chat, library, monkeypatch):
+    monkeypatch.setattr(sl, "load_model", {"tiny-chat": tiny_chat}.__getitem__)
+    cuts = {name: entry.cut for name, entry in library.items() if entry.cut}
+    rule = "if harmful and not legal then steer"
+    trial = Trial("refuse", (2, 3), 0.3, CAR, rule=rule, cuts=cuts)
+    *_, outcome = run(tiny_chat, trial, library)
+    names = {}
+    exec(python(trial, library, "tiny-chat"), names)
+    assert names["reply"] == outcome.replies[1]
+    assert sl.judges.refused(outcome.replies[1])
+    vectors = names["vectors"]
+    assert list(vectors) == ["refuse", "harmful", "legal"]
+    for name, vector in vectors.items():
+        assert vector.directions.equal(library[name].vector.directions)
+
+
+def test_no_strength_no_difference(open_page):
+    page = open_page()
+    box = page.locator("#strength-place input[type=number]")
+    box.fill("0")
+    box.press("Tab")
+    wait_until(page, "#check", "Steering(add_direction 0 relative")
+    unsteered, steered = ask(page)
+    assert unsteered == steered != ""
+
+
+def test_the_threshold_decides_whether_the_gate_fires(open_page):
+    page = open_page()
+    page.fill("#rule", "if harmful then steer")
+    unsteered, steered = ask(page)
+    assert steered == unsteered
+    assert page.inner_text("#gates").endswith("did not fire")
+    condition = page.locator("[aria-label='condition harmful'] .seen")
+    assert condition.inner_text().endswith("does not fire")
+    slider = page.locator("[aria-label='condition harmful'] [role=slider]")
+    slider.focus()
+    slider.press("Home")  # by keyboard, to the lowest
+    page.wait_for_function("document.querySelector('.seen').innerText.endsWith(': fires')")
+    unsteered, steered = ask(page)
+    assert steered != unsteered
+    assert page.inner_text("#gates").endswith(": fired")
+    set_threshold(page, "harmful", 0.05)
+    page.wait_for_function("document.querySelector('.seen').innerText.endsWith('not fire')")
+
+
+def test_a_bad_rule_is_told_as_it_is_typed(open_page):
+    page = open_page()
+    page.locator("#rule").press_sequentially("if harmful or")
+    page.wait_for_selector("#check.wrong")
+    assert "does not have the form" in page.inner_text("#check")
+    page.fill("#rule", "if dangerous then steer")
+    wait_until(page, "#check", "the rule 'if dangerous then steer' names the condition")
+    page.click("#send")
+    wait_until(page, "#error", "the rule 'if dangerous")
+    assert page.inner_text("#steered") == ""
+    page.fill("#rule", "if harmful or legal then steer")
+    page.wait_for_selector("#check.right")
+    ask(page)
+    assert page.inner_text("#error") == ""
+
+
+def test_stop_ends_the_reply_and_takes_the_hooks_off(open_page, tiny_chat, slowly):
+    page = open_page()
+    page.click("#send")
+    wait_until(page, "#status", "Writing")
+    assert any(point.fwd_hooks for point in tiny_chat.hook_dict.values())
+    page.click("#stop")
+    wait_until(page, "#status", "Stopped after")
+    assert_no_hooks_left(tiny_chat)
+    stopped = page.inner_text("#steered")
+    assert stopped
+    assert page.is_disabled("#stop")
+    page.wait_for_timeout(800)
+    assert page.inner_text("#steered") == stopped
+
+
+def test_two_pages_take_turns_and_do_not_mix(open_page, tiny_chat, slowly):
+    first, second = open_page(), open_page()
+    box = second.locator("#strength-place input[type=number]")
+    box.fill("0")
+    box.press("Tab")
+    second.fill("#prompt", CAR)
+    first.click("#send")
+    wait_until(first, "#status", "Writing")
+    second.click("#send")
+    wait_until(second, "#status", "Waiting for another tab (1 ahead)")
+    second.click("#stop")
+    wait_until(second, "#status", "Stopped after 0")
+    second.click("#send")
+    wait_until(second, "#status", "Waiting for another tab (1 ahead)")
+    wait_until(first, "#status", "Done")
+    wait_until(second, "#status", "Done")
+    bread, car = sl.generate(tiny_chat, [BREAD, CAR], max_new_tokens=40, progress=False)
+    assert first.inner_text("#unsteered") == bread
+    assert sl.judges.refused(first.inner_text("#steered"))
+    assert second.inner_text("#unsteered") == second.inner_text("#steered") == car
+    assert_no_hooks_left(tiny_chat)
+
+
+def test_a_dropped_vector_steers_and_another_page_does_not_see_it(open_page, tiny_chat, tmp_path):
+    random_vector(tiny_chat).save(tmp_path / "My push.safetensors")
+    (tmp_path / "broken.svec").write_text("{")
+    page, other = open_page(), open_page()
+    page.set_input_files("#upload input", tmp_path / "broken.svec")
+    wait_until(page, "#uploaded", "'broken.svec' is not valid JSON")
+    page.set_input_files("#upload input", tmp_path / "My push.safetensors")
+    wait_until(page, "#strength-label", "Strength, times the vector")
+    page.wait_for_selector("[aria-label='condition my_push']")
+    unsteered, steered = ask(page)
+    assert steered != unsteered
+    assert "sl.SteeringVector.load('My push.safetensors')" in page.inner_text("#code")
+    assert other.locator("[aria-label='condition my_push']").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_is_readable_on_a_phone_and_in_the_dark(open_page, tmp_path, width, scheme):
+    page = open_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page.fill("#rule", "if not harmful then steer")
+    ask(page)
+    page.wait_for_selector("#cosines .scatterlayer .trace")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ink, paper = (
+        page.evaluate(f"getComputedStyle(document.body).{what}")
+        for what in ("color", "backgroundColor")
+    )
+    assert (brightness(ink) > brightness(paper)) == (scheme == "dark")
+    folder = Path(os.environ.get("STEERLENS_SCREENSHOTS", tmp_path))
+    shot = folder / f"playground-{width}-{scheme}.png"
+    page.screenshot(path=shot, full_page=True)
+    assert shot.stat().st_size > 10_000
+
+
+def brightness(colour):
+    return sum(int(part) for part in colour[4:-1].split(","))

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.cli import _prompts_in
+from steerlens.cli_options import prompts_in
 from steerlens.contrast import load_prompts
 from steerlens.search import Similarities
 from steerlens.vector import SteeringVector
@@ -84,7 +84,7 @@ def valid(vector, tmp_path_factory):
     (folder / "topics.json").write_text(json.dumps(topics))
     files["topics"] = folder / "topics.json", load_prompts
     (folder / "lines.txt").write_text("One prompt.\nAnd another.\n")
-    files["lines"] = folder / "lines.txt", _prompts_in
+    files["lines"] = folder / "lines.txt", prompts_in
     return files
 
 
@@ -381,4 +381,4 @@ def test_a_search_of_all_combinations_is_not_begun(tmp_path, combine):
 
 def test_topics_are_not_taken_for_prompts(valid):
     with pytest.raises(sl.SteerlensError, match="groups its prompts by topic"):
-        _prompts_in(valid["topics"][0])
+        prompts_in(valid["topics"][0])

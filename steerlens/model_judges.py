@@ -16,7 +16,7 @@ from steerlens.contrast import Passage, Prompt
 from steerlens.directions import at_least_float32
 from steerlens.errors import SteerlensError
 from steerlens.judges import Judge
-from steerlens.models import Model, digest_of, fingerprint, unmasked
+from steerlens.models import Model, all_logits, digest_of, fingerprint
 from steerlens.tokens import TokenRow, pad_token, right_padded, tokenize
 
 
@@ -151,7 +151,7 @@ def _bits_per_character(
 
 def _surprise(model: Model, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row next"]:
     """Of every token but the first, in nats; log-probabilities in float32 at least."""
-    logits = at_least_float32(model(**unmasked(model, tokens))[:, :-1])
+    logits = at_least_float32(all_logits(model, tokens)[:, :-1])
     chosen = logits.gather(2, tokens[:, 1:, None])[..., 0]
     return logits.logsumexp(dim=2) - chosen
 

@@ -296,6 +296,14 @@ def unmasked(
     }
 
 
+def all_logits(model: Model, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:
+    """Logits after every token of rows that are not padded on the left."""
+    arguments = unmasked(model, tokens)
+    arguments.pop("logits_to_keep", None)
+    logits: Tensor = model(**arguments)
+    return logits
+
+
 def next_logits(
     model: Model,
     tokens: Int[Tensor, "row pos"],

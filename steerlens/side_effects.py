@@ -20,7 +20,7 @@ from steerlens.generation import generate
 from steerlens.intervals import Interval, means, rate, ratios
 from steerlens.judges import refused
 from steerlens.lean import lean
-from steerlens.models import Model, unmasked
+from steerlens.models import Model, all_logits
 from steerlens.positions import can_select
 from steerlens.steering import Run, Steering, stacked
 from steerlens.tokens import Readable, TokenRow, pad_token, right_padded, tokenize
@@ -251,7 +251,7 @@ def _forced(
     run = Run(steerings, mask.repeat(many, 1), model, reply_start)
     with lean(model), model.hooks(fwd_hooks=run.hooks()):
         # No attention mask is needed: causal attention never looks at what pads the right.
-        logits = model(**unmasked(model, tokens.repeat(many, 1)))
+        logits = all_logits(model, tokens.repeat(many, 1))
     logits = logits.unflatten(0, (many, len(batch)))
     opened = [_opened(plan, run, 1 + i, len(batch)) for i, plan in enumerate(plans)]
     wide = torch.float32 if device.type == "mps" else torch.float64

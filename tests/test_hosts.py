@@ -336,6 +336,18 @@ def test_tiny_chat_is_steered_on_a_bridge(tiny_chat):
     )
     assert mine.tokens == theirs.tokens
     assert mine.tokens != sl.generate(model, prompts, max_new_tokens=12, progress=False).tokens
+    texts = ["The bread is in the oven.", "A fox ran."]
+    bits, its_bits = (
+        sl.model_judges.bits_per_character(host)(texts) for host in (model, tiny_chat)
+    )
+    assert bits == pytest.approx(its_bits, rel=1e-4)
+    effects, its_effects = (
+        sl.measure_side_effects(
+            host, steering, texts=texts, harmless=prompts, max_new_tokens=4, progress=False
+        )["value"]
+        for host in (model, tiny_chat)
+    )
+    assert effects.tolist() == pytest.approx(its_effects.tolist(), rel=1e-3, abs=1e-4, nan_ok=True)
 
 
 def test_a_model_of_another_maker():

@@ -18,7 +18,7 @@ test: check
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)
-	.venv/bin/pytest -m slow
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m slow -n 2
 
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
@@ -26,7 +26,7 @@ bench: $(INSTALLED)
 	.venv/bin/python tests/benchmarks/run.py $(BENCH)
 
 test-tl4: .venv-tl4/.installed
-	.venv-tl4/bin/pytest -m "not slow" $(CORE)
+	OMP_NUM_THREADS=1 .venv-tl4/bin/pytest -m "not slow" -n 2 $(CORE)
 
 check: $(INSTALLED)
 	.venv/bin/ruff check .

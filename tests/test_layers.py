@@ -9,7 +9,7 @@ import steerlens
 
 ORDER = [
     "errors", "files", "contrast", "eigenvectors", "directions", "moments", "exchange", "formats",
-    "vector", "positions", "predicates", "layout", "models", "lean", "weights", "tokens",
+    "vector", "positions", "predicates", "layout", "models", "engines", "lean", "weights", "tokens",
     "prefixes", "residual", "extraction", "hooks", "conditions", "steering", "marking", "rules",
     "biases", "serving", "decoding", "generation", "intervals", "search", "judges",
     "model_judges", "endpoints", "choices", "effects", "side_effects", "controls", "verdicts",

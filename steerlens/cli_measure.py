@@ -10,11 +10,15 @@ from steerlens import dashboards
 from steerlens.cast_table import cast_table
 from steerlens.choices import answer_sides, choice_summary, choice_sweep, load_questions
 from steerlens.cli_options import (
+    GpusPerWorker,
     Layers,
     ModelName,
+    RayAddress,
     Seed,
+    Workers,
     app,
     console,
+    engine_of,
     parse_layers,
     parse_strengths,
     print_frame,
@@ -74,6 +78,9 @@ def evaluate_command(
     controls: Annotated[int, typer.Option(help="Random directions, and shuffles of labels.")] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 40,
     seed: Seed = 0,
+    workers: Workers = 0,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Measure a steering beside controls and side effects, and print the verdict.
 
@@ -87,18 +94,20 @@ def evaluate_command(
         SteeringVector.load(vector), parse_layers(layers), strengths[-1], relative=relative
     )
     pairs = None if data is None else ContrastiveDataset.load(data)
-    found = evaluate(
-        load_model(model),
-        steering,
-        prompts_in(prompts),
-        judges=judging,
-        raises=not lowers,
-        strengths=strengths,
-        controls=controls,
-        data=pairs.part(part) if pairs is not None and part else pairs,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
+    with engine_of(model, workers, ray, gpus_per_worker) as engine:
+        found = evaluate(
+            load_model(model),
+            steering,
+            prompts_in(prompts),
+            judges=judging,
+            raises=not lowers,
+            strengths=strengths,
+            controls=controls,
+            data=pairs.part(part) if pairs is not None and part else pairs,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            engine=engine,
+        )
     found.save(out)
     console.print(steering)
     console.print(str(found), highlight=False, markup=False)
@@ -129,6 +138,9 @@ def sweep_command(
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from this much probability.")] = None,
     seed: Seed = 0,
+    workers: Workers = 0,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Reply to prompts at layers × strengths × vectors × positions; kept row by row, resumable.
 
@@ -139,24 +151,27 @@ def sweep_command(
     if len(named) < len(vectors):
         raise SteerlensError("two vector files have the same name; rename one of them")
     judging = named_judges(judges)
+    windows = [parse_layers(window) or () for window in layers.split(",")] if layers else None
     try:
-        found = sweep(
-            load_model(model),
-            {name: SteeringVector.load(path) for name, path in named.items()},
-            prompts_in(prompts, part),
-            layers=[parse_layers(window) or () for window in layers.split(",")] if layers else None,
-            strengths=parse_strengths(strengths),
-            positions=positions.split(","),
-            judges=judging,
-            out=out,
-            resume=resume,
-            relative=relative,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
+        with engine_of(model, workers, ray, gpus_per_worker) as engine:
+            found = sweep(
+                load_model(model),
+                {name: SteeringVector.load(path) for name, path in named.items()},
+                prompts_in(prompts, part),
+                layers=windows,
+                strengths=parse_strengths(strengths),
+                positions=positions.split(","),
+                judges=judging,
+                out=out,
+                resume=resume,
+                relative=relative,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                engine=engine,
+            )
     except KeyboardInterrupt:
         kept = Sweep.load(out) if (out / "plan.json").is_file() else "nothing yet"
         console.print(f"stopped; {out} keeps {kept}; the same command with --resume goes on")

@@ -1,6 +1,7 @@
 """What the commands share: the app, common options, reading arguments, showing tables."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from steerlens.contrast import load_prompts
+from steerlens.distributed import Ray
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.files import (
     read_lines,
@@ -36,6 +39,24 @@ Layers = Annotated[
     str | None, typer.Option(help='Layers, such as "3", "2-5" or "1,4-6". Default: all.')
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Workers = Annotated[
+    int, typer.Option(help="Ray workers that run the model (needs steerlens[ray]); 0: run it here.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", help='The cluster of the workers; "auto": the one here.')
+]
+GpusPerWorker = Annotated[float, typer.Option(help="GPUs of each worker; 0: it runs on a CPU.")]
+
+
+def engine_of(
+    model: str, workers: int, address: str | None, gpus_per_worker: float
+) -> AbstractContextManager[Engine]:
+    """What `--workers`, `--ray` and `--gpus-per-worker` ask for; ends with the `with` block."""
+    if workers or address is not None:
+        return Ray(model, workers or 2, address, gpus_per_worker=gpus_per_worker)
+    if gpus_per_worker:
+        raise SteerlensError(f"--gpus-per-worker {gpus_per_worker:g} came without --workers")
+    return nullcontext(HERE)
 
 
 def reporting(command: Callable[..., None]) -> Callable[..., None]:

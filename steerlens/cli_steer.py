@@ -7,11 +7,15 @@ import typer
 from rich.table import Table
 
 from steerlens.cli_options import (
+    GpusPerWorker,
     Layers,
     ModelName,
+    RayAddress,
     Seed,
+    Workers,
     app,
     console,
+    engine_of,
     parse_layers,
     prompts_in,
     reporting,
@@ -83,6 +87,9 @@ def extract_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would cost; write nothing.")
     ] = False,
+    workers: Workers = 0,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Extract a steering vector from contrasting prompts.
 
@@ -106,7 +113,14 @@ def extract_command(
     if dry_run:
         console.print(str(forecast_extraction(loaded, data, **reading)))
         return
-    vector = extract(loaded, data, ESTIMATORS[estimator], **reading)
+    with engine_of(model, workers, ray, gpus_per_worker) as engine:
+        vector = extract(
+            loaded,
+            data,
+            ESTIMATORS[estimator],
+            **reading,
+            engine=engine,
+        )
     vector.save(out)
     table = Table("layer", "length", "activation norm", "explained variance")
     assert vector.norms is not None
@@ -141,6 +155,9 @@ def search(
     combine: Annotated[int, typer.Option(help="Up to so many layers, any of which fires.")] = 1,
     page: Annotated[Path | None, typer.Option(help="Also write a page of figures (HTML).")] = None,
     seed: Seed = 0,
+    workers: Workers = 0,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Find the layer and threshold that best tell positive prompts from negative ones.
 
@@ -157,17 +174,19 @@ def search(
             f"--similarity {similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}"
         )
     data = ContrastiveDataset.load(dataset)
-    found = search_conditions(
-        load_model(model),
-        SteeringVector.load(vector),
-        data.part(part) if part else data,
-        held_out=data.part(held_out) if held_out else None,
-        layers=parse_layers(layers),
-        combine=combine,
-        similarity=SIMILARITIES[similarity],
-        tokens=int(tokens) if tokens.isdecimal() else tokens,
-        seed=seed,
-    )
+    with engine_of(model, workers, ray, gpus_per_worker) as engine:
+        found = search_conditions(
+            load_model(model),
+            SteeringVector.load(vector),
+            data.part(part) if part else data,
+            held_out=data.part(held_out) if held_out else None,
+            layers=parse_layers(layers),
+            combine=combine,
+            similarity=SIMILARITIES[similarity],
+            tokens=int(tokens) if tokens.isdecimal() else tokens,
+            seed=seed,
+            engine=engine,
+        )
     found.save(out)
     table = Table("layers", "fires", "threshold", "F1 where chosen", title="Best candidates")
     for candidate in found.candidates[:8]:

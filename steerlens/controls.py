@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerlens.directions import ESTIMATORS, Estimator, mean_difference
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.models import Model
 from steerlens.positions import Tokens
@@ -46,6 +47,7 @@ def shuffled_labels(
     tokens: Tokens | None = None,
     seed: int = 0,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> tuple[SteeringVector, ...]:
     """Vectors from the pairs that `vector` came from, with positive and negative swapped in half.
 
@@ -70,6 +72,7 @@ def shuffled_labels(
         tokens=tokens,
         site=vector.site,
         progress=progress,
+        engine=engine,
     ).pooled
     sides = pooled[: len(positive)], pooled[len(positive) :]
     again = _control(vector, estimator(*sides), "again").cosine(vector)

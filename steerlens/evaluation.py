@@ -22,6 +22,7 @@ from steerlens.effects import (
     paired_effects,
     prompt_slopes,
 )
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, read_json, require_writable, write_atomically, write_json
 from steerlens.generation import Replies, generate
@@ -150,6 +151,7 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> Evaluation:
     """What a steering does to replies, beside controls and side effects; printing it is a verdict.
 
@@ -159,7 +161,8 @@ def evaluate(
     strengths by layer, multiples of it) run as rows of one batch. The first judge's score is what
     the steering should raise, or lower with `raises=False`; a judge that fails is told in the
     verdict, and costs no reply. Side effects on `texts` and `harmless` prompts (default: those
-    that ship with steerlens) are measured too.
+    that ship with steerlens) are measured too. An `engine` such as `distributed.Ray` runs the
+    model elsewhere; judges run here.
 
     >>> print(evaluate(load_model(), steering, prompts, data=refusals.train))
     """
@@ -172,10 +175,10 @@ def evaluate(
     arms = _arms(
         steering,
         doses,
-        _controls(model, steering, controls, data, estimator, tokens, seed, progress),
+        _controls(model, steering, controls, data, estimator, tokens, seed, progress, engine),
     )
     effects = _side_effects(
-        model, arms, texts, harmless, max_new_tokens, batch_size, seed, progress
+        model, arms, texts, harmless, max_new_tokens, batch_size, seed, progress, engine
     )
     plans = [arm.plan for arm in arms]
     replies = generate(
@@ -188,6 +191,7 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         progress=progress,
+        engine=engine,
     )
     table, noted = _judged(_reply_table(arms, prompts, steering, replies), judges)
     own = torch.as_tensor(steering.strength)
@@ -231,13 +235,14 @@ def _controls(
     tokens: Tokens | None,
     seed: int,
     progress: bool,
+    engine: Engine,
 ) -> dict[str, SteeringVector]:
     vector = steering.vector.at(steering.layers_steered)
     found = list(random_directions(vector, count, seed=seed))
     if data is not None:
         found += shuffled_labels(
             model, vector, data, count,
-            estimator=estimator, tokens=tokens, seed=seed, progress=progress,
+            estimator=estimator, tokens=tokens, seed=seed, progress=progress, engine=engine,
         )  # fmt: skip
     return {control.provenance["name"]: control for control in found}
 
@@ -266,15 +271,16 @@ def _side_effects(
     batch_size: int,
     seed: int,
     progress: bool,
+    engine: Engine,
 ) -> pd.DataFrame:
     """On text for every arm; on prompts, where it needs replies, for the steered ones."""
     named = {UNSTEERED: arms[0], **{str(i): arm for i, arm in enumerate(arms) if arm.plan}}
     plans = {name: arm.plan for name, arm in named.items() if arm.plan is not None}
     steered = {name: plan for name, plan in plans.items() if named[name].name == STEERED}
-    on_text = text_effects(model, plans, texts, seed=seed, progress=progress)
+    on_text = text_effects(model, plans, texts, seed=seed, progress=progress, engine=engine)
     on_prompts = prompt_effects(
         model, steered, harmless, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
-        progress=progress,
+        progress=progress, engine=engine,
     )  # fmt: skip
     table = pd.concat([on_text, on_prompts], ignore_index=True)
     table.insert(0, "arm", [named[name].name for name in table.plan])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from steerlens.contrast import ContrastiveDataset
 from steerlens.directions import (
@@ -25,6 +26,7 @@ from steerlens.directions import (
     require_finite,
     sign_votes,
 )
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.models import (
     Model,
@@ -55,6 +57,7 @@ def extract(
     pairs_at_once: int | None = None,
     batch_tokens: int | None = None,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> SteeringVector:
     """One direction per layer, from what each pair leaves in the residual stream.
 
@@ -62,6 +65,7 @@ def extract(
     ids. The vector points from negative to positive and remembers the activations' length.
     With `pairs_at_once`, the activations of no more pairs than that are held: their moments merge
     to the same result, for as many pairs as you like, with estimators that need nothing else.
+    An `engine` such as `distributed.Ray` reads them elsewhere.
 
     >>> pair = (["I love you."], ["I hate you."])
     >>> extract(load_model(), pair, mean_difference, layers=[2, 3])
@@ -69,20 +73,15 @@ def extract(
     """
     numbers = resolve_layers(model, layers)
     positive, negative = _pairs(model, data)
-    read = partial(
-        read_rows,
-        model,
-        layers=numbers,
-        site=site,
-        batch_tokens=batch_tokens,
-        progress=progress,
-    )
+    read = partial(read_rows, layers=numbers, site=site, batch_tokens=batch_tokens)
     pairs = _Pairs(positive, negative, tokens)
-    found = (
-        _from_all_pairs(read, pairs, estimator)
-        if pairs_at_once is None
-        else _from_moments(read, pairs, estimator, pairs_at_once)
-    )
+    if pairs_at_once is None:
+        here = partial(read, model, progress=progress, engine=engine)
+        found = _from_all_pairs(here, pairs, estimator)
+    else:
+        run = partial(engine.run, model)
+        each = partial(_each_part, run, pairs, pairs_at_once, progress)
+        found = _from_moments(each, partial(read, progress=False), estimator)
     lost = [layer for layer, d in zip(numbers, found.directions, strict=True) if not d.any()]
     if lost:
         raise SteerlensError(
@@ -136,29 +135,57 @@ def _from_all_pairs(read: Callable[..., Reading], pairs: _Pairs, estimator: Esti
 
 
 def _from_moments(
-    read: Callable[..., Reading], pairs: _Pairs, estimator: Estimator, pairs_at_once: int
+    each: Callable[..., Iterator[Any]], read: Callable[..., Reading], estimator: Estimator
 ) -> _Found:
     require_streamable(estimator)
-    if pairs_at_once < 1:
-        raise SteerlensError(f"pairs_at_once={pairs_at_once} came; needed is at least 1")
-    parts = list(_parts(pairs, pairs_at_once))
     moments, norms = None, torch.zeros(())
-    for part in parts:
-        positive, negative, part_norms = _read_sides(read, part)
-        require_finite(positive, negative)
-        its = ContrastMoments.of(positive, negative, common=estimator is pca_center)
+    for its, part_norms in each(partial(_moments_of, read, common=estimator is pca_center)):
         moments = its if moments is None else moments + its
-        norms = norms + part_norms * len(part.positive)
+        norms = norms + part_norms * its.apart.n
     assert moments is not None  # an empty dataset has been refused
     found = estimate(estimator, moments)
     directions = found.directions
     if not found.certain:  # read again, to let the pairs vote on the sign
-        votes = torch.zeros(len(directions))
-        for part in parts:
-            positive, negative, _ = _read_sides(read, part)
-            votes += sign_votes(directions, positive, negative)
+        votes = sum(each(partial(_votes_of, read, directions=directions)))
         directions = directions * torch.where(votes < 0, -1, 1)[:, None]
-    return _Found(directions, norms / len(pairs.positive), found.explained)
+    return _Found(directions, norms / moments.apart.n, found.explained)
+
+
+def _moments_of(
+    read: Callable[..., Reading], model: Model, part: _Pairs, *, common: bool
+) -> tuple[ContrastMoments, Float[Tensor, " layer"]]:
+    positive, negative, norms = _read_sides(partial(read, model), part)
+    require_finite(positive, negative)
+    return ContrastMoments.of(positive, negative, common=common), norms
+
+
+def _votes_of(
+    read: Callable[..., Reading],
+    model: Model,
+    part: _Pairs,
+    *,
+    directions: Float[Tensor, "layer d_model"],
+) -> Float[Tensor, " layer"]:
+    positive, negative, _ = _read_sides(partial(read, model), part)
+    return sign_votes(directions, positive, negative)
+
+
+def _each_part(
+    run: Callable[..., Iterator[Any]],
+    pairs: _Pairs,
+    size: int,
+    progress: bool,
+    work: Callable[..., Any],
+) -> Iterator[Any]:
+    """What `work` makes of each part of the pairs."""
+    if size < 1:
+        raise SteerlensError(f"pairs_at_once={size} came; needed is at least 1")
+    parts = ((len(part.positive), part) for part in _parts(pairs, size))
+    hidden = None if progress else True
+    with tqdm(total=len(pairs.positive), unit="pair", desc="reading", disable=hidden) as bar:
+        for n_pairs, found in run(work, parts):
+            yield found
+            bar.update(n_pairs)
 
 
 def _parts(pairs: _Pairs, size: int) -> Iterator[_Pairs]:

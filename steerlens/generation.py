@@ -1,9 +1,10 @@
 """Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steerlens.conditions import Condition
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.extraction import check_provenance
 from steerlens.lean import lean, lean_cache, select_rows
@@ -107,10 +109,11 @@ def generate(
     batch_size: int = 64,
     use_cache: bool = True,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> Replies:
     """Reply to each prompt, steered where its conditions hold; greedy unless told otherwise.
 
-    Prompts are text, chats or token ids; `chat=None` applies the chat template if there is one.
+    Prompts are text, chats or tokens; `chat=None` applies the chat template if there is one.
     A row's reply does not depend on the batch it is in, sampled or not: row i samples with the
     i-th stream of random numbers of `seed`, or with number `draws[i]`. Raises before any work if
     a prompt and its reply do not fit into the context, or the plan does not fit the model.
@@ -119,14 +122,14 @@ def generate(
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
     ['Sure, here is a']
     """
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    plan = _Plan(max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed))
+    whole, batches = _batches(model, prompts, steering, plan, draws, chat, batch_size)
+    work = partial(_written, plan=plan, use_cache=use_cache)
     with tqdm(total=len(prompts), unit="reply", disable=None if progress else True) as bar:
-        steps = _write(
-            model, prompts, steering, max_new_tokens, sampling, draws, chat, batch_size, use_cache
-        )
-        for written in steps:
-            bar.update(written.n_settled - bar.n)
-    return written.replies()
+        for rows, written in engine.run(model, work, batches):
+            whole.place(rows, written)
+            bar.update(len(rows))
+    return whole.replies(model, prompts)
 
 
 def stream(
@@ -151,25 +154,45 @@ def stream(
     ...                                    max_new_tokens=3)]
     ['Sure', 'Sure,', 'Sure, here']
     """
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    plan = _Plan(max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed))
     batch_size = max(1, len(prompts))
-    steps = _write(model, prompts, steering, max_new_tokens, sampling, None, chat, batch_size, True)
-    with closing(steps):
+    whole, [(rows, batch)] = _batches(model, prompts, steering, plan, None, chat, batch_size)
+    with closing(_write(model, batch, plan)) as steps:
         for written in steps:
-            yield written.replies()
+            whole.place(rows, written)
+            yield whole.replies(model, prompts)
+
+
+class _Plan(NamedTuple):
+    """What is asked of every row."""
+
+    max_new_tokens: int
+    sampling: Sampling
+
+
+class _Batch(NamedTuple):
+    """Rows that are written together."""
+
+    rows: Sequence[TokenRow]
+    steerings: Sequence[Steering]
+    draws: Sequence[int]
+    """Which streams of random numbers are theirs."""
 
 
 @dataclass
 class _Written:
     """Replies as far as they have come."""
 
-    model: Model
-    prompts: Sequence[Readable]
     tokens: list[list[int]]
     finished: list[bool]
-    similarities: dict[Condition, Tensor] = field(default_factory=dict)
-    n_settled: int = 0
-    """How many replies will not grow any more."""
+    similarities: dict[Condition, Tensor]
+
+    @classmethod
+    def nothing(cls, batch: _Batch) -> "_Written":
+        n = len(batch.rows)
+        conditions = [condition for one in batch.steerings for condition in one.conditions]
+        unseen = {c: torch.full((n, len(c.layers_read)), torch.nan) for c in conditions}
+        return cls([[] for _ in range(n)], [False] * n, unseen)
 
     def take(self, rows: Sequence[int], chosen: Sequence[int], eos: frozenset[int]) -> None:
         for row, token in zip(rows, chosen, strict=True):
@@ -178,16 +201,20 @@ class _Written:
             else:
                 self.tokens[row].append(token)
 
-    def note_gates(self, run: Run, batch: Sequence[int]) -> None:
-        for condition, gate in run.gates.items():
-            shape = len(self.tokens), len(condition.layers_read)
-            whole = self.similarities.setdefault(condition, torch.full(shape, torch.nan))
-            whole[list(batch)] = gate.similarity.float().cpu()
+    def place(self, rows: Sequence[int], batch: "_Written") -> None:
+        """Put the replies of a batch where they belong among all."""
+        for place, row in enumerate(rows):
+            self.tokens[row], self.finished[row] = batch.tokens[place], batch.finished[place]
+        # By order: a batch that was written elsewhere has copies of the conditions.
+        for whole, seen in zip(
+            self.similarities.values(), batch.similarities.values(), strict=True
+        ):
+            whole[list(rows)] = seen
 
-    def replies(self) -> Replies:
+    def replies(self, model: Model, prompts: Sequence[Readable]) -> Replies:
         return Replies(
-            tuple(self.prompts),
-            tuple(self.model.tokenizer.batch_decode(self.tokens, skip_special_tokens=True)),
+            tuple(prompts),
+            tuple(model.tokenizer.batch_decode(self.tokens, skip_special_tokens=True)),
             tuple(map(tuple, self.tokens)),
             tuple(self.finished),
             tuple(
@@ -197,21 +224,20 @@ class _Written:
         )
 
 
-def _write(
+def _batches(
     model: Model,
     prompts: Sequence[Readable],
     steering: Steerings,
-    max_new_tokens: int,
-    sampling: Sampling,
+    plan: _Plan,
     draws: Sequence[int] | None,
     chat: bool | None,
     batch_size: int,
-    use_cache: bool,
-) -> Generator[_Written, None, None]:
-    """All batches, neighbours in length together; the same object, after every token."""
-    if max_new_tokens < 1 or batch_size < 1:
+) -> tuple[_Written, Iterator[tuple[list[int], _Batch]]]:
+    """Room for all replies, and the batches to write, neighbours in length together."""
+    if plan.max_new_tokens < 1 or batch_size < 1:
         raise SteerlensError(
-            f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: both must be at least 1"
+            f"max_new_tokens={plan.max_new_tokens}, batch_size={batch_size}: both must be at "
+            "least 1"
         )
     rows = tokenize(model, prompts, chat=chat)
     numbers = range(len(rows)) if draws is None else draws
@@ -219,25 +245,38 @@ def _write(
         raise SteerlensError(
             f"{len(numbers)} draws came for {len(rows)} prompts; give one for each"
         )
-    steerings = _require_fitting(model, steering, rows, max_new_tokens)
+    steerings = _require_fitting(model, steering, rows, plan.max_new_tokens)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids))
-    written = _Written(model, prompts, [[] for _ in rows], [False] * len(rows))
-    eos = _end_of_text(model)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        tokens, mask = left_padded([rows[row].ids for row in batch], pad_token(model))
-        reply_start = _reply_starts([rows[row] for row in batch])
-        run = Run([for_rows(one, batch) for one in steerings], mask, model, reply_start)
-        choose = _Chooser(sampling, [numbers[row] for row in batch])
-        steps = _decode(model, tokens, run, max_new_tokens, choose, eos, use_cache)
-        with closing(steps):
-            for step, (places, chosen) in enumerate(steps):
-                written.take([batch[place] for place in places.tolist()], chosen.tolist(), eos)
-                if step == 0:
-                    written.note_gates(run, batch)
-                yield written
-        written.n_settled += len(batch)
-        yield written
+
+    def batch(of: Sequence[int]) -> _Batch:
+        steered = [for_rows(one, of) for one in steerings]
+        return _Batch([rows[row] for row in of], steered, [numbers[row] for row in of])
+
+    cuts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return _Written.nothing(_Batch(rows, steerings, numbers)), ((cut, batch(cut)) for cut in cuts)
+
+
+def _written(model: Model, batch: _Batch, plan: _Plan, use_cache: bool) -> _Written:
+    *_, written = _write(model, batch, plan, use_cache)
+    return written
+
+
+def _write(
+    model: Model, batch: _Batch, plan: _Plan, use_cache: bool = True
+) -> Generator[_Written, None, None]:
+    """The replies of a batch; the same object, after every token."""
+    written, eos = _Written.nothing(batch), _end_of_text(model)
+    tokens, mask = left_padded([row.ids for row in batch.rows], pad_token(model))
+    run = Run(batch.steerings, mask, model, _reply_starts(batch.rows))
+    choose = _Chooser(plan.sampling, batch.draws)
+    steps = _decode(model, tokens, run, plan.max_new_tokens, choose, eos, use_cache)
+    with closing(steps):
+        for step, (rows, chosen) in enumerate(steps):
+            written.take(rows.tolist(), chosen.tolist(), eos)
+            if step == 0:
+                for condition, gate in run.gates.items():
+                    written.similarities[condition] = gate.similarity.float().cpu()
+            yield written
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steerlens.directions import at_least_float32
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.lean import lean, lean_cache, select_rows
 from steerlens.models import (
@@ -59,6 +60,7 @@ def read_residual(
     generation_prompt: bool = True,
     batch_tokens: int | None = None,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> Float[Tensor, "prompt layer d_model"]:
     """The residual stream of each prompt at each layer, averaged over the chosen tokens.
 
@@ -71,7 +73,14 @@ def read_residual(
     """
     rows = tokenize(model, prompts, chat=chat, generation_prompt=generation_prompt)
     return read_rows(
-        model, rows, layers, tokens=tokens, site=site, batch_tokens=batch_tokens, progress=progress
+        model,
+        rows,
+        layers,
+        tokens=tokens,
+        site=site,
+        batch_tokens=batch_tokens,
+        progress=progress,
+        engine=engine,
     ).pooled
 
 
@@ -84,21 +93,24 @@ def read_rows(
     site: str = "resid_post",
     batch_tokens: int | None = None,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> Reading:
     """`read_residual` for prompts that are tokens already; equal rows are run once."""
     numbers = resolve_layers(model, layers)
-    places = [(hook_name(model, site, layer), site_frame(model, site, layer)) for layer in numbers]
+    _places(model, site, numbers)  # refuses before any work
     wanted = list(zip(rows, positions_of(model, rows, tokens), strict=True))
     jobs, shared = _jobs(wanted)
     pooled: Tensor | None = None
     norms = torch.zeros(len(jobs), len(numbers))
     total = sum(len(row.ids) for row, _ in jobs)
+    shards = (
+        (indices, ([jobs[index] for index in indices], shared[indices[0]]))
+        for indices in _batches(jobs, shared, batch_tokens or _fast_batch(engine.device(model)))
+    )
+    work = partial(_read_shard, site=site, layers=numbers)
     hidden = None if progress else True
     with tqdm(total=total, unit="tok", desc="reading", disable=hidden) as bar:
-        for indices in _batches(jobs, shared, batch_tokens or _fast_batch(model)):
-            batch = [jobs[index] for index in indices]
-            with lean(model):
-                read = _read_batch(model, batch, shared[indices[0]], places, numbers[-1])
+        for indices, read in engine.run(model, work, shards):
             if pooled is None:
                 pooled = read.pooled.new_zeros(len(jobs), *read.pooled.shape[1:])
             pooled[indices], norms[indices] = read.pooled, read.norms
@@ -179,9 +191,12 @@ def _str_tokens(model: Model, row: TokenRow) -> list[str]:
     return [model.tokenizer.decode([token]) for token in row.ids]
 
 
-def _fast_batch(model: Model) -> int:
-    on_cpu = torch.device(model.cfg.device).type == "cpu"
-    return CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS
+def _fast_batch(device: torch.device) -> int:
+    return CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
+
+
+def _places(model: Model, site: str, layers: Sequence[int]) -> list[_Place]:
+    return [(hook_name(model, site, layer), site_frame(model, site, layer)) for layer in layers]
 
 
 def _shareable(job: _Job) -> tuple[int, ...]:
@@ -210,6 +225,14 @@ def _batches(jobs: Sequence[_Job], shared: Sequence[int], batch_tokens: int) -> 
         width = wider
     if batch:
         yield batch
+
+
+def _read_shard(
+    model: Model, shard: tuple[Sequence[_Job], int], *, site: str, layers: Sequence[int]
+) -> Reading:
+    jobs, n_shared = shard
+    with lean(model):
+        return _read_batch(model, jobs, n_shared, _places(model, site, layers), layers[-1])
 
 
 @torch.no_grad()

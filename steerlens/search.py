@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from steerlens.conditions import SIMILARITIES, Condition, Similarity, cast_similarity
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError, shown
 from steerlens.files import PathLike, read_json, write_json
 from steerlens.intervals import Scores, score_decisions
@@ -217,12 +218,14 @@ def search_conditions(
     name: str | None = None,
     seed: int = 0,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> ConditionSearch:
     """Find the layers, threshold and side whose condition fires on positives only, by F1.
 
     Exact: every threshold that makes a difference is tried, for up to `combine` layers any of
     which may fire. The choice is made on `data` and scored on `held_out`; without it, on half of
-    the prompts and scored on the other half. Repeated prompts count once.
+    the prompts and scored on the other half. Repeated prompts count once. An `engine` such as
+    `distributed.Ray` reads them elsewhere.
     """
     numbers = resolve_layers(model, vector.layers if layers is None else layers)
     for layer in numbers:
@@ -250,6 +253,7 @@ def search_conditions(
         tokens=tokens,
         site=site or vector.site,
         progress=progress,
+        engine=engine,
     ).pooled
     measured = torch.stack(
         [similarity(pooled[:, i], vector[layer].to(pooled)) for i, layer in enumerate(numbers)],

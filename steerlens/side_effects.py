@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from steerlens.contrast import load_prompts
 from steerlens.effects import UNSTEERED
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.files import embedded
 from steerlens.generation import generate
@@ -40,6 +42,7 @@ def measure_side_effects(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> pd.DataFrame:
     """Effects of one plan, or of each of several alternatives, where there should be none.
 
@@ -49,7 +52,7 @@ def measure_side_effects(
     >>> measure_side_effects(load_model(), steering).query("measure == 'kl_mean'")
     """
     named = {"steered": plans} if isinstance(plans, Steering) else plans
-    on_text = text_effects(model, named, texts, seed=seed, progress=progress)
+    on_text = text_effects(model, named, texts, seed=seed, progress=progress, engine=engine)
     on_prompts = prompt_effects(
         model,
         named,
@@ -58,6 +61,7 @@ def measure_side_effects(
         batch_size=batch_size,
         seed=seed,
         progress=progress,
+        engine=engine,
     )
     return pd.concat([on_text, on_prompts], ignore_index=True)
 
@@ -69,6 +73,7 @@ def text_effects(
     *,
     seed: int = 0,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> pd.DataFrame:
     """Teacher-forced on neutral text, which is read without chat template.
 
@@ -77,7 +82,9 @@ def text_effects(
     condition fires on. Intervals resample texts, not tokens.
     """
     rows = tokenize(model, neutral_texts() if texts is None else texts, chat=False)
-    forced = teacher_forced(model, rows, [as_text(p) for p in plans.values()], progress=progress)
+    forced = teacher_forced(
+        model, rows, [as_text(p) for p in plans.values()], progress=progress, engine=engine
+    )
     counts = np.array([[text.surprise.shape[1]] for text in forced], dtype=float)
     bits = np.array([text.surprise.sum(axis=1) for text in forced]) / np.log(2)  # [text, plan]
     characters = [[len(model.tokenizer.decode(list(row.ids[1:])))] for row in rows]
@@ -111,6 +118,7 @@ def prompt_effects(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> pd.DataFrame:
     """On prompts that should be left as they are: drift, refusals and the length of replies.
 
@@ -121,7 +129,7 @@ def prompt_effects(
     """
     prompts = harmless_prompts() if prompts is None else prompts
     rows = tokenize(model, prompts)
-    forced = teacher_forced(model, rows, list(plans.values()), progress=progress)
+    forced = teacher_forced(model, rows, list(plans.values()), progress=progress, engine=engine)
     drift = np.array([prompt.kl[:, -1] for prompt in forced])  # [prompt, plan]
     opened = np.array([prompt.open for prompt in forced])
     drift_means = means(drift, seed=seed)
@@ -133,6 +141,7 @@ def prompt_effects(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         progress=progress,
+        engine=engine,
     )
     lengths = np.array([len(reply) for reply in replies.tokens], float).reshape(len(cells), -1)
     reply_tokens = means(lengths.T, seed=seed)
@@ -163,7 +172,6 @@ class Forced(NamedTuple):
     """Whether the plan's condition fired, with the whole text as its prompt."""
 
 
-@torch.no_grad()
 def teacher_forced(
     model: Model,
     rows: Sequence[TokenRow],
@@ -171,6 +179,7 @@ def teacher_forced(
     *,
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> list[Forced]:
     """Read texts under each plan, all plans side by side as rows of one batch.
 
@@ -192,8 +201,10 @@ def teacher_forced(
         total=len(groups) * len(rows), unit="text", disable=None if progress else True
     ) as bar:
         for group in groups:
-            for batch in _batches(rows, batch_tokens // (1 + len(group))):
-                for index, forced in zip(batch, _forced(model, rows, batch, group), strict=True):
+            batches = _batches(rows, batch_tokens // (1 + len(group)))
+            shards = ((batch, [rows[index] for index in batch]) for batch in batches)
+            for batch, found in engine.run(model, partial(_forced, plans=group), shards):
+                for index, forced in zip(batch, found, strict=True):
                     parts[index].append(forced)
                 bar.update(len(batch))
     return [_side_by_side(part) for part in parts]
@@ -239,31 +250,28 @@ def _batches(rows: Sequence[TokenRow], batch_tokens: int) -> Iterator[list[int]]
     yield batch
 
 
-def _forced(
-    model: Model, rows: Sequence[TokenRow], batch: Sequence[int], plans: Sequence[Steering]
-) -> Iterator[Forced]:
+@torch.no_grad()
+def _forced(model: Model, rows: Sequence[TokenRow], plans: Sequence[Steering]) -> list[Forced]:
     device, many = torch.device(model.cfg.device), 1 + len(plans)
-    tokens, mask = right_padded([rows[index].ids for index in batch], pad_token(model), device)
-    starts = [rows[index].reply_start for index in batch]
-    known = [start for start in starts if start is not None]
-    reply_start = torch.tensor(known).repeat(many) if len(known) == len(batch) else None
-    steerings = stacked([None, *plans], len(batch))
+    tokens, mask = right_padded([row.ids for row in rows], pad_token(model), device)
+    known = [row.reply_start for row in rows if row.reply_start is not None]
+    reply_start = torch.tensor(known).repeat(many) if len(known) == len(rows) else None
+    steerings = stacked([None, *plans], len(rows))
     run = Run(steerings, mask.repeat(many, 1), model, reply_start)
     with lean(model), model.hooks(fwd_hooks=run.hooks()):
         # No attention mask is needed: causal attention never looks at what pads the right.
         logits = all_logits(model, tokens.repeat(many, 1))
-    logits = logits.unflatten(0, (many, len(batch)))
-    opened = [_opened(plan, run, 1 + i, len(batch)) for i, plan in enumerate(plans)]
+    logits = logits.unflatten(0, (many, len(rows)))
+    opened = [_opened(plan, run, 1 + i, len(rows)) for i, plan in enumerate(plans)]
     wide = torch.float32 if device.type == "mps" else torch.float64
-    for place, index in enumerate(batch):
-        ids = torch.tensor(rows[index].ids, device=device)
+    found = []
+    for place, row in enumerate(rows):
+        ids = torch.tensor(row.ids, device=device)
         logs = logits[:, place, : len(ids)].to(wide).log_softmax(dim=-1)
         said = logs[:, :-1].gather(2, ids[1:].expand(many, -1)[..., None])[..., 0]
-        yield Forced(
-            _kl(logs[0], logs[1:]).cpu().numpy(),
-            -said.cpu().numpy(),
-            np.array([rows_open[place] for rows_open in opened], dtype=bool),
-        )
+        opens = np.array([rows_open[place] for rows_open in opened], dtype=bool)
+        found.append(Forced(_kl(logs[0], logs[1:]).cpu().numpy(), -said.cpu().numpy(), opens))
+    return found
 
 
 def _kl(

@@ -5,11 +5,11 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.extraction import LIBRARIES, check_provenance
 from steerlens.files import PathLike
@@ -71,12 +72,14 @@ def sweep(
     chat: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
+    engine: Engine = HERE,
 ) -> Sweep:
     """Reply to every prompt in every cell and unsteered, with the tokens `generate` would give.
 
     Each of `layers` is a layer or a window of them (None: every layer of the vectors by itself).
     Finished batches are kept in the directory `out`; `resume=True` goes on with what stands there
-    and refuses another plan. Batches halve when memory runs out.
+    and refuses another plan. Batches halve when memory runs out. An `engine` such as
+    `distributed.Ray` replies elsewhere; judges run here, as batches come.
 
     >>> v = extract(load_model(), (["I love you."], ["I hate you."]))
     >>> sweep(load_model(), v, ["How do I bake bread?"], layers=[2, (2, 3)], strengths=[-1, 1])
@@ -101,8 +104,25 @@ def sweep(
     )
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
-            return _run(plan, Path(scratch), True, batch_tokens, progress)
-    return _run(plan, Path(out), resume, batch_tokens, progress)
+            return _run(plan, Path(scratch), True, batch_tokens, progress, engine)
+    return _run(plan, Path(out), resume, batch_tokens, progress, engine)
+
+
+class _Question(NamedTuple):
+    """A batch to reply to."""
+
+    prompts: Sequence[TokenRow]
+    steerings: Sequence[Steering]
+    draws: Sequence[int]
+
+
+class _Answer(NamedTuple):
+    """What a batch leaves in the table."""
+
+    texts: Sequence[str]
+    n_tokens: Sequence[int]
+    finished: Sequence[bool]
+    gates: Sequence[Sequence[bool]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,38 +246,33 @@ class _Plan:
         }
         return json.loads(json.dumps(plan))
 
-    def replies(self, rows: range) -> pa.Table:
-        """Generate and judge some of the rows, as one batch."""
-        cells, n_prompts = list(self.cells), len(self.prompts)
-        mine = [cells[row // n_prompts] for row in rows]
-        asked = [row % n_prompts for row in rows]
-        replies = generate(
-            self.model,
-            [self.prompts[index] for index in asked],
-            self._steerings(mine),
-            draws=asked,
-            batch_size=len(rows),
-            progress=False,
-            **self.reply,
-        )
+    def question(self, rows: range) -> _Question:
+        """What is asked in some of the rows, as one batch."""
+        asked = self._asked(rows)
+        prompts = [self.tokens[index] for index in asked]
+        return _Question(prompts, self._steerings(self._cells_of(rows)), asked)
+
+    def table(self, rows: range, answer: _Answer) -> pa.Table:
+        """Judge the replies of these rows, and put them beside what was asked."""
+        asked = self._asked(rows)
         scores, failures = [], []
         for judge in self.judges:
             try:
-                scores.append(judge(replies.texts))
+                scores.append(judge(answer.texts))
             except Exception as error:  # anybody's code: what it leaves unjudged is NaN
                 told = f"{type(error).__name__}: {error}"
                 failures.append(Failure(judge.name, rows[0], rows[-1], told))
                 scores.append(np.full(len(rows), np.nan))
         columns = [
             rows,
-            *zip(*mine, strict=True),
+            *zip(*self._cells_of(rows), strict=True),
             asked,
             [self._text(index) for index in asked],
-            replies.texts,
-            map(len, replies.tokens),
-            replies.finished,
+            answer.texts,
+            answer.n_tokens,
+            answer.finished,
             *scores,
-            *(gate.open.tolist() for gate in replies.gates),
+            *answer.gates,
         ]
         fields = schema(self.judged, self.gates)
         arrays = [
@@ -265,6 +280,13 @@ class _Plan:
             for column, field in zip(columns, fields, strict=True)
         ]
         return pa.table(arrays, schema=fields.with_metadata({"failures": json.dumps(failures)}))
+
+    def _cells_of(self, rows: range) -> list[Cell]:
+        cells = list(self.cells)
+        return [cells[row // len(self.prompts)] for row in rows]
+
+    def _asked(self, rows: range) -> list[int]:
+        return [row % len(self.prompts) for row in rows]
 
     def _steerings(self, cells: Sequence[Cell]) -> list[Steering]:
         """One steering per vector and positions, with a strength for each row and layer."""
@@ -291,7 +313,9 @@ class _Plan:
         return prompt if isinstance(prompt, str) else str(self.model.tokenizer.decode(ids))
 
 
-def _run(plan: _Plan, out: Path, resume: bool, batch_tokens: int, progress: bool) -> Sweep:
+def _run(
+    plan: _Plan, out: Path, resume: bool, batch_tokens: int, progress: bool, engine: Engine
+) -> Sweep:
     done = open_directory(out, plan.manifest(), resume)
     most = max(1, batch_tokens // plan.width)
     waiting = deque(
@@ -299,6 +323,7 @@ def _run(plan: _Plan, out: Path, resume: bool, batch_tokens: int, progress: bool
         for chunk in _pieces(range(plan.n_rows), most)
         for piece in _runs([row for row in chunk if row not in done])
     )
+    work = partial(_answer, reply=plan.reply)
     with tqdm(
         total=plan.n_rows,
         initial=len(done),
@@ -306,25 +331,47 @@ def _run(plan: _Plan, out: Path, resume: bool, batch_tokens: int, progress: bool
         desc="sweeping",
         disable=None if progress else True,
     ) as bar:
-        while waiting:
-            rows = waiting.popleft()
-            try:
-                table = plan.replies(rows)
-            except torch.OutOfMemoryError:
-                if len(rows) == 1:
-                    raise
-                table = None
-            if table is None:  # the memory of the failed batch is free only out here
-                torch.cuda.empty_cache()
-                waiting = deque(
-                    piece
-                    for later in (rows, *waiting)
-                    for piece in _pieces(later, max(1, len(rows) // 2))
-                )
-                continue
-            write_part(out, rows, table)
-            bar.update(len(rows))
+        while waiting:  # again, where the last of them did not fit into memory
+            questions = ((rows, plan.question(rows)) for rows in _taken(waiting))
+            for rows, answer in engine.run(plan.model, work, questions):
+                if answer is None:
+                    most = max(1, len(rows) // 2)
+                    smaller = [
+                        piece for batch in (rows, *waiting) for piece in _pieces(batch, most)
+                    ]
+                    waiting.clear()
+                    waiting.extend(smaller)
+                    continue
+                write_part(out, rows, plan.table(rows, answer))
+                bar.update(len(rows))
     return Sweep.load(out)
+
+
+def _answer(model: Model, question: _Question, reply: Mapping[str, Any]) -> _Answer | None:
+    """None where memory does not hold so many rows at once."""
+    n_rows = len(question.prompts)
+    try:
+        replies = generate(
+            model,
+            question.prompts,
+            question.steerings,
+            draws=question.draws,
+            batch_size=n_rows,
+            progress=False,
+            **reply,
+        )
+        opened = [gate.open.tolist() for gate in replies.gates]
+        return _Answer(replies.texts, [*map(len, replies.tokens)], replies.finished, opened)
+    except torch.OutOfMemoryError:
+        if n_rows == 1:
+            raise
+    torch.cuda.empty_cache()  # only out here is the memory of the failed batch free
+    return None
+
+
+def _taken(waiting: deque[range]) -> Iterator[range]:
+    while waiting:
+        yield waiting.popleft()
 
 
 def windows_of(

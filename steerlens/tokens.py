@@ -12,13 +12,6 @@ from steerlens.contrast import ContrastiveDataset, Message, Passage, Prompt, req
 from steerlens.errors import SteerlensError
 from steerlens.models import Model
 
-Readable = Prompt | Passage | Sequence[int] | Int[Tensor, " pos"]
-"""A prompt as text, as chat messages, as one side of a contrast, or as ready token ids."""
-
-
-Sides = ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]]
-"""Positives and negatives: a dataset, or two lists."""
-
 
 class TokenRow(NamedTuple):
     """One prompt as token ids, without padding."""
@@ -28,6 +21,13 @@ class TokenRow(NamedTuple):
     """Where the prompt's suffix begins, if it has one."""
     reply_start: int | None = None
     """Where the user's words have ended, if a chat template was applied."""
+
+
+Readable = Prompt | Passage | TokenRow | Sequence[int] | Int[Tensor, " pos"]
+"""A prompt as text, as chat messages, as one side of a contrast, or as tokens."""
+
+Sides = ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]]
+"""Positives and negatives: a dataset, or two lists."""
 
 
 class _Text(NamedTuple):
@@ -63,9 +63,10 @@ def tokenize(
     rows: list[TokenRow | None] = []
     texts: list[_Text] = []
     for index, prompt in enumerate(prompts):
-        ids = _ready_ids(prompt)
-        rows.append(None if ids is None else TokenRow(_fitting(model, ids, f"prompt {index}")))
-        if ids is not None:
+        ready = _ready_row(prompt)
+        rows.append(ready)
+        if ready is not None:
+            _fitting(model, ready.ids, f"prompt {index}")
             continue
         passage = prompt if isinstance(prompt, Passage) else Passage(prompt)
         require_prompt(passage.prompt, f"prompt {index}")
@@ -127,13 +128,15 @@ def _tokenizer_of(model: Model) -> Any:
     return model.tokenizer
 
 
-def _ready_ids(prompt: Readable) -> tuple[int, ...] | None:
+def _ready_row(prompt: Readable) -> TokenRow | None:
+    if isinstance(prompt, TokenRow):
+        return prompt
     if isinstance(prompt, Tensor):
-        return tuple(int(token) for token in prompt.reshape(-1).tolist())
+        return TokenRow(tuple(int(token) for token in prompt.reshape(-1).tolist()))
     if isinstance(prompt, str | Passage) or not len(prompt):
         return None
     ids = tuple(token for token in prompt if isinstance(token, int))
-    return ids if len(ids) == len(prompt) else None
+    return TokenRow(ids) if len(ids) == len(prompt) else None
 
 
 def _encode(model: Model, tokenizer: Any, texts: Sequence[_Text]) -> Iterator[TokenRow]:

@@ -9,8 +9,8 @@ import steerlens
 
 ORDER = [
     "errors", "files", "contrast", "eigenvectors", "directions", "moments", "exchange", "formats",
-    "vector", "positions", "predicates", "models", "layout", "loading", "lean", "weights",
-    "tokens", "prefixes", "residual", "extraction", "forecasts", "hooks", "conditions",
+    "vector", "positions", "predicates", "models", "engines", "layout", "loading", "lean",
+    "weights", "tokens", "prefixes", "residual", "extraction", "forecasts", "hooks", "conditions",
     "steering", "marking", "rules", "biases", "checkpoints", "serving", "decoding", "generation",
     "intervals", "search", "judges", "model_judges", "endpoints", "choices", "effects",
     "side_effects", "controls", "verdicts", "evaluation", "calibration", "ledger", "sweeps",

@@ -1,5 +1,7 @@
 """Statistics that stream: equal to those of all pairs, however these are cut."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import PROMPTS, planted_pairs
@@ -17,6 +19,7 @@ from steerlens.directions import (
     pca_pairwise,
     pca_uncentred,
 )
+from steerlens.engines import HERE
 from steerlens.extraction import extract
 from steerlens.moments import ContrastMoments, Moments, estimate
 
@@ -86,15 +89,16 @@ def test_pairs_vote_in_a_second_reading_where_moments_leave_doubt(model, monkeyp
     sides = torch.tensor([-1.0] * 8 + [30.0] * 2).reshape(10, 1, 1).repeat(1, 4, 32)
     from steerlens import extraction
 
-    def read(rows, tokens):
+    def read(model, rows, tokens):
         at = [row.ids[0] for row in rows]
         values = torch.stack([sides[i] if i < 10 else torch.zeros(4, 32) for i in at])
         return extraction.Reading(values, torch.ones(len(rows), 4))
 
     rows = [extraction.TokenRow((i,)) for i in range(20)]
     pairs = extraction._Pairs(rows[:10], rows[10:], "last")
-    whole = extraction._from_all_pairs(read, pairs, pca_pairwise)
-    parts = extraction._from_moments(read, pairs, pca_pairwise, 3)
+    whole = extraction._from_all_pairs(partial(read, model), pairs, pca_pairwise)
+    each = partial(extraction._each_part, partial(HERE.run, model), pairs, 3, False)
+    parts = extraction._from_moments(each, read, pca_pairwise)
     torch.testing.assert_close(parts.directions, whole.directions)
     assert (parts.directions < 0).all()  # the sign of eight pairs of ten
 

@@ -163,15 +163,15 @@ def test_chats_and_token_ids_are_prompts_too(model, swept):
 
 def test_a_resumed_sweep_is_the_uninterrupted_one(swept, tmp_path, monkeypatch):
     whole = swept(out=tmp_path / "whole", **SAMPLED)
-    calls, replies = [], sweeps._Plan.replies
+    calls, question = [], sweeps._Plan.question
 
     def stop_at_the_third(plan, rows):
         calls.append(rows)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return replies(plan, rows)
+        return question(plan, rows)
 
-    monkeypatch.setattr(sweeps._Plan, "replies", stop_at_the_third)
+    monkeypatch.setattr(sweeps._Plan, "question", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         swept(out=tmp_path / "cut", **SAMPLED)
     partial = sl.Sweep.load(tmp_path / "cut")

@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,9 +158,12 @@ class Ray:
             cpus = math.ceil(self.workers * self.cpus_per_worker)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False)
             return
+        host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
+            if host:  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address)
-        except ConnectionError as error:
+        except (OSError, ValueError) as error:
             raise SteerlensError(
                 f"no Ray cluster answers at address={address!r} ({error}); start one with "
                 "`ray start --head`, or leave the address out to work on this machine"

@@ -12,11 +12,10 @@ from steerlens.conditions import Condition, Similarity, projection
 from steerlens.directions import at_least_float32
 from steerlens.errors import SteerlensError
 from steerlens.extraction import check_provenance
-from steerlens.lean import lean
 from steerlens.marking import text_pieces
-from steerlens.models import Model, hook_name, resolve_layers, site_frame, unmasked
+from steerlens.models import Model
 from steerlens.positions import Tokens, read_positions
-from steerlens.residual import read_residual, read_rows
+from steerlens.residual import every_token, read_residual, read_rows
 from steerlens.tokens import Readable, Sides, tokenize, tokenize_sides
 from steerlens.vector import SteeringVector
 from steerlens.weights import require_free_writers
@@ -214,7 +213,7 @@ def scan_tokens(
     """
     check_provenance(model, vector)
     ids, n_prompt = _ids(model, prompt, reply, chat)
-    stream = _every_token(model, ids, vector.layers, vector.site)
+    stream = _every_token(model, ids, vector.site, vector.layers)
     values = [
         similarity(stream[:, row], vector.directions[row].to(stream)) for row in range(len(vector))
     ]
@@ -246,7 +245,7 @@ def gate_timeline(
     """
     check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
     ids, n_prompt = _ids(model, prompt, reply, chat)
-    stream = _every_token(model, ids, condition.layers_read, condition.site_read)
+    stream = _every_token(model, ids, condition.site_read, condition.layers_read)
     similarity = torch.full((len(ids), len(condition.layers_read)), torch.nan)
     for end in range(1, len(ids) + 1):
         if isinstance(condition.tokens, slice) and not range(end)[condition.tokens]:
@@ -374,28 +373,8 @@ def _ids(
     return (*row.ids, *reply), len(row.ids)
 
 
-@torch.no_grad()
 def _every_token(
-    model: Model, ids: Sequence[int], layers: Sequence[int], site: str
+    model: Model, ids: Sequence[int], site: str, layers: Sequence[int]
 ) -> Float[Tensor, "pos layer d_model"]:
-    """One text's activations, not pooled; float32 at least, on the CPU."""
-    if len(ids) > model.cfg.n_ctx:
-        raise SteerlensError(
-            f"the text has {len(ids)} tokens, but {model.cfg.model_name}'s context holds "
-            f"{model.cfg.n_ctx}; shorten it"
-        )
-    numbers = resolve_layers(model, layers)
-    names = [hook_name(model, site, layer) for layer in numbers]
-    with lean(model):
-        _, cache = model.run_with_cache(
-            **unmasked(model, torch.tensor([ids], device=model.cfg.device)),
-            names_filter=names,
-            stop_at_layer=numbers[-1] + 1,
-            return_type=None,
-            return_cache_object=False,
-        )
-    read = [
-        site_frame(model, site, layer).into(cache[name])[0]
-        for layer, name in zip(numbers, names, strict=True)
-    ]
-    return at_least_float32(torch.stack(read, dim=1)).cpu()
+    stream = every_token(model, ids, [(site, layer) for layer in layers])
+    return torch.stack(list(stream.values()), dim=1)

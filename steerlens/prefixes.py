@@ -6,7 +6,7 @@ from itertools import pairwise
 
 WORTH_ROWS = 4
 """How many rows must begin alike for their beginning to be run apart."""
-WORTH_SHARE = 0.25
+WORTH_SHARE = 0.5
 """And how long it must be, as a share of what is left of them, on average."""
 
 

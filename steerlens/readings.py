@@ -9,10 +9,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlens.directions import at_least_float32
-from steerlens.lean import lean
 from steerlens.marking import mark_read
-from steerlens.models import Model, hook_name, site_frame, unmasked
+from steerlens.models import Model
+from steerlens.residual import every_token
 from steerlens.shelf import Shelf
 from steerlens.themes import LINES, TEMPLATE
 from steerlens.tokens import Readable, tokenize
@@ -57,30 +56,10 @@ def read_prompt(model: Model, prompt: Readable, shelf: Shelf) -> Reading:
     places = {
         (entry.vector.site, layer) for entry in shelf.values() for layer in entry.vector.layers
     }
-    stream = _read_all_tokens(model, prompt, places)
+    [row] = tokenize(model, [prompt])
+    stream = every_token(model, row.ids, places)
     along = {name: _along(entry.vector, stream) for name, entry in shelf.items()}
     return Reading(mark_read(model, prompt, "all").tokens, along)
-
-
-@torch.no_grad()
-def _read_all_tokens(
-    model: Model, prompt: Readable, places: set[tuple[str, int]]
-) -> dict[tuple[str, int], Float[Tensor, "pos d_model"]]:
-    [row] = tokenize(model, [prompt])
-    names = {place: hook_name(model, *place) for place in places}
-    tokens = torch.tensor([row.ids], device=model.cfg.device)
-    with lean(model):
-        _, cache = model.run_with_cache(
-            **unmasked(model, tokens),
-            names_filter=list(names.values()),
-            stop_at_layer=max(layer for _, layer in places) + 1,
-            return_type=None,
-            return_cache_object=False,
-        )
-    return {
-        place: at_least_float32(site_frame(model, *place).into(cache[name])[0]).cpu()
-        for place, name in names.items()
-    }
 
 
 def _along(vector: SteeringVector, stream: Mapping[tuple[str, int], Tensor]) -> AlongVector:

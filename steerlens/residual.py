@@ -1,12 +1,11 @@
 """Token rows → pooled activations, read by `run_with_cache`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,7 +15,6 @@ from steerlens.errors import SteerlensError
 from steerlens.lean import lean, lean_cache, select_rows
 from steerlens.models import (
     Cache,
-    Frame,
     Model,
     hook_name,
     resolve_layers,
@@ -36,8 +34,8 @@ A CPU is fastest while what a layer makes fits into its caches: 8,192 tokens too
 
 _Job = tuple[TokenRow, tuple[int, ...]]
 """A row and the positions to read of it."""
-_Place = tuple[str, Frame]
-"""A hook point, and what lies between it and the site."""
+Place = tuple[str, int]
+"""A site of a layer."""
 
 
 class Reading(NamedTuple):
@@ -97,7 +95,10 @@ def read_rows(
 ) -> Reading:
     """`read_residual` for prompts that are tokens already; equal rows are run once."""
     numbers = resolve_layers(model, layers)
-    _places(model, site, numbers)  # refuses before any work
+    places = [(site, layer) for layer in numbers]
+    for site_of_layer in places:  # refuses before any work
+        hook_name(model, *site_of_layer)
+        site_frame(model, *site_of_layer)
     wanted = list(zip(rows, positions_of(model, rows, tokens), strict=True))
     jobs, shared = _jobs(wanted)
     pooled: Tensor | None = None
@@ -107,7 +108,7 @@ def read_rows(
         (indices, ([jobs[index] for index in indices], shared[indices[0]]))
         for indices in _batches(jobs, shared, batch_tokens or _fast_batch(engine.device(model)))
     )
-    work = partial(_read_shard, site=site, layers=numbers)
+    work = partial(_read_shard, places=places)
     hidden = None if progress else True
     with tqdm(total=total, unit="tok", desc="reading", disable=hidden) as bar:
         for indices, read in engine.run(model, work, shards):
@@ -146,16 +147,14 @@ def reading_passes(
 ) -> list[Pass]:
     """What `read_rows` would run, found without running it."""
     jobs, shared = _jobs(list(zip(rows, positions_of(model, rows, tokens), strict=True)))
-    return [
-        Pass(
-            len(batch),
-            max(len(jobs[index][0].ids) for index in batch) - n_shared,
-            len({jobs[index][0].ids[:n_shared] for index in batch}) if n_shared else 0,
-            n_shared,
-        )
-        for batch in _batches(jobs, shared, batch_tokens)
-        for n_shared in [shared[batch[0]]]
-    ]
+    return [_pass(jobs, batch, shared) for batch in _batches(jobs, shared, batch_tokens)]
+
+
+def _pass(jobs: Sequence[_Job], batch: Sequence[int], shared: Sequence[int]) -> Pass:
+    n_shared = shared[batch[0]]
+    rows = [jobs[index][0].ids for index in batch]
+    width = max(map(len, rows)) - n_shared
+    return Pass(len(rows), width, len({ids[:n_shared] for ids in rows if n_shared}), n_shared)
 
 
 def _jobs(wanted: Sequence[_Job]) -> tuple[list[_Job], list[int]]:
@@ -195,110 +194,189 @@ def _fast_batch(device: torch.device) -> int:
     return CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
 
 
-def _places(model: Model, site: str, layers: Sequence[int]) -> list[_Place]:
-    return [(hook_name(model, site, layer), site_frame(model, site, layer)) for layer in layers]
-
-
 def _shareable(job: _Job) -> tuple[int, ...]:
-    """What stands before the first token that is read; nothing of it is in the result."""
-    row, positions = job
-    return row.ids[: min(positions)]
+    """All but the last token: something must be left to run, and attention looks back only."""
+    row, _ = job
+    return row.ids[:-1]
 
 
 def _batches(jobs: Sequence[_Job], shared: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Neighbours in length, up to `batch_tokens` with their padding, all sharing as many tokens."""
+    """Jobs that share as many tokens, in length or in beginning neighbours."""
 
-    def likeness(index: int) -> tuple[int, tuple[int, ...], int]:
-        ids = jobs[index][0].ids
-        return shared[index], ids[: shared[index]], len(ids)
+    def by_length(index: int) -> int:
+        return len(jobs[index][0].ids)
 
+    def by_beginning(index: int) -> tuple[tuple[int, ...], int]:
+        return jobs[index][0].ids[: shared[index]], by_length(index)
+
+    def n_run(batches: Sequence[Sequence[int]]) -> int:
+        return sum(_pass(jobs, batch, shared).tokens for batch in batches)
+
+    for n_shared in sorted(set(shared)):
+        alike = [index for index, length in enumerate(shared) if length == n_shared]
+        orders = (sorted(alike, key=by_length), sorted(alike, key=by_beginning))
+        yield from min(
+            (list(_cut(order, jobs, shared, batch_tokens)) for order in orders), key=n_run
+        )
+
+
+def _cut(
+    order: Sequence[int], jobs: Sequence[_Job], shared: Sequence[int], batch_tokens: int
+) -> Iterator[list[int]]:
+    """Neighbours, up to `batch_tokens` with their padding."""
     batch: list[int] = []
     width = 0
-    for index in sorted(range(len(jobs)), key=likeness):
+    for index in order:
         own = len(jobs[index][0].ids) - shared[index]
-        wider = max(width, own)
-        full = wider * (len(batch) + 1) > batch_tokens
-        if batch and (full or shared[index] != shared[batch[0]]):
+        width = max(width, own)
+        if batch and width * (len(batch) + 1) > batch_tokens:
             yield batch
-            batch, wider = [], own
+            batch, width = [], own
         batch.append(index)
-        width = wider
-    if batch:
-        yield batch
+    yield batch
 
 
 def _read_shard(
-    model: Model, shard: tuple[Sequence[_Job], int], *, site: str, layers: Sequence[int]
+    model: Model, shard: tuple[Sequence[_Job], int], *, places: Sequence[Place]
 ) -> Reading:
-    jobs, n_shared = shard
     with lean(model):
-        return _read_batch(model, jobs, n_shared, _places(model, site, layers), layers[-1])
+        return _read_batch(model, *shard, places)
 
 
 @torch.no_grad()
 def _read_batch(
-    model: Model, jobs: Sequence[_Job], n_shared: int, places: Sequence[_Place], last_layer: int
+    model: Model, jobs: Sequence[_Job], n_shared: int, places: Sequence[Place]
 ) -> Reading:
     try:
-        return _read_at_once(model, jobs, n_shared, places, last_layer)
+        return _read_at_once(model, jobs, n_shared, places)
     except torch.OutOfMemoryError:
         if len(jobs) == 1:
             raise
         torch.cuda.empty_cache()
     half = len(jobs) // 2
-    halves = [
-        _read_batch(model, part, n_shared, places, last_layer)
-        for part in (jobs[:half], jobs[half:])
-    ]
+    halves = [_read_batch(model, part, n_shared, places) for part in (jobs[:half], jobs[half:])]
     return Reading(*(torch.cat(parts) for parts in zip(*halves, strict=True)))
 
 
-def _after_prefixes(
-    model: Model, jobs: Sequence[_Job], n_shared: int, room: int, last_layer: int
-) -> Cache:
-    """Run the distinct prefixes; every job gets the keys and values of its own."""
-    prefixes = {row.ids[:n_shared]: None for row, _ in jobs}
-    place = {prefix: index for index, prefix in enumerate(prefixes)}
-    owner = torch.tensor([place[row.ids[:n_shared]] for row, _ in jobs], device=model.cfg.device)
-    tokens = torch.tensor(list(prefixes), device=model.cfg.device)
-    cache = lean_cache(model, len(tokens), room)
-    model(**unmasked(model, tokens, cache), stop_at_layer=last_layer + 1)
-    select_rows(cache, owner)
-    return cache
+class _Sums(NamedTuple):
+    """What each reader read, over its tokens."""
+
+    stream: Float[Tensor, "reader layer d_model"]
+    lengths: Float[Tensor, "reader layer"]
+    """Without the first token of a text, a sink of attention, …"""
+    sink: Float[Tensor, "reader layer"]
+    """… which stands here."""
 
 
 def _read_at_once(
-    model: Model, jobs: Sequence[_Job], n_shared: int, places: Sequence[_Place], last_layer: int
+    model: Model, jobs: Sequence[_Job], n_shared: int, places: Sequence[Place]
 ) -> Reading:
     rest = [row.ids[n_shared:] for row, _ in jobs]
     tokens, _ = right_padded(rest, pad_token(model), model.cfg.device)
-    room = n_shared + tokens.shape[1]
-    before = _after_prefixes(model, jobs, n_shared, room, last_layer) if n_shared else None
+    own = [[at for at in positions if at >= n_shared] for _, positions in jobs]
+    if n_shared:
+        before, of_prefixes = _after_prefixes(model, jobs, n_shared, tokens.shape[1], places)
+        of_rest = _summed(model, tokens, list(enumerate(own)), places, before, n_shared)
+        sums = _Sums(*map(torch.add, of_prefixes, of_rest))
+    else:
+        sums = _summed(model, tokens, list(enumerate(own)), places)
+    n = torch.tensor([len(positions) for _, positions in jobs], device=tokens.device)[:, None]
+    n_long = n - torch.tensor([0 in positions for _, positions in jobs]).to(n)[:, None]
+    norms = torch.where(n_long > 0, sums.lengths / n_long.clamp_min(1), sums.sink)
+    return Reading((sums.stream / n[:, :, None]).cpu(), norms.cpu())
+
+
+def _after_prefixes(
+    model: Model, jobs: Sequence[_Job], n_shared: int, room: int, places: Sequence[Place]
+) -> tuple[Cache, _Sums]:
+    """Run the distinct prefixes; every job gets the keys, values and sums of its own."""
+    prefixes = {row.ids[:n_shared]: None for row, _ in jobs}
+    index = {prefix: place for place, prefix in enumerate(prefixes)}
+    owner = [index[row.ids[:n_shared]] for row, _ in jobs]
+    read = [tuple(at for at in positions if at < n_shared) for _, positions in jobs]
+    wanted = list(zip(owner, read, strict=True))
+    reader_of = {reader: number for number, reader in enumerate(dict.fromkeys(wanted))}
+    tokens = torch.tensor(list(prefixes), device=model.cfg.device)
+    cache = lean_cache(model, len(tokens), n_shared + room)
+    sums = _summed(model, tokens, list(reader_of), places, cache)
+    select_rows(cache, torch.tensor(owner, device=tokens.device))
+    return cache, _Sums(*(of[[reader_of[reader] for reader in wanted]] for of in sums))
+
+
+def _summed(
+    model: Model,
+    tokens: Int[Tensor, "row pos"],
+    readers: Sequence[tuple[int, Sequence[int]]],
+    places: Sequence[Place],
+    cache: Cache | None = None,
+    first: int = 0,
+) -> _Sums:
+    """Run rows, from position `first` on, and add up what each reader reads of its row."""
+    counts = torch.tensor([len(positions) for _, positions in readers])
+    reader = torch.arange(len(readers)).repeat_interleave(counts).to(tokens.device)
+    row = torch.tensor([row for row, _ in readers], device=tokens.device)[reader]
+    at = torch.tensor(
+        [at for _, positions in readers for at in positions], device=tokens.device, dtype=torch.long
+    )
+    off_sink = at > 0
+    summed = []
+    for activation in _shown(model, tokens, places, cache):
+        read = at_least_float32(activation[row, at - first])
+        lengths = read.norm(dim=1).float()
+        nothing = lengths.new_zeros(len(readers))
+        summed.append(
+            (
+                read.new_zeros(len(readers), read.shape[1]).index_add_(0, reader, read),
+                nothing.index_add(0, reader, lengths * off_sink),
+                nothing.index_add(0, reader, lengths * ~off_sink),
+            )
+        )
+    return _Sums(*(torch.stack(layers, dim=1) for layers in zip(*summed, strict=True)))
+
+
+def _shown(
+    model: Model,
+    tokens: Int[Tensor, "row pos"],
+    places: Sequence[Place],
+    cache: Cache | None = None,
+) -> Iterator[Float[Tensor, "row pos d_model"]]:
+    """The activations at each place, in its site's form; what comes after the last is not run."""
+    points = [_earliest(model, *place) for place in places]
     # No mask is needed: causal attention never looks at what pads the right.
-    _, cache = model.run_with_cache(
-        **unmasked(model, tokens, before),
-        names_filter=[name for name, _ in places],
-        stop_at_layer=last_layer + 1,
+    _, shown = model.run_with_cache(
+        **unmasked(model, tokens, cache),
+        names_filter=[hook_name(model, *point) for point in points],
+        stop_at_layer=max(layer for _, layer in points) + 1,
         return_type=None,
         return_cache_object=False,
     )
-    counts = torch.tensor([len(positions) for _, positions in jobs])
-    row = torch.arange(len(jobs)).repeat_interleave(counts).to(tokens.device)
-    place = torch.tensor([at - n_shared for _, positions in jobs for at in positions]).to(
-        row.device
-    )
-    weight = (1 / counts.to(row.device))[row]
-    off_sink = ((place + n_shared > 0) | (counts.to(row.device)[row] == 1)).float()
-    pooled, norms = [], []
-    for name, frame in places:
-        activations = at_least_float32(frame.into(cache.pop(name))[row, place])
-        sums = activations.new_zeros(len(jobs), activations.shape[1])
-        pooled.append(sums.index_add_(0, row, activations * weight[:, None].to(activations)))
-        lengths = activations.norm(dim=1).float() * off_sink
-        total = lengths.new_zeros(2, len(jobs))
-        total[0].index_add_(0, row, lengths)
-        total[1].index_add_(0, row, off_sink)
-        norms.append(total[0] / total[1].clamp_min(1))
-    return Reading(
-        torch.stack(pooled, dim=1).cpu(), rearrange(norms, "layer prompt -> prompt layer").cpu()
-    )
+    for place, point in zip(places, points, strict=True):
+        yield site_frame(model, *place).into(shown[hook_name(model, *point)])
+
+
+def _earliest(model: Model, site: str, layer: int) -> Place:
+    """A block's input is the output of the one before, unless someone's hook changes it."""
+    if (
+        site != "resid_pre"
+        or layer == 0
+        or model.hook_dict[hook_name(model, site, layer)].fwd_hooks
+    ):
+        return site, layer
+    return "resid_post", layer - 1
+
+
+@torch.no_grad()
+def every_token(
+    model: Model, ids: Sequence[int], places: Iterable[Place]
+) -> dict[Place, Float[Tensor, "pos d_model"]]:
+    """One text's activations at each place, not pooled; float32 at least, on the CPU."""
+    if len(ids) > model.cfg.n_ctx:
+        raise SteerlensError(
+            f"the text has {len(ids)} tokens, but {model.cfg.model_name}'s context holds "
+            f"{model.cfg.n_ctx}; shorten it"
+        )
+    wanted = list(dict.fromkeys(places))
+    tokens = torch.tensor([list(ids)], device=model.cfg.device)
+    with lean(model):
+        shown = [at_least_float32(one[0]).cpu() for one in _shown(model, tokens, wanted)]
+    return dict(zip(wanted, shown, strict=True))

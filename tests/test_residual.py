@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import chain
 
 import pytest
 import torch
@@ -208,6 +209,60 @@ def test_equal_prompts_run_once_and_no_layer_runs_needlessly(model):
     assert shapes[names[0]][0] == 1
 
 
+def test_the_input_of_a_block_is_read_without_running_it(model):
+    ran, names = [], [f"blocks.{layer}.hook_attn_out" for layer in range(4)]
+
+    def note(activation, hook):
+        ran.append(hook.name)
+
+    layers = [0, 1, 3]
+    with model.hooks(fwd_hooks=[(name, note) for name in names]):
+        read = sl.read_residual(model, ["Hi."], layers, site="resid_pre", progress=False)
+    assert ran == names[:3]
+    _, cache = model.run_with_cache(torch.tensor(ids_of(model, "Hi.")))
+    for column, layer in enumerate(layers):
+        expected = cache[f"blocks.{layer}.hook_resid_pre"][0, -1]
+        torch.testing.assert_close(read[0, column], expected)
+
+
+def test_the_input_of_a_block_is_what_a_hook_makes_of_it(model):
+    name = "blocks.3.hook_resid_pre"
+    with model.hooks(fwd_hooks=[(name, lambda resid, hook: resid * 0 + 7)]):
+        read = sl.read_residual(model, ["Hi."], [2, 3], site="resid_pre", progress=False)
+    assert (read[0, 1] == 7).all()
+    assert not (read[0, 0] == 7).any()
+
+
+@given(
+    starts=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    data=st.data(),
+    batch_tokens=st.integers(1, 60),
+)
+def test_batches_hold_every_job_once_and_pad_no_more_than_either_order(starts, data, batch_tokens):
+    lengths = [data.draw(st.integers(1, 9)) for _ in starts]
+    jobs = [
+        (TokenRow((1, start, start, *range(10, 10 + length))), (0,))
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    shared = [3 if start else 0 for start in starts]
+    batches = list(residual._batches(jobs, shared, batch_tokens))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(jobs)))
+    passes = [residual._pass(jobs, batch, shared) for batch in batches]
+    assert all(one.rows * one.width <= max(batch_tokens, one.width) for one in passes)
+    assert all(len({shared[index] for index in batch}) == 1 for batch in batches)
+
+    def run(batches):
+        return sum(residual._pass(jobs, batch, shared).tokens for batch in batches)
+
+    for key in (lambda index: lengths[index], lambda index: (starts[index], lengths[index])):
+        orders = (
+            sorted((index for index in range(len(jobs)) if shared[index] == n), key=key)
+            for n in sorted(set(shared))
+        )
+        cut = (residual._cut(order, jobs, shared, batch_tokens) for order in orders)
+        assert run(batches) <= run(chain.from_iterable(cut))
+
+
 def test_out_of_memory_halves_the_batch(model, monkeypatch):
     whole = sl.read_residual(model, PROMPTS, progress=False)
     read, sizes = residual._read_at_once, []
@@ -243,7 +298,7 @@ def test_prompts_run_once_for_all_their_suffixes_are_read_as_if_run_each_time(
         residual, "_after_prefixes", lambda *given: passes.append(given) or after(*given)
     )
     shared = residual.read_rows(model, rows, tokens=tokens, progress=False)
-    assert bool(passes) == (tokens != "all")  # what is read itself is never shared
+    assert passes  # also where what is shared is itself read
     monkeypatch.setattr(residual, "shared_prefixes", lambda rows, widths: [0] * len(rows))
     plain = residual.read_rows(model, rows, tokens=tokens, progress=False)
     # the random model amplifies rounding; on tiny-chat the two agree to 1e-6 of the largest value

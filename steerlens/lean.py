@@ -44,13 +44,13 @@ class _KeyValues(CacheEntry):
     def __init__(self, empty: CacheEntry, room: int) -> None:
         super().__init__(empty.past_keys, empty.past_values)
         rows, _, heads, d_head = empty.past_keys.shape
-        self._keys_as = "row head pos d_head" if rows == 1 else "row head d_head pos"
+        axes = "row head pos d_head" if rows == 1 else "row head d_head pos"
         # Axes as the host sees them, without a copy.
         self._keys = rearrange(
             empty.past_keys.new_empty(
                 (rows, heads, room, d_head) if rows == 1 else (rows, heads, d_head, room)
             ),
-            f"{self._keys_as} -> row pos head d_head",
+            f"{axes} -> row pos head d_head",
         )
         self._values = rearrange(
             empty.past_values.new_empty(rows, heads, room, d_head),

@@ -1,6 +1,6 @@
 """Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -115,7 +115,8 @@ def generate(
 
     Prompts are text, chats or tokens; `chat=None` applies the chat template if there is one.
     A row's reply does not depend on the batch it is in, sampled or not: row i samples with the
-    i-th stream of random numbers of `seed`, or with number `draws[i]`. Raises before any work if
+    i-th stream of random numbers of `seed`, or with number `draws[i]`. Rows that are alike and
+    steered alike are written once, unless they are sampled. Raises before any work if
     a prompt and its reply do not fit into the context, or the plan does not fit the model.
     Threads that use one model take turns, batch by batch.
 
@@ -126,9 +127,9 @@ def generate(
     whole, batches = _batches(model, prompts, steering, plan, draws, chat, batch_size)
     work = partial(_written, plan=plan, use_cache=use_cache)
     with tqdm(total=len(prompts), unit="reply", disable=None if progress else True) as bar:
-        for rows, written in engine.run(model, work, batches):
-            whole.place(rows, written)
-            bar.update(len(rows))
+        for lines, written in engine.run(model, work, batches):
+            whole.place(lines, written)
+            bar.update(sum(map(len, lines)))
     return whole.replies(model, prompts)
 
 
@@ -156,10 +157,10 @@ def stream(
     """
     plan = _Plan(max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed))
     batch_size = max(1, len(prompts))
-    whole, [(rows, batch)] = _batches(model, prompts, steering, plan, None, chat, batch_size)
+    whole, [(lines, batch)] = _batches(model, prompts, steering, plan, None, chat, batch_size)
     with closing(_write(model, batch, plan)) as steps:
         for written in steps:
-            whole.place(rows, written)
+            whole.place(lines, written)
             yield whole.replies(model, prompts)
 
 
@@ -168,6 +169,10 @@ class _Plan(NamedTuple):
 
     max_new_tokens: int
     sampling: Sampling
+
+
+_Line = list[int]
+"""Which of the prompts, all alike and steered alike, one row of a batch replies to."""
 
 
 class _Batch(NamedTuple):
@@ -201,15 +206,18 @@ class _Written:
             else:
                 self.tokens[row].append(token)
 
-    def place(self, rows: Sequence[int], batch: "_Written") -> None:
+    def place(self, lines: Sequence[_Line], batch: "_Written") -> None:
         """Put the replies of a batch where they belong among all."""
-        for place, row in enumerate(rows):
+        rows, places = zip(
+            *((row, place) for place, line in enumerate(lines) for row in line), strict=True
+        )
+        for row, place in zip(rows, places, strict=True):
             self.tokens[row], self.finished[row] = batch.tokens[place], batch.finished[place]
         # By order: a batch that was written elsewhere has copies of the conditions.
         for whole, seen in zip(
             self.similarities.values(), batch.similarities.values(), strict=True
         ):
-            whole[list(rows)] = seen
+            whole[list(rows)] = seen[list(places)]
 
     def replies(self, model: Model, prompts: Sequence[Readable]) -> Replies:
         return Replies(
@@ -232,7 +240,7 @@ def _batches(
     draws: Sequence[int] | None,
     chat: bool | None,
     batch_size: int,
-) -> tuple[_Written, Iterator[tuple[list[int], _Batch]]]:
+) -> tuple[_Written, Iterator[tuple[list[_Line], _Batch]]]:
     """Room for all replies, and the batches to write, neighbours in length together."""
     if plan.max_new_tokens < 1 or batch_size < 1:
         raise SteerlensError(
@@ -246,14 +254,30 @@ def _batches(
             f"{len(numbers)} draws came for {len(rows)} prompts; give one for each"
         )
     steerings = _require_fitting(model, steering, rows, plan.max_new_tokens)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids))
+    lines = sorted(
+        _alike(rows, steerings, numbers if plan.sampling.temperature else None),
+        key=lambda line: len(rows[line[0]].ids),
+    )
 
-    def batch(of: Sequence[int]) -> _Batch:
+    def batch(cut: Sequence[_Line]) -> _Batch:
+        of = [line[0] for line in cut]
         steered = [for_rows(one, of) for one in steerings]
         return _Batch([rows[row] for row in of], steered, [numbers[row] for row in of])
 
-    cuts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    cuts = [lines[start : start + batch_size] for start in range(0, len(lines), batch_size)]
     return _Written.nothing(_Batch(rows, steerings, numbers)), ((cut, batch(cut)) for cut in cuts)
+
+
+def _alike(
+    rows: Sequence[TokenRow], steerings: Sequence[Steering], draws: Sequence[int] | None
+) -> Iterable[_Line]:
+    """Rows that would get the same reply, being the same in all that decides on it."""
+    settings = [of.tolist() for steering in steerings for of in per_row(steering).values()]
+    lines: dict[Any, _Line] = {}
+    for index, row in enumerate(rows):
+        own = tuple(tuple(of[index]) for of in settings)
+        lines.setdefault((row, own, draws and draws[index]), []).append(index)
+    return lines.values()
 
 
 def _written(model: Model, batch: _Batch, plan: _Plan, use_cache: bool) -> _Written:

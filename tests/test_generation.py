@@ -97,6 +97,37 @@ def test_order_and_batch_size_do_not_matter(model, vector, condition, prompts, b
     assert list(found) == [expected[prompt] for prompt in prompts]
 
 
+@pytest.mark.parametrize(
+    ("options", "n_written"),
+    [({}, 5), ({"temperature": 1.0}, 10), ({"temperature": 1.0, "draws": [4] * 10}, 5)],
+)
+def test_rows_that_are_alike_and_steered_alike_are_written_once(
+    model, vector, condition, options, n_written
+):
+    prompts = [*PROMPTS[:2], *PROMPTS[:2], PROMPTS[0]] * 2
+    strength = torch.tensor([1.0, 2, 1, 2, 3])[:, None].repeat(2, 2)
+    strength[5:7] = 0
+    plan = sl.Steering(vector, layers=[2, 3], strength=strength, when=condition)
+    sizes = []
+    hook = ("blocks.0.hook_resid_pre", lambda resid, hook: sizes.append(len(resid)))
+    with model.hooks(fwd_hooks=[hook]):
+        found = replied(model, prompts, plan, **options)
+    assert sizes[0] == n_written
+    draws = options.get("draws", range(10))
+    alone = [
+        replied(
+            model,
+            [prompt],
+            replace(plan, strength=strength[row : row + 1]),
+            **options | {"draws": [draws[row]]},
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+    assert found.tokens == tuple(reply.tokens[0] for reply in alone)
+    seen = torch.cat([reply.gates[0].similarity for reply in alone])
+    torch.testing.assert_close(found.gates[0].similarity, seen, atol=1e-3, rtol=1e-4)
+
+
 @every_plan
 def test_the_cache_changes_nothing(model, vector, condition, rows_end_early, fields):
     plan = sl.Steering(vector, layers=[2, 3], when=condition, **fields)

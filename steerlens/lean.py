@@ -175,19 +175,31 @@ def _turns_keys_once(attention: Any) -> bool:
 def _rotate(
     attention: Any, padding: _Padding, stock: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
-    def turned(x: Keys, start: int, mask: Int[Tensor, "row text"] | None) -> Keys:
+    found: tuple[Any, ...] = (None, None)
+
+    def angles(start: int, end: int, mask: Int[Tensor, "row text"] | None) -> Any:
+        nonlocal found
+        tables = attention.rotary_cos, attention.rotary_sin
         padded = padding.of(mask)
         if padded is None:
-            return stock(x, start)
-        if start + x.shape[1] > attention.rotary_cos.shape[0]:
-            stock(x[:, :1], start + x.shape[1] - 1)  # the host makes its tables longer
-        place = padded.place[:, start : start + x.shape[1]].to(attention.rotary_cos.device)
-        cos, sin = (
-            table[place][:, :, None] for table in (attention.rotary_cos, attention.rotary_sin)
-        )
+            return tuple(table[None, start:end, None] for table in tables)
+        if found[0] is not padded.place or found[1] != (start, end):  # asked for queries and keys
+            place = padded.place[:, start:end].to(tables[0].device)
+            found = padded.place, (start, end), [table[place][:, :, None] for table in tables]
+        return found[2]
+
+    def turned(x: Keys, start: int, mask: Int[Tensor, "row text"] | None) -> Keys:
+        end = start + x.shape[1]
+        if end > attention.rotary_cos.shape[0]:
+            stock(x[:, :1], end - 1)  # the host makes its tables longer
+        x = x.to(attention.rotary_cos.device)
+        cos, sin = angles(start, end, mask)
         width = attention.cfg.rotary_dim
         part = x[..., :width]
-        return torch.cat([part * cos + attention.rotate_every_two(part) * sin, x[..., width:]], -1)
+        rotated = part * cos
+        for one, other, gain in _pairs(attention.cfg.rotary_adjacent_pairs, width):
+            gain(rotated[..., one], part[..., other] * sin[..., one])
+        return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], -1)
 
     def rotate(x: Keys, start: int = 0, mask: Int[Tensor, "row text"] | None = None) -> Keys:
         rotated = getattr(x, "rotated", None)
@@ -197,6 +209,16 @@ def _rotate(
         return x
 
     return rotate
+
+
+def _pairs(adjacent: bool, width: int) -> Iterator[tuple[slice, slice, Callable[..., Any]]]:
+    """Which numbers are turned with which: [a, b] gains [−b, a] times the sine."""
+    half = width // 2
+    first, second = (
+        (slice(0, None, 2), slice(1, None, 2)) if adjacent else (slice(half), slice(half, None))
+    )
+    yield first, second, Tensor.sub_
+    yield second, first, Tensor.add_
 
 
 def _hide(attention: Any, padding: _Padding, stock: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -11,7 +11,9 @@ import torch
 ENOUGH_SECONDS = 150
 """A job whose rounds have taken this long is repeated no more…"""
 FEWEST_ROUNDS = 3
-"""…than this many times."""
+"""…than this many times…"""
+LONGEST_SECONDS = 300
+"""…unless they take this long: then once is enough."""
 
 
 class Agreement(NamedTuple):
@@ -117,7 +119,8 @@ def compete(job: Job, rounds: int) -> list[Outcome]:
     times: dict[str, list[float]] = {name: [] for name in ("", *ready)}
     began = time.perf_counter()
     for done in range(rounds):
-        if done >= FEWEST_ROUNDS and time.perf_counter() - began > ENOUGH_SECONDS:
+        taken = time.perf_counter() - began
+        if taken > (ENOUGH_SECONDS if done >= FEWEST_ROUNDS else LONGEST_SECONDS):
             break
         for name, run in {"": job.ours, **ready}.items():
             times[name].append(seconds(run))

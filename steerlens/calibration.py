@@ -126,6 +126,19 @@ def calibrate_layers(
     return dict(zip(numbers, found, strict=True))
 
 
+def neighbours(layers: Sequence[int], widths: Iterable[int]) -> list[tuple[int, ...]]:
+    """Every so many layers that stand beside each other.
+
+    >>> neighbours([3, 4, 5], widths=(1, 2))
+    [(3,), (4,), (5,), (3, 4), (4, 5)]
+    """
+    return [
+        tuple(layers[first : first + width])
+        for width in dict.fromkeys(widths)
+        for first in range(len(layers) - width + 1)
+    ]
+
+
 def suggest(
     model: Model,
     vector: SteeringVector,
@@ -151,11 +164,7 @@ def suggest(
     >>> suggest(load_model(), vector, prompts, judges.refusal).steering
     """
     numbers = vector.layers if layers is None else vector.at(layers).layers
-    windows = [
-        numbers[first : first + width]
-        for width in dict.fromkeys(widths)
-        for first in range(len(numbers) - width + 1)
-    ]
+    windows = neighbours(numbers, widths)
     if not windows:
         raise SteerlensError(f"widths={list(widths)} leave no window of the layers {numbers}")
     texts = neutral_texts()[:N_TEXTS] if texts is None else texts

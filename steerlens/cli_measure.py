@@ -19,6 +19,7 @@ from steerlens.cli_options import (
     app,
     console,
     engine_of,
+    estimator_of,
     parse_layers,
     parse_strengths,
     print_frame,
@@ -26,7 +27,6 @@ from steerlens.cli_options import (
     reporting,
 )
 from steerlens.contrast import ContrastiveDataset
-from steerlens.directions import ESTIMATORS
 from steerlens.errors import SteerlensError
 from steerlens.evaluation import evaluate
 from steerlens.extraction import extract
@@ -215,10 +215,7 @@ def choices(
     """
     if (vector is None) == (train is None):
         raise SteerlensError("give the vector as --vector or as --train, one of the two")
-    if estimator not in ESTIMATORS:
-        raise SteerlensError(
-            f"--estimator {estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}"
-        )
+    chosen_estimator = estimator_of(estimator)
     if out is not None:
         require_writable(out.parent)
         if out.suffix not in (".csv", ".json"):
@@ -234,7 +231,7 @@ def choices(
     direction = (
         SteeringVector.load(vector)
         if vector is not None
-        else extract(loaded, answer_sides(loaded, training), ESTIMATORS[estimator], layers=chosen)
+        else extract(loaded, answer_sides(loaded, training), chosen_estimator, layers=chosen)
     )
     sweep = choice_sweep(
         loaded, direction, questions, chosen, numbers, batch_size=batch_size, relative=relative

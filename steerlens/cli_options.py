@@ -13,12 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from steerlens.contrast import load_prompts
+from steerlens.directions import ESTIMATORS, Estimator
 from steerlens.distributed import Ray
 from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
-from steerlens.files import (
-    read_lines,
-)
+from steerlens.files import read_lines
 from steerlens.intervals import Interval
 
 app = typer.Typer(
@@ -46,6 +45,15 @@ RayAddress = Annotated[
     str | None, typer.Option("--ray", help='The cluster of the workers; "auto": the one here.')
 ]
 GpusPerWorker = Annotated[float, typer.Option(help="GPUs of each worker; 0: it runs on a CPU.")]
+
+
+def estimator_of(name: str) -> Estimator:
+    """What `--estimator` names."""
+    if name not in ESTIMATORS:
+        raise SteerlensError(
+            f"--estimator {name!r} is unknown; choose one of {', '.join(ESTIMATORS)}"
+        )
+    return ESTIMATORS[name]
 
 
 def engine_of(

@@ -16,6 +16,7 @@ from steerlens.cli_options import (
     app,
     console,
     engine_of,
+    estimator_of,
     parse_layers,
     prompts_in,
     reporting,
@@ -96,10 +97,7 @@ def extract_command(
     Example: steerlens extract demo-data/refusal.json --part train --tokens suffix --out
     refuse.safetensors
     """
-    if estimator not in ESTIMATORS:
-        raise SteerlensError(
-            f"--estimator {estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}"
-        )
+    chosen_estimator = estimator_of(estimator)
     require_writable(out.parent)
     writer_of(out)  # refuses unknown endings before the work
     data = ContrastiveDataset.load(dataset)
@@ -114,13 +112,7 @@ def extract_command(
         console.print(str(forecast_extraction(loaded, data, **reading)))
         return
     with engine_of(model, workers, ray, gpus_per_worker) as engine:
-        vector = extract(
-            loaded,
-            data,
-            ESTIMATORS[estimator],
-            **reading,
-            engine=engine,
-        )
+        vector = extract(loaded, data, chosen_estimator, **reading, engine=engine)
     vector.save(out)
     table = Table("layer", "length", "activation norm", "explained variance")
     assert vector.norms is not None

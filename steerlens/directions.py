@@ -364,10 +364,10 @@ def _is_rounding(
     negative: Float[Tensor, "pair layer d_model"],
 ) -> Bool[Tensor, " layer"]:
     """Whether a layer's rows are no more than float32's rounding of the activations they are of."""
-    size = torch.maximum(_largest(positive), _largest(negative))
-    return _largest(rows) <= ROUNDING * size
+    size = torch.maximum(largest(positive), largest(negative))
+    return largest(rows) <= ROUNDING * size
 
 
-def _largest(rows: Float[Tensor, "row layer d_model"]) -> Float[Tensor, " layer"]:
+def largest(rows: Float[Tensor, "row layer d_model"]) -> Float[Tensor, " layer"]:
     """The largest magnitude of each layer; `abs` would write a copy first."""
     return torch.maximum(rows.amax(dim=2).amax(dim=0), -rows.amin(dim=2).amin(dim=0))

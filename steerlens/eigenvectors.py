@@ -34,10 +34,11 @@ def top_eigenvectors(
 
     ones = rows.new_ones(n_rows)
     near = torch.stack([own.T @ ones for own in layers])
-    found = lanczos(product, near, min(LANCZOS_STEPS, n_rows, d_model))
-    for layer in found.isnan().any(dim=1).nonzero().flatten().tolist():
-        found[layer] = _by_whole_matrix(rows[:, layer : layer + 1])[0]
-    return found
+
+    def whole(layer: int) -> Float[Tensor, " d_model"]:
+        return _by_whole_matrix(rows[:, layer : layer + 1])[0]
+
+    return lanczos(product, near, whole, min(LANCZOS_STEPS, n_rows, d_model))
 
 
 def _by_whole_matrix(
@@ -59,13 +60,15 @@ def _by_whole_matrix(
 def lanczos(
     product: Callable[[Float[Tensor, "layer d_model"]], Float[Tensor, "layer d_model"]],
     near: Float[Tensor, "layer d_model"],
+    whole: Callable[[int], Float[Tensor, " d_model"]],
     steps: int,
 ) -> Float[Tensor, "layer d_model"]:
     """Unit top eigenvectors of symmetric matrices known by their products with vectors.
 
-    All layers at once, fully reorthogonalised; NaN where `steps` do not suffice. Settled when the
-    residual, hence the sine of the angle to the eigenvector times its gap, is below
-    `LANCZOS_TOLERANCE` of the gap. Lanczos (1950); Parlett, The Symmetric Eigenvalue Problem.
+    All layers at once, fully reorthogonalised; a layer for which `steps` do not suffice is left to
+    `whole`. Settled when the residual, hence the sine of the angle to the eigenvector times its
+    gap, is below `LANCZOS_TOLERANCE` of the gap. Lanczos (1950); Parlett, The Symmetric Eigenvalue
+    Problem.
     """
     random = torch.randn(near.shape, generator=torch.Generator().manual_seed(0))
     # Close to the answer, where `near` is, and orthogonal to nothing.
@@ -91,7 +94,10 @@ def lanczos(
         if settled.all():
             break
     found = einsum(basis, vectors[..., -1], "layer step d_model, layer step -> layer d_model")
-    return unit(found).masked_fill(~settled[:, None], torch.nan)
+    directions = unit(found)
+    for layer in (~settled).nonzero().flatten().tolist():
+        directions[layer] = whole(layer)
+    return directions
 
 
 def _tridiagonal(

@@ -26,7 +26,7 @@ from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, read_json, require_writable, write_atomically, write_json
 from steerlens.generation import Replies, generate
-from steerlens.judges import Judge, degeneration, refusal
+from steerlens.judges import Judge, degeneration, reason, refusal, try_judge
 from steerlens.models import Model
 from steerlens.positions import Tokens
 from steerlens.side_effects import prompt_effects, text_effects
@@ -322,11 +322,9 @@ def _judged(
     """One row per reply and judge; where a judge fails, NaN, and why."""
     failures, tables = {}, []
     for judge in judges:
-        scores = np.full(len(replies), np.nan)
-        try:
-            scores = judge(list(replies.reply))
-        except Exception as error:  # a judge may be anybody's code, and replies cost more than it
-            failures[judge.name] = f"{type(error).__name__}: {error}"
+        scores, error = try_judge(judge, list(replies.reply))
+        if error:
+            failures[judge.name] = reason(error)
         tables.append(replies.assign(judge=judge.name, score=scores))
     versions = {judge.name: judge.version for judge in judges}
     return pd.concat(tables, ignore_index=True), {"judges": versions, "failures": failures}

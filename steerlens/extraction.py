@@ -1,6 +1,5 @@
 """From a contrastive dataset to a steering vector."""
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from steerlens.directions import (
 )
 from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
+from steerlens.files import digest
 from steerlens.models import (
     Model,
     fingerprint,
@@ -302,12 +302,9 @@ def _name_of(value: object) -> str:
 
 
 def _hash_of(rows: Iterable[TokenRow]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row).encode())
-    return digest.hexdigest()[:16]
+    return digest("".join(map(json.dumps, rows)).encode())
 
 
 def _template_hash(model: Model) -> str | None:
     template = getattr(model.tokenizer, "chat_template", None)
-    return None if template is None else hashlib.sha256(str(template).encode()).hexdigest()[:16]
+    return None if template is None else digest(str(template).encode())

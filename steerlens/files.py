@@ -1,5 +1,6 @@
 """Reading and writing files so that nothing is ever half written."""
 
+import hashlib
 import json
 import os
 import re
@@ -178,6 +179,11 @@ def _read_text(path: PathLike) -> str:
         ) from error
     except OSError as error:
         raise SteerlensError(f"cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def digest(*content: bytes) -> str:
+    """A short hash of what decides a result."""
+    return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
 
 
 def embedded(name: str) -> Path:

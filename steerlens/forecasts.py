@@ -6,7 +6,7 @@ from time import perf_counter
 
 from steerlens.models import Model, resolve_layers, site_width
 from steerlens.positions import Tokens
-from steerlens.residual import BATCH_TOKENS, Pass, read_rows, reading_passes
+from steerlens.residual import Pass, read_rows, reading_passes
 from steerlens.tokens import Sides, TokenRow, tokenize_sides
 
 WARM_UP_TOKENS = 2048
@@ -54,7 +54,7 @@ def forecast_extraction(
     tokens: Tokens | Sequence[int] = "last",
     layers: Iterable[int] | None = None,
     site: str = "resid_post",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Forecast:
     """What `extract` with these arguments would cost, at the price of a short read.
 

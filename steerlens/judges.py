@@ -373,20 +373,35 @@ def judge_texts(judges: Sequence[Judge], texts: Sequence[str]) -> Judged:
 def _scores(
     judge: Judge, texts: Sequence[str], failures: list[Failure]
 ) -> Float[np.ndarray, " text"]:
-    try:
-        return judge(texts)
-    except JudgeError as error:
-        missing = np.flatnonzero(np.isnan(error.scores)).tolist()
-        failures += [Failure(judge.name, index, str(error)) for index in missing]
-        return error.scores
-    except Exception:  # a user's function may raise anything; the others' work must not be lost
-        scores = np.full(len(texts), np.nan)
-    for index, text in enumerate(texts):
-        try:
-            scores[index] = judge([text])[0]
-        except Exception as error:
-            failures.append(Failure(judge.name, index, f"{type(error).__name__}: {error}"))
+    scores, error = try_judge(judge, texts)
+    told = {index: error for index in np.flatnonzero(np.isnan(scores)).tolist() if error}
+    if error and not isinstance(error, JudgeError):
+        for index in told:
+            [scores[index]], told[index] = try_judge(judge, [texts[index]])
+    failures += [Failure(judge.name, index, reason(why)) for index, why in told.items() if why]
     return scores
+
+
+def try_judge(
+    judge: Judge, texts: Sequence[str]
+) -> tuple[Float[np.ndarray, " text"], Exception | None]:
+    """Its scores, and what it raised, if it did; NaN where it had not come to.
+
+    A judge may be anybody's code, and the replies cost more than it.
+
+    >>> try_judge(sentiment, ["I love it."])[1] is None
+    True
+    """
+    try:
+        return judge(texts), None
+    except Exception as error:
+        had = error.scores if isinstance(error, JudgeError) else np.full(len(texts), np.nan)
+        return had, error
+
+
+def reason(error: Exception) -> str:
+    """In words; those of a `JudgeError` need no class before them."""
+    return str(error) if isinstance(error, JudgeError) else f"{type(error).__name__}: {error}"
 
 
 def named_judges(names: str) -> list[Judge]:

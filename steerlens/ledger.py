@@ -1,6 +1,5 @@
 """The rows of a sweep, kept in a directory batch by batch, and read back as a table."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steerlens.errors import SteerlensError
-from steerlens.files import PathLike, read_json, require_writable, write_atomically, write_json
+from steerlens.files import (
+    PathLike,
+    digest,
+    read_json,
+    require_writable,
+    write_atomically,
+    write_json,
+)
 from steerlens.intervals import mean
 
 FORMAT = "steerlens.sweep/1"
@@ -177,8 +183,3 @@ def schema(judges: Iterable[str], gates: Iterable[str]) -> pa.Schema:
             **dict.fromkeys(gates, pa.bool_()),
         }.items()
     )
-
-
-def digest(*content: bytes) -> str:
-    """A short hash of what decides a result."""
-    return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]

@@ -12,6 +12,7 @@ from torch import Tensor
 from steerlens.directions import (
     ROUNDING,
     Estimator,
+    largest,
     mean_difference,
     pca_center,
     pca_difference,
@@ -73,7 +74,7 @@ class ContrastMoments:
         common: bool = True,
     ) -> "ContrastMoments":
         sides = positive.double(), negative.double()
-        size = reduce(torch.cat(sides).abs(), "row layer d_model -> layer", "max")
+        size = torch.maximum(*map(largest, sides))
         both = Moments.of(sides[0] + sides[1]) if common else None
         return cls(Moments.of(sides[0] - sides[1]), both, size)
 
@@ -158,10 +159,10 @@ def _top_eigenvector(
     def product(vectors: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:
         return einsum(scatter, vectors, "layer d_model other, layer other -> layer d_model")
 
-    found = lanczos(product, near, min(LANCZOS_STEPS, near.shape[1]))
-    for layer in found.isnan().any(dim=1).nonzero().flatten().tolist():
-        found[layer] = torch.linalg.eigh(scatter[layer]).eigenvectors[:, -1]
-    return found
+    def whole(layer: int) -> Float[Tensor, " d_model"]:
+        return torch.linalg.eigh(scatter[layer]).eigenvectors[:, -1]
+
+    return lanczos(product, near, whole, min(LANCZOS_STEPS, near.shape[1]))
 
 
 def _squared(rows: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "layer d_model other"]:

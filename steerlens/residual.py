@@ -32,6 +32,9 @@ BATCH_TOKENS = 16_384
 A CPU is fastest while what a layer makes fits into its caches: 8,192 tokens took 1.7 times as long.
 """
 
+CACHE_BYTES = 2**32
+"""What keys and values may take of one batch whose rows share their beginnings."""
+
 _Job = tuple[TokenRow, tuple[int, ...]]
 """A row and the positions to read of it."""
 Place = tuple[str, int]
@@ -104,9 +107,10 @@ def read_rows(
     pooled: Tensor | None = None
     norms = torch.zeros(len(jobs), len(numbers))
     total = sum(len(row.ids) for row, _ in jobs)
+    room = _Room.of(model, batch_tokens, engine)
     shards = (
         (indices, ([jobs[index] for index in indices], shared[indices[0]]))
-        for indices in _batches(jobs, shared, batch_tokens or _fast_batch(engine.device(model)))
+        for indices in _batches(jobs, shared, room)
     )
     work = partial(_read_shard, places=places)
     hidden = None if progress else True
@@ -143,11 +147,12 @@ def reading_passes(
     model: Model,
     rows: Sequence[TokenRow],
     tokens: Tokens | Sequence[int] = "last",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[Pass]:
     """What `read_rows` would run, found without running it."""
     jobs, shared = _jobs(list(zip(rows, positions_of(model, rows, tokens), strict=True)))
-    return [_pass(jobs, batch, shared) for batch in _batches(jobs, shared, batch_tokens)]
+    room = _Room.of(model, batch_tokens, HERE)
+    return [_pass(jobs, batch, shared) for batch in _batches(jobs, shared, room)]
 
 
 def _pass(jobs: Sequence[_Job], batch: Sequence[int], shared: Sequence[int]) -> Pass:
@@ -190,8 +195,21 @@ def _str_tokens(model: Model, row: TokenRow) -> list[str]:
     return [model.tokenizer.decode([token]) for token in row.ids]
 
 
-def _fast_batch(device: torch.device) -> int:
-    return CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
+class _Room(NamedTuple):
+    """How much one batch may hold."""
+
+    run: int
+    """Tokens in a forward pass, with their padding: of beginnings, and of what follows."""
+    cached: int
+    """Tokens whose keys and values are kept."""
+
+    @classmethod
+    def of(cls, model: Model, batch_tokens: int | None, engine: Engine) -> "_Room":
+        cfg = model.cfg
+        heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+        of_token = 2 * cfg.n_layers * heads * cfg.d_head * torch.finfo(cfg.dtype).bits // 8
+        fast = CPU_BATCH_TOKENS if engine.device(model).type == "cpu" else BATCH_TOKENS
+        return cls(batch_tokens or fast, CACHE_BYTES // of_token)
 
 
 def _shareable(job: _Job) -> tuple[int, ...]:
@@ -200,8 +218,8 @@ def _shareable(job: _Job) -> tuple[int, ...]:
     return row.ids[:-1]
 
 
-def _batches(jobs: Sequence[_Job], shared: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Jobs that share as many tokens, in length or in beginning neighbours."""
+def _batches(jobs: Sequence[_Job], shared: Sequence[int], room: _Room) -> Iterator[list[int]]:
+    """Jobs that share as many tokens, in length or in beginning neighbours: what runs fewer."""
 
     def by_length(index: int) -> int:
         return len(jobs[index][0].ids)
@@ -215,24 +233,29 @@ def _batches(jobs: Sequence[_Job], shared: Sequence[int], batch_tokens: int) -> 
     for n_shared in sorted(set(shared)):
         alike = [index for index, length in enumerate(shared) if length == n_shared]
         orders = (sorted(alike, key=by_length), sorted(alike, key=by_beginning))
-        yield from min(
-            (list(_cut(order, jobs, shared, batch_tokens)) for order in orders), key=n_run
-        )
+        yield from min((list(_cut(order, n_shared, jobs, room)) for order in orders), key=n_run)
 
 
 def _cut(
-    order: Sequence[int], jobs: Sequence[_Job], shared: Sequence[int], batch_tokens: int
+    order: Sequence[int], n_shared: int, jobs: Sequence[_Job], room: _Room
 ) -> Iterator[list[int]]:
-    """Neighbours, up to `batch_tokens` with their padding."""
+    """As many neighbours as there is room for."""
     batch: list[int] = []
-    width = 0
+    width, beginnings = 0, set[tuple[int, ...]]()
     for index in order:
-        own = len(jobs[index][0].ids) - shared[index]
-        width = max(width, own)
-        if batch and width * (len(batch) + 1) > batch_tokens:
+        ids = jobs[index][0].ids
+        own, beginning = len(ids) - n_shared, ids[:n_shared]
+        rows, wider, more = len(batch) + 1, max(width, own), beginnings | {beginning}
+        full = (
+            rows * wider > room.run
+            or len(more) * n_shared > room.run
+            or (n_shared and rows * (n_shared + wider) > room.cached)
+        )
+        if batch and full:
             yield batch
-            batch, width = [], own
+            batch, wider, more = [], own, {beginning}
         batch.append(index)
+        width, beginnings = wider, more
     yield batch
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from steerlens import judges
+from steerlens.calibration import neighbours
 from steerlens.contrast import ContrastiveDataset, Prompt
 from steerlens.controls import random_directions
 from steerlens.directions import Estimator, linear_discriminant, mean_difference
@@ -137,7 +138,7 @@ def run_sentiment(
         name: extract(model, pairs, estimator, tokens="all", name=name, progress=progress)
         for name, estimator in ESTIMATORS.items()
     }
-    layers = _up_to_two(model) if layers is None else layers
+    layers = neighbours(range(model.cfg.n_layers), (1, 2)) if layers is None else layers
     windows = {span(window): window for window in windows_of(model, vectors, layers)}
     both = [sign * strength for strength in strengths for sign in (1, -1)]
     searched = sweep(
@@ -194,10 +195,3 @@ def _label(vector: str, strength: float) -> str:
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for JSON, which has no NaN."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
-
-
-def _up_to_two(model: Model) -> list[tuple[int, ...]]:
-    """Every layer, and every two neighbours."""
-    n_layers = model.cfg.n_layers
-    singles = [(layer,) for layer in range(n_layers)]
-    return singles + [(layer, layer + 1) for layer in range(n_layers - 1)]

@@ -3,7 +3,6 @@
 Any server that loads the source loads the result, which steers by itself, at full speed.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,7 +21,7 @@ from steerlens.biases import ablated_weights, edited_biases, require_constant
 from steerlens.checkpoints import folded_model
 from steerlens.errors import SteerlensError
 from steerlens.extraction import LIBRARIES, check_provenance
-from steerlens.files import PathLike, embedded, write_directory, write_json, write_text
+from steerlens.files import PathLike, digest, embedded, write_directory, write_json, write_text
 from steerlens.hooks import ablate_direction
 from steerlens.loading import TINY_CHAT, load_model, quiet
 from steerlens.models import Model, fingerprint
@@ -234,7 +233,7 @@ def _export(
             changed=folded.changed,
             prompts=len(rows),
             tokens=sum(len(row.ids) for row in rows),
-            prompts_hash=_hash_of(rows),
+            prompts_hash=digest(json.dumps([row.ids for row in rows]).encode()),
             max_logit_difference=difference,
             tolerance=tolerance,
             max_effect=effect,
@@ -296,10 +295,6 @@ def _require_proved(certificate: Certificate) -> None:
             f"{'; '.join(certificate.steering)} changes no logit of the prompts, so nothing was "
             "written; give a strength that is not zero"
         )
-
-
-def _hash_of(rows: Sequence[TokenRow]) -> str:
-    return hashlib.sha256(json.dumps([row.ids for row in rows]).encode()).hexdigest()[:16]
 
 
 def _card(made: Certificate) -> str:

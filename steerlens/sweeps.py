@@ -20,17 +20,16 @@ from tqdm import tqdm
 from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
 from steerlens.extraction import LIBRARIES, check_provenance
-from steerlens.files import PathLike
+from steerlens.files import PathLike, digest
 from steerlens.generation import Sampling, generate
 from steerlens.hooks import KeepNorm, add_direction
-from steerlens.judges import Judge
+from steerlens.judges import Judge, reason, try_judge
 from steerlens.ledger import (
     COLUMNS,
     UNSTEERED,
     Cell,
     Failure,
     Sweep,
-    digest,
     open_directory,
     schema,
     write_part,
@@ -257,12 +256,10 @@ class _Plan:
         asked = self._asked(rows)
         scores, failures = [], []
         for judge in self.judges:
-            try:
-                scores.append(judge(answer.texts))
-            except Exception as error:  # anybody's code: what it leaves unjudged is NaN
-                told = f"{type(error).__name__}: {error}"
-                failures.append(Failure(judge.name, rows[0], rows[-1], told))
-                scores.append(np.full(len(rows), np.nan))
+            found, error = try_judge(judge, answer.texts)
+            scores.append(found)
+            if error:
+                failures.append(Failure(judge.name, rows[0], rows[-1], reason(error)))
         columns = [
             rows,
             *zip(*self._cells_of(rows), strict=True),

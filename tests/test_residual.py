@@ -237,29 +237,37 @@ def test_the_input_of_a_block_is_what_a_hook_makes_of_it(model):
     starts=st.lists(st.integers(0, 3), min_size=1, max_size=30),
     data=st.data(),
     batch_tokens=st.integers(1, 60),
+    cached=st.integers(1, 90),
 )
-def test_batches_hold_every_job_once_and_pad_no_more_than_either_order(starts, data, batch_tokens):
+def test_batches_hold_every_job_once_in_the_cheaper_order_and_within_their_room(
+    starts, data, batch_tokens, cached
+):
     lengths = [data.draw(st.integers(1, 9)) for _ in starts]
     jobs = [
         (TokenRow((1, start, start, *range(10, 10 + length))), (0,))
         for start, length in zip(starts, lengths, strict=True)
     ]
     shared = [3 if start else 0 for start in starts]
-    batches = list(residual._batches(jobs, shared, batch_tokens))
+    room = residual._Room(batch_tokens, cached)
+    batches = list(residual._batches(jobs, shared, room))
     assert sorted(index for batch in batches for index in batch) == list(range(len(jobs)))
     passes = [residual._pass(jobs, batch, shared) for batch in batches]
-    assert all(one.rows * one.width <= max(batch_tokens, one.width) for one in passes)
+    for one in passes:
+        assert one.rows == 1 or one.rows * one.width <= batch_tokens
+        assert one.rows == 1 or one.prefixes * one.n_shared <= batch_tokens
+        assert one.rows == 1 or not one.n_shared or one.rows * (3 + one.width) <= cached
     assert all(len({shared[index] for index in batch}) == 1 for batch in batches)
 
     def run(batches):
         return sum(residual._pass(jobs, batch, shared).tokens for batch in batches)
 
     for key in (lambda index: lengths[index], lambda index: (starts[index], lengths[index])):
-        orders = (
-            sorted((index for index in range(len(jobs)) if shared[index] == n), key=key)
-            for n in sorted(set(shared))
+        cut = (
+            residual._cut(
+                sorted((at for at in range(len(jobs)) if shared[at] == n), key=key), n, jobs, room
+            )
+            for n in set(shared)
         )
-        cut = (residual._cut(order, jobs, shared, batch_tokens) for order in orders)
         assert run(batches) <= run(chain.from_iterable(cut))
 
 

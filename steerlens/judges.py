@@ -374,7 +374,8 @@ def _scores(
     judge: Judge, texts: Sequence[str], failures: list[Failure]
 ) -> Float[np.ndarray, " text"]:
     scores, error = try_judge(judge, texts)
-    told = {index: error for index in np.flatnonzero(np.isnan(scores)).tolist() if error}
+    missing = np.flatnonzero(np.isnan(scores)).tolist() if error else []
+    told: dict[int, Exception | None] = dict.fromkeys(missing, error)
     if error and not isinstance(error, JudgeError):
         for index in told:
             [scores[index]], told[index] = try_judge(judge, [texts[index]])

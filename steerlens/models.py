@@ -40,12 +40,12 @@ class Model(Protocol):
 
     cfg: Any
     tokenizer: Any
-    hook_dict: Any
 
     def __call__(self, *args: Any, **options: Any) -> Any: ...
     def run_with_cache(self, *args: Any, **options: Any) -> Any: ...
     def hooks(self, *args: Any, **options: Any) -> Any: ...
-    def __getattr__(self, name: str) -> Any: ...  # its modules and weights
+    # Its modules and weights; and `hook_dict`, which a bridge makes anew whenever it is looked at.
+    def __getattr__(self, name: str) -> Any: ...
 
 
 def is_hooked(model: Any) -> bool:

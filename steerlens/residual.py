@@ -15,6 +15,7 @@ from steerlens.errors import SteerlensError
 from steerlens.lean import lean, lean_cache, select_rows
 from steerlens.models import (
     Cache,
+    Frame,
     Model,
     hook_name,
     resolve_layers,
@@ -100,8 +101,7 @@ def read_rows(
     numbers = resolve_layers(model, layers)
     places = [(site, layer) for layer in numbers]
     for site_of_layer in places:  # refuses before any work
-        hook_name(model, *site_of_layer)
-        site_frame(model, *site_of_layer)
+        _point(model, *site_of_layer)
     wanted = list(zip(rows, positions_of(model, rows, tokens), strict=True))
     jobs, shared = _jobs(wanted)
     pooled: Tensor | None = None
@@ -263,21 +263,38 @@ def _read_shard(
     model: Model, shard: tuple[Sequence[_Job], int], *, places: Sequence[Place]
 ) -> Reading:
     with lean(model):
-        return _read_batch(model, *shard, places)
+        return _read_batch(model, *shard, [_point(model, *place) for place in places])
+
+
+class _Point(NamedTuple):
+    """Where a place is seen."""
+
+    name: str
+    layer: int
+    """The block that has to be run for it."""
+    frame: Frame
+
+
+def _point(model: Model, site: str, layer: int) -> _Point:
+    """A block's input is the output of the one before, unless someone's hook changes it."""
+    name, frame = hook_name(model, site, layer), site_frame(model, site, layer)
+    if site != "resid_pre" or layer == 0 or model.hook_dict[name].fwd_hooks:
+        return _Point(name, layer, frame)
+    return _Point(hook_name(model, "resid_post", layer - 1), layer - 1, frame)
 
 
 @torch.no_grad()
 def _read_batch(
-    model: Model, jobs: Sequence[_Job], n_shared: int, places: Sequence[Place]
+    model: Model, jobs: Sequence[_Job], n_shared: int, points: Sequence[_Point]
 ) -> Reading:
     try:
-        return _read_at_once(model, jobs, n_shared, places)
+        return _read_at_once(model, jobs, n_shared, points)
     except torch.OutOfMemoryError:
         if len(jobs) == 1:
             raise
         torch.cuda.empty_cache()
     half = len(jobs) // 2
-    halves = [_read_batch(model, part, n_shared, places) for part in (jobs[:half], jobs[half:])]
+    halves = [_read_batch(model, part, n_shared, points) for part in (jobs[:half], jobs[half:])]
     return Reading(*(torch.cat(parts) for parts in zip(*halves, strict=True)))
 
 
@@ -292,17 +309,17 @@ class _Sums(NamedTuple):
 
 
 def _read_at_once(
-    model: Model, jobs: Sequence[_Job], n_shared: int, places: Sequence[Place]
+    model: Model, jobs: Sequence[_Job], n_shared: int, points: Sequence[_Point]
 ) -> Reading:
     rest = [row.ids[n_shared:] for row, _ in jobs]
     tokens, _ = right_padded(rest, pad_token(model), model.cfg.device)
     own = [[at for at in positions if at >= n_shared] for _, positions in jobs]
     if n_shared:
-        before, of_prefixes = _after_prefixes(model, jobs, n_shared, tokens.shape[1], places)
-        of_rest = _summed(model, tokens, list(enumerate(own)), places, before, n_shared)
+        before, of_prefixes = _after_prefixes(model, jobs, n_shared, tokens.shape[1], points)
+        of_rest = _summed(model, tokens, list(enumerate(own)), points, before, n_shared)
         sums = _Sums(*map(torch.add, of_prefixes, of_rest))
     else:
-        sums = _summed(model, tokens, list(enumerate(own)), places)
+        sums = _summed(model, tokens, list(enumerate(own)), points)
     n = torch.tensor([len(positions) for _, positions in jobs], device=tokens.device)[:, None]
     n_long = n - torch.tensor([0 in positions for _, positions in jobs]).to(n)[:, None]
     norms = torch.where(n_long > 0, sums.lengths / n_long.clamp_min(1), sums.sink)
@@ -310,7 +327,7 @@ def _read_at_once(
 
 
 def _after_prefixes(
-    model: Model, jobs: Sequence[_Job], n_shared: int, room: int, places: Sequence[Place]
+    model: Model, jobs: Sequence[_Job], n_shared: int, room: int, points: Sequence[_Point]
 ) -> tuple[Cache, _Sums]:
     """Run the distinct prefixes; every job gets the keys, values and sums of its own."""
     prefixes = {row.ids[:n_shared]: None for row, _ in jobs}
@@ -321,7 +338,7 @@ def _after_prefixes(
     reader_of = {reader: number for number, reader in enumerate(dict.fromkeys(wanted))}
     tokens = torch.tensor(list(prefixes), device=model.cfg.device)
     cache = lean_cache(model, len(tokens), n_shared + room)
-    sums = _summed(model, tokens, list(reader_of), places, cache)
+    sums = _summed(model, tokens, list(reader_of), points, cache)
     select_rows(cache, torch.tensor(owner, device=tokens.device))
     return cache, _Sums(*(of[[reader_of[reader] for reader in wanted]] for of in sums))
 
@@ -330,7 +347,7 @@ def _summed(
     model: Model,
     tokens: Int[Tensor, "row pos"],
     readers: Sequence[tuple[int, Sequence[int]]],
-    places: Sequence[Place],
+    points: Sequence[_Point],
     cache: Cache | None = None,
     first: int = 0,
 ) -> _Sums:
@@ -343,7 +360,7 @@ def _summed(
     )
     off_sink = at > 0
     summed = []
-    for activation in _shown(model, tokens, places, cache):
+    for activation in _shown(model, tokens, points, cache):
         read = at_least_float32(activation[row, at - first])
         lengths = read.norm(dim=1).float()
         nothing = lengths.new_zeros(len(readers))
@@ -360,32 +377,20 @@ def _summed(
 def _shown(
     model: Model,
     tokens: Int[Tensor, "row pos"],
-    places: Sequence[Place],
+    points: Sequence[_Point],
     cache: Cache | None = None,
 ) -> Iterator[Float[Tensor, "row pos d_model"]]:
-    """The activations at each place, in its site's form; what comes after the last is not run."""
-    points = [_earliest(model, *place) for place in places]
+    """The activations at each point, in its site's form; what comes after the last is not run."""
     # No mask is needed: causal attention never looks at what pads the right.
     _, shown = model.run_with_cache(
         **unmasked(model, tokens, cache),
-        names_filter=[hook_name(model, *point) for point in points],
-        stop_at_layer=max(layer for _, layer in points) + 1,
+        names_filter=[point.name for point in points],
+        stop_at_layer=max(point.layer for point in points) + 1,
         return_type=None,
         return_cache_object=False,
     )
-    for place, point in zip(places, points, strict=True):
-        yield site_frame(model, *place).into(shown[hook_name(model, *point)])
-
-
-def _earliest(model: Model, site: str, layer: int) -> Place:
-    """A block's input is the output of the one before, unless someone's hook changes it."""
-    if (
-        site != "resid_pre"
-        or layer == 0
-        or model.hook_dict[hook_name(model, site, layer)].fwd_hooks
-    ):
-        return site, layer
-    return "resid_post", layer - 1
+    for point in points:
+        yield point.frame.into(shown[point.name])
 
 
 @torch.no_grad()
@@ -401,5 +406,6 @@ def every_token(
     wanted = list(dict.fromkeys(places))
     tokens = torch.tensor([list(ids)], device=model.cfg.device)
     with lean(model):
-        shown = [at_least_float32(one[0]).cpu() for one in _shown(model, tokens, wanted)]
+        points = [_point(model, *place) for place in wanted]
+        shown = [at_least_float32(one[0]).cpu() for one in _shown(model, tokens, points)]
     return dict(zip(wanted, shown, strict=True))

@@ -340,6 +340,7 @@ def test_without_ray_the_command_that_installs_it_is_told(monkeypatch):
 # Commands
 
 
+@pytest.mark.slow
 def test_commands_that_ask_for_workers_make_the_same(model, cluster, model_folder, tmp_path):
     sl.ContrastiveDataset.from_sides(*PAIRS).save(tmp_path / "pairs.json")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))

@@ -201,6 +201,7 @@ sl.sweep(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(model_folder, tmp_path):
     def command(out, pause):
         return [sys.executable, "-c", KILLED, str(model_folder), str(tmp_path / out), str(pause)]

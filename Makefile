@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	.venv/bin/steerlens demo $(DEMO)
 
 test: check
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m slow -n 2

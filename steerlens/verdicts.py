@@ -144,7 +144,7 @@ class Verdict:
         steered = replies[(replies.arm == STEERED) & (replies.strength == self.strength)]
         empty, n = int((steered.reply.str.strip() == "").sum()), len(steered)
         told = [
-            f"{judge} failed, and has no scores: {why}"
+            f"{judge} failed, and not every reply has its score: {why}"
             for judge, why in self.settings["failures"].items()
         ]
         told += [f"{empty} of {n} steered replies are empty"] if empty else []

@@ -148,6 +148,7 @@ def test_a_suggestion_compares_at_equal_side_effect(model, plan):
         sl.suggest(model, plan.vector, PROMPTS, d, widths=[9], **QUIET)
 
 
+@pytest.mark.slow
 def test_layers_for_the_demos_refusal_are_suggested(tiny_chat):
     refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
     refusals = replace(refusals, pairs=refusals.pairs[:10])

@@ -12,7 +12,7 @@ from scipy.stats import page_trend_test, spearmanr
 import steerlens as sl
 from steerlens.effects import mean_doses, paired_effects, prompt_slopes
 from steerlens.evaluation import Evaluation, evaluate
-from steerlens.judges import Judge, degeneration, refusal
+from steerlens.judges import Judge, JudgeError, degeneration, refusal
 
 QUIET = {"progress": False}
 TEXTS = ["The sea is salty.", "A week has seven days, and most shops are closed on Sunday."]
@@ -150,11 +150,28 @@ def test_a_judge_that_fails_costs_no_reply_and_no_other_judge(model, plan, tmp_p
     scores = found.table.groupby("judge").score
     assert scores.apply(lambda s: s.isna().all()).to_dict() == {"broken": True, "length": False}
     assert str(found).startswith("No verdict: broken gave no scores.")
-    assert "broken failed, and has no scores: ConnectionError: the endpoint is gone" in str(found)
+    assert (
+        "broken failed, and not every reply has its score: ConnectionError: the endpoint is gone"
+        in str(found)
+    )
     found.save(tmp_path)
     later = Evaluation.load(tmp_path).judged([length])
     assert later.settings["failures"] == {}
     assert later.table.score.tolist() == found.table[found.table.judge == "length"].score.tolist()
+
+
+def test_what_a_judge_had_scored_before_it_stopped_is_kept(model, plan):
+    def stop_midway(texts):
+        had = np.full(len(texts), np.nan)
+        had[:3] = 0.5
+        raise JudgeError("out of money", had)
+
+    judges = (Judge("paid", stop_midway), length)
+    found = evaluate(model, plan, PROMPTS, judges=judges, controls=0, **SMALL)
+    scores = found.table.score[found.table.judge == "paid"].tolist()
+    assert scores[:3] == [0.5] * 3
+    assert np.isnan(scores[3:]).all()
+    assert found.settings["failures"] == {"paid": "out of money"}
 
 
 def test_a_zero_vector_shows_no_effect(model, plan):
@@ -201,6 +218,7 @@ def test_what_cannot_be_evaluated_is_refused(model, plan, options, told):
         evaluate(model, plan, PROMPTS, **{**SMALL, **options})
 
 
+@pytest.mark.slow
 def test_the_demos_refusal_is_found_beyond_its_controls(tiny_chat):
     refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
     refusals = replace(refusals, pairs=refusals.pairs[:10])

@@ -161,6 +161,7 @@ def test_neutral_text_mixes_its_kinds():
     assert texts[2].startswith("Put the flour")
 
 
+@pytest.mark.slow
 def test_a_conditional_refusal_leaves_harmless_prompts_alone(tiny_chat):
     """Where the gate is closed nothing drifts; where it is open, the first token does."""
     refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+from steerlens.lean import cached_numbers
 from steerlens.models import Model, resolve_layers, site_width
 from steerlens.positions import Tokens
 from steerlens.residual import Pass, read_rows, reading_passes
@@ -102,5 +103,5 @@ def _activations(model: Model, one: Pass, n_layers: int) -> int:
     mlp = cfg.d_mlp or 4 * cfg.d_model
     block = (4 * cfg.d_model + 3 * mlp) * one.rows * one.width
     scores = 2 * cfg.n_heads * one.rows * one.width * width
-    cached = 2 * cfg.n_layers * cfg.d_model * one.rows * width if one.n_shared else 0
+    cached = cached_numbers(model) * one.rows * width if one.n_shared else 0
     return kept + block + scores + cached

@@ -80,6 +80,12 @@ def lean_cache(model: Model, rows: int, room: int) -> Cache:
     return cache
 
 
+def cached_numbers(model: Model) -> int:
+    """How many numbers the keys and values of one token are, in all layers."""
+    heads = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
+    return int(2 * model.cfg.n_layers * heads * model.cfg.d_head)
+
+
 def select_rows(cache: Cache, rows: Int[Tensor, " row"]) -> None:
     """Go on with these rows of a lean cache, in this order; a row may be given out repeatedly."""
     if isinstance(cache, HuggingFaceCache):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from steerlens.directions import at_least_float32
 from steerlens.engines import HERE, Engine
 from steerlens.errors import SteerlensError
-from steerlens.lean import lean, lean_cache, select_rows
+from steerlens.lean import cached_numbers, lean, lean_cache, select_rows
 from steerlens.models import (
     Cache,
     Frame,
@@ -205,9 +205,7 @@ class _Room(NamedTuple):
 
     @classmethod
     def of(cls, model: Model, batch_tokens: int | None, engine: Engine) -> "_Room":
-        cfg = model.cfg
-        heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-        of_token = 2 * cfg.n_layers * heads * cfg.d_head * torch.finfo(cfg.dtype).bits // 8
+        of_token = cached_numbers(model) * torch.finfo(model.cfg.dtype).bits // 8
         fast = CPU_BATCH_TOKENS if engine.device(model).type == "cpu" else BATCH_TOKENS
         return cls(batch_tokens or fast, CACHE_BYTES // of_token)
 

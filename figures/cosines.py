@@ -1,8 +1,8 @@
 """How alike the condition vectors are to the harmful one, by layer."""
 
 from steerlens.dashboards import vector_cosines
-from steerlens.paper import Plate
-from steerlens.studies import Study
+from steerlens.studies.paper import Plate
+from steerlens.studies.study import Study
 
 
 def make(study: Study) -> Plate:

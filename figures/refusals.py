@@ -3,8 +3,8 @@
 import pandas as pd
 
 from steerlens.dashboards import rates
-from steerlens.paper import Plate
-from steerlens.studies import Study
+from steerlens.studies.paper import Plate
+from steerlens.studies.study import Study
 
 
 def make(study: Study) -> Plate:

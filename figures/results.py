@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from steerlens.paper import LatexTable
-from steerlens.studies import Study
+from steerlens.studies.paper import LatexTable
+from steerlens.studies.study import Study
 
 
 def make(study: Study) -> LatexTable:

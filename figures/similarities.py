@@ -1,8 +1,8 @@
 """How similar prompts are to the vectors of the conditions, by layer."""
 
 from steerlens.dashboards import similarities_by_layer
-from steerlens.paper import Plate
-from steerlens.studies import Study
+from steerlens.studies.paper import Plate
+from steerlens.studies.study import Study
 
 
 def make(study: Study) -> Plate:

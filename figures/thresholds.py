@@ -1,8 +1,8 @@
 """F1, precision and recall of the harmful condition over its exact thresholds, and its ROC."""
 
 from steerlens.dashboards import threshold_sweep
-from steerlens.paper import Plate
-from steerlens.studies import Study
+from steerlens.studies.paper import Plate
+from steerlens.studies.study import Study
 
 
 def make(study: Study) -> Plate:

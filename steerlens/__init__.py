@@ -1,104 +1,44 @@
 """Activation steering and conditional activation steering on TransformerLens.
 
-contrast → extract → search a condition → steer when it holds → generate → measure → show
+prompts → vector → condition → steering → replies → effect → report
+
+What is not named here is in its folder: `from steerlens.export import edited_biases`.
 """
 
-from steerlens import (
-    choices,
-    conditions,
-    dashboards,
-    directions,
-    distributed,
-    endpoints,
-    explaining,
-    hooks,
-    judges,
-    model_judges,
-)
-from steerlens.biases import ablated_weights, edited_biases
-from steerlens.calibration import (
-    Calibration,
-    Suggestion,
-    calibrate_layers,
-    calibrate_strength,
-    suggest,
-)
-from steerlens.conditions import Condition, Gate
-from steerlens.contrast import ContrastiveDataset, Passage
-from steerlens.controls import random_directions, shuffled_labels
-from steerlens.errors import SteerlensError
-from steerlens.evaluation import Evaluation, evaluate
-from steerlens.extraction import ProvenanceWarning, check_provenance, extract
-from steerlens.files import embedded
-from steerlens.formats import LossyFormatWarning
-from steerlens.generation import Replies, generate, stream
-from steerlens.layout import fast_layout, stock_layout
-from steerlens.ledger import Sweep
-from steerlens.loading import load_model
-from steerlens.marking import MarkedText, mark_read, mark_steered
-from steerlens.residual import read_residual
-from steerlens.rules import apply_rules, parse_rules
-from steerlens.search import ConditionSearch, search_conditions
-from steerlens.serving import Certificate, control_vector, export_ablation, export_model
-from steerlens.side_effects import measure_side_effects
-from steerlens.steering import Steering, steering_hooks
-from steerlens.sweeps import sweep
-from steerlens.vector import SteeringVector
+import lazy_loader
 
-__all__ = [
-    "Calibration",
-    "Certificate",
-    "Condition",
-    "ConditionSearch",
-    "ContrastiveDataset",
-    "Evaluation",
-    "Gate",
-    "LossyFormatWarning",
-    "MarkedText",
-    "Passage",
-    "ProvenanceWarning",
-    "Replies",
-    "Steering",
-    "SteeringVector",
-    "SteerlensError",
-    "Suggestion",
-    "Sweep",
-    "ablated_weights",
-    "apply_rules",
-    "calibrate_layers",
-    "calibrate_strength",
-    "check_provenance",
-    "choices",
-    "conditions",
-    "control_vector",
-    "dashboards",
-    "directions",
-    "distributed",
-    "edited_biases",
-    "embedded",
-    "endpoints",
-    "evaluate",
-    "explaining",
-    "export_ablation",
-    "export_model",
-    "extract",
-    "fast_layout",
-    "generate",
-    "hooks",
-    "judges",
+# Names are imported at first use: `import steerlens` loads neither torch nor TransformerLens.
+# Where each one comes from stands in `__init__.pyi`.
+__getattr__, __dir__, _ = lazy_loader.attach_stub(__name__, __file__)
+
+__all__ = [  # noqa: RUF022 - the order of the work
     "load_model",
-    "mark_read",
-    "mark_steered",
-    "measure_side_effects",
-    "model_judges",
-    "parse_rules",
-    "random_directions",
-    "read_residual",
+    "ContrastiveDataset",
+    "load_prompts",
+    "demo_file",
+    "extract",
+    "SteeringVector",
     "search_conditions",
-    "shuffled_labels",
+    "Condition",
+    "Steering",
     "steering_hooks",
-    "stock_layout",
+    "apply_rules",
+    "generate",
     "stream",
+    "Sampling",
+    "Replies",
+    "evaluate",
+    "calibrate_strength",
     "suggest",
     "sweep",
+    "export_model",
+    "Ray",
+    "SteerlensError",
+    "estimators",
+    "hooks",
+    "similarities",
+    "judges",
+    "interpret",
+    "dashboards",
+    "studies",
 ]

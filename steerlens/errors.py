@@ -7,7 +7,7 @@ class SteerlensError(ValueError):
     """Says what came, what was needed and what to do about it."""
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Any value as a message can hold it: never long, however large or deep it is.
 
     >>> shown(["x" * 1000] * 1000)[:9]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from steerlens.errors import SteerlensError, shown
+from steerlens.errors import SteerlensError, short_repr
 
 PathLike = str | os.PathLike[str]
 
@@ -125,7 +125,9 @@ def parse_json(text: str, path: PathLike) -> Any:
         if depth > DEEPEST:
             raise SteerlensError(_too_deep(path))
         if isinstance(found, str) and _HALF_PAIR.search(found):
-            raise SteerlensError(f"{str(path)!r} holds {shown(found)}, which is no Unicode text")
+            raise SteerlensError(
+                f"{str(path)!r} holds {short_repr(found)}, which is no Unicode text"
+            )
     return value
 
 
@@ -143,7 +145,7 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise SteerlensError(f"the key {shown(twice)} is given twice")
+        raise SteerlensError(f"the key {short_repr(twice)} is given twice")
     return table
 
 
@@ -186,7 +188,7 @@ def digest(*content: bytes) -> str:
     return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
 
 
-def embedded(name: str) -> Path:
+def demo_file(name: str) -> Path:
     """The path of a file or directory of `demo-data/`, in a checkout as in an installed wheel."""
     package = Path(__file__).parent
     for root in (package / "demo-data", package.parent / "demo-data"):

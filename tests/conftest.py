@@ -59,7 +59,7 @@ def random_llama(tmp_path_factory):
 
     import steerlens as sl
 
-    tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
 
     def make(seed=0, width=32, layers=4) -> Path:
         torch.manual_seed(seed)

@@ -3,8 +3,9 @@
 import torch
 
 import steerlens as sl
-from steerlens.conditions import projection
-from steerlens.models import hook_name
+from steerlens.activations.reading import read_residual
+from steerlens.models.sites import hook_name
+from steerlens.steering.similarities import projection
 
 PROMPTS = (
     "Hi.",
@@ -38,7 +39,7 @@ def splitting_condition(model, prompts=PROMPTS, layer=1, seed=7, **fields):
     """A condition that holds for about half of the prompts, none of them near its threshold."""
     vector = random_vector(model, seed)
     measure = sl.Condition(vector, layer, above=0, similarity=projection, **fields)
-    pooled = sl.read_residual(model, prompts, [layer], tokens=measure.tokens, progress=False)
+    pooled = read_residual(model, prompts, [layer], tokens=measure.tokens, progress=False)
     ordered = measure.measure(pooled[:, 0], layer).sort().values
     middle = len(ordered) // 2
     threshold = (ordered[middle - 1] + ordered[middle]).item() / 2

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 import steerlens as sl
-from steerlens.search import ConditionSearch, Similarities
+from steerlens.steering.condition_search import ConditionSearch, Similarities
 
 ATTACK = "</script><script>window.hurt=1</script><img src=x onerror='window.hurt=1'>"
 """Text that must stay text."""

@@ -7,8 +7,8 @@ import torch
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
 
 import steerlens as sl
-from steerlens import hooks
-from steerlens.tokens import left_padded, pad_token, tokenize
+from steerlens.models.tokenizing import left_padded, pad_token, tokenize
+from steerlens.steering import hooks
 
 IDS = torch.tensor([[1, 40, 7, 300, 22]])
 NAME = "blocks.1.hook_resid_post"

@@ -16,10 +16,14 @@ from transformers import (
 )
 
 import steerlens as sl
-from steerlens import hooks, weights
-from steerlens.models import SITES, hook_name, site_width
-from steerlens.tokens import tokenize
-from steerlens.weights import stream_writers
+from steerlens.export import weight_edits
+from steerlens.export.weight_edits import ablated_weights, edited_biases
+from steerlens.models import weights
+from steerlens.models.sites import SITES, hook_name, site_width
+from steerlens.models.tokenizing import tokenize
+from steerlens.models.weights import stream_writers
+from steerlens.numerics import at_least_float32
+from steerlens.steering import hooks
 
 TOKENS = torch.tensor([[5, 9, 300, 41, 7, 260, 33, 8], [1, 2, 3, 4, 50, 60, 70, 80]])
 WITHOUT_GATED_LN2 = [site for site in SITES if site != "ln2_out"]
@@ -31,7 +35,7 @@ PARALLEL = [site for site in SITES if site != "resid_mid"]
 @pytest.fixture(scope="module")
 def random_host(tmp_path_factory):
     """Makes random models of other families, with tiny-chat's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
 
     def make(config_class, model_class, **fields):
         torch.manual_seed(0)
@@ -102,7 +106,7 @@ def logits(model, steerings=()):
 
 
 def edited_logits(model, *steerings):
-    with sl.edited_biases(model, *steerings):
+    with edited_biases(model, *steerings):
         return logits(model)
 
 
@@ -149,7 +153,7 @@ def test_the_seeds_equation_is_what_happens(gpt2):
     vector = vector_at(gpt2, "ln1_out")
     attn = gpt2.blocks[1].attn
     before = attn.b_K.detach().clone()
-    with sl.edited_biases(gpt2, sl.Steering(vector, layers=[1], strength=2)):
+    with edited_biases(gpt2, sl.Steering(vector, layers=[1], strength=2)):
         expected = before + 2 * torch.einsum("d,hde->he", vector[1], attn.W_K)
         torch.testing.assert_close(attn.b_K.detach(), expected)
 
@@ -168,9 +172,9 @@ def test_several_steerings_and_nested_uses_add_up(gpt2):
     ]
     assert_equals_hooks(gpt2, *plan)
     before = snapshot(gpt2)
-    with sl.edited_biases(gpt2, *plan[:2]):
+    with edited_biases(gpt2, *plan[:2]):
         outer = snapshot(gpt2)
-        with sl.edited_biases(gpt2, plan[2]), sl.edited_biases(gpt2, *plan[3:]):
+        with edited_biases(gpt2, plan[2]), edited_biases(gpt2, *plan[3:]):
             found = logits(gpt2)
         assert_untouched(gpt2, outer)
     assert_untouched(gpt2, before)
@@ -179,7 +183,7 @@ def test_several_steerings_and_nested_uses_add_up(gpt2):
 
 def test_biases_and_hooks_add_up(llama):
     one, two = (sl.Steering(vector_at(llama, seed=seed), strength=0.4) for seed in (0, 1))
-    with sl.edited_biases(llama, one):
+    with edited_biases(llama, one):
         found = logits(llama, [two])
     torch.testing.assert_close(found, logits(llama, [one, two]), atol=1e-5, rtol=0)
 
@@ -223,10 +227,10 @@ def test_in_double_precision_they_are_equal_to_rounding(model_folder):
 def test_half_precision_keeps_its_dtype(model_folder):
     model = sl.load_model(str(model_folder), dtype=torch.bfloat16)
     before = snapshot(model)
-    with sl.edited_biases(model, sl.Steering(vector_at(model))):
+    with edited_biases(model, sl.Steering(vector_at(model))):
         assert model.blocks[0].mlp.b_out.dtype == torch.bfloat16
         assert logits(model).isfinite().all()
-    with sl.ablated_weights(model, vector_at(model), layers=1):
+    with ablated_weights(model, vector_at(model), layers=1):
         assert model.W_E.dtype == torch.bfloat16
     assert_untouched(model, before)
 
@@ -249,7 +253,7 @@ def test_generating_under_edited_biases_is_generating_with_hooks(hosts, family, 
     steering = sl.Steering(vector_at(model, site, scale=2.0))
     options = {"max_new_tokens": 8, "progress": False}
     hooked = sl.generate(model, PROMPTS, steering, **options)
-    with sl.edited_biases(model, steering):
+    with edited_biases(model, steering):
         edited = sl.generate(model, PROMPTS, **options)
     assert edited.tokens == hooked.tokens
     assert edited.tokens != sl.generate(model, PROMPTS, **options).tokens
@@ -260,7 +264,7 @@ def test_the_hosts_own_generate_follows(llama, use_cache):
     steering = sl.Steering(vector_at(llama, scale=2.0), layers=[1, 2])
     ids = tokenize(llama, PROMPTS[:2])[1].ids
     expected = plain_generate(llama, ids, [steering], use_cache=use_cache)
-    with sl.edited_biases(llama, steering):
+    with edited_biases(llama, steering):
         assert host_reply(llama, ids, use_cache=use_cache) == expected
 
 
@@ -271,9 +275,9 @@ def test_the_very_tensors_come_back(llama, gpt2):
     for model in (llama, gpt2):
         before, plain = snapshot(model), logits(model)
         plan = [sl.Steering(vector_at(model, site)) for site in WITHOUT_GATED_LN2]
-        with sl.edited_biases(model, *plan):
+        with edited_biases(model, *plan):
             assert not torch.equal(logits(model), plain)
-        with sl.ablated_weights(model, vector_at(model), layers=1):
+        with ablated_weights(model, vector_at(model), layers=1):
             assert not torch.equal(logits(model), plain)
         assert_untouched(model, before)
         assert torch.equal(logits(model), plain)
@@ -289,8 +293,8 @@ def test_the_very_tensors_come_back_after_an_exception(llama, error):
 
     vector = vector_at(llama)
     for context in (
-        sl.edited_biases(llama, sl.Steering(vector)),
-        sl.ablated_weights(llama, vector, layers=0),
+        edited_biases(llama, sl.Steering(vector)),
+        ablated_weights(llama, vector, layers=0),
     ):
         with pytest.raises(error, match="stop"):
             interrupted(context)
@@ -298,7 +302,7 @@ def test_the_very_tensors_come_back_after_an_exception(llama, error):
 
 
 def test_the_very_tensors_come_back_if_memory_runs_out_half_way(llama, monkeypatch):
-    before, widen, calls = snapshot(llama), sl.biases.at_least_float32, []
+    before, widen, calls = snapshot(llama), at_least_float32, []
 
     def failing(values):
         calls.append(values)
@@ -306,10 +310,10 @@ def test_the_very_tensors_come_back_if_memory_runs_out_half_way(llama, monkeypat
             raise MemoryError("no more")
         return widen(values)
 
-    monkeypatch.setattr(sl.biases, "at_least_float32", failing)
+    monkeypatch.setattr(weight_edits, "at_least_float32", failing)
     with (
         pytest.raises(MemoryError, match="no more"),
-        sl.edited_biases(llama, sl.Steering(vector_at(llama))),
+        edited_biases(llama, sl.Steering(vector_at(llama))),
     ):
         pytest.fail("the block must not run")
     assert_untouched(llama, before)
@@ -319,7 +323,7 @@ def test_a_refused_plan_changes_nothing(llama):
     before = snapshot(llama)
     good = sl.Steering(vector_at(llama))
     bad = sl.Steering(vector_at(llama), edit=hooks.ablate_direction)
-    with pytest.raises(sl.SteerlensError), sl.edited_biases(llama, good, bad):
+    with pytest.raises(sl.SteerlensError), edited_biases(llama, good, bad):
         pytest.fail("the block must not run")
     assert_untouched(llama, before)
 
@@ -327,14 +331,14 @@ def test_a_refused_plan_changes_nothing(llama):
 def test_the_weight_layout_stays(llama):
     strides = {name: weight.stride() for name, weight in llama.named_parameters()}
     plan = [sl.Steering(vector_at(llama, site)) for site in WITHOUT_GATED_LN2]
-    with sl.ablated_weights(llama, vector_at(llama), layers=0), sl.edited_biases(llama, *plan):
+    with ablated_weights(llama, vector_at(llama), layers=0), edited_biases(llama, *plan):
         assert {name: weight.stride() for name, weight in llama.named_parameters()} == strides
     assert llama.blocks[0].mlp.W_out.T.is_contiguous()
 
 
 def test_a_state_dict_taken_inside_keeps_the_edit(llama):
     steering = sl.Steering(vector_at(llama, "ln1_out"))
-    with sl.edited_biases(llama, steering), sl.ablated_weights(llama, vector_at(llama), layers=0):
+    with edited_biases(llama, steering), ablated_weights(llama, vector_at(llama), layers=0):
         expected, exported = logits(llama), llama.state_dict()
     copy = deepcopy(llama)
     copy.load_state_dict(exported)
@@ -343,7 +347,7 @@ def test_a_state_dict_taken_inside_keeps_the_edit(llama):
 
 def test_inference_mode_does_no_harm(llama):
     before, steering = snapshot(llama), sl.Steering(vector_at(llama))
-    with torch.inference_mode(), sl.edited_biases(llama, steering):
+    with torch.inference_mode(), edited_biases(llama, steering):
         found = llama(TOKENS)
     torch.testing.assert_close(found, logits(llama, [steering]), atol=1e-5, rtol=0)
     assert_untouched(llama, before)
@@ -351,7 +355,7 @@ def test_inference_mode_does_no_harm(llama):
 
 
 def test_gradients_flow_through_edited_biases(gpt2):
-    with sl.edited_biases(gpt2, sl.Steering(vector_at(gpt2))):
+    with edited_biases(gpt2, sl.Steering(vector_at(gpt2))):
         gpt2(TOKENS).sum().backward()
     assert gpt2.blocks[0].mlp.b_out.grad is not None
     gpt2.zero_grad(set_to_none=True)
@@ -360,7 +364,7 @@ def test_gradients_flow_through_edited_biases(gpt2):
 def test_a_model_that_moved_meanwhile_gets_its_tensors_where_it_is(model_folder):
     model = sl.load_model(str(model_folder))
     old = model.blocks[0].mlp.b_out.detach().clone()
-    with sl.edited_biases(model, sl.Steering(vector_at(model))):
+    with edited_biases(model, sl.Steering(vector_at(model))):
         model.double()
     assert torch.equal(model.blocks[0].mlp.b_out.detach(), old.double())
 
@@ -390,7 +394,7 @@ def test_ablated_weights_equal_ablation_at_every_writer(hosts, family):
     with torch.no_grad(), model.hooks(fwd_hooks=writer_hooks(model, vector[1])):
         hooked = model(TOKENS)
     assert (hooked - logits(model)).abs().max() > 0.05
-    with sl.ablated_weights(model, vector, layers=1):
+    with ablated_weights(model, vector, layers=1):
         torch.testing.assert_close(logits(model), hooked, atol=1e-5, rtol=0)
 
 
@@ -404,7 +408,7 @@ def test_ablation_in_other_architectures_of_the_host(fields):
     vector = vector_at(model)
     with torch.no_grad(), model.hooks(fwd_hooks=writer_hooks(model, vector[2])):
         hooked = model(TOKENS)
-    with sl.ablated_weights(model, vector, layers=[2]):
+    with ablated_weights(model, vector, layers=[2]):
         torch.testing.assert_close(logits(model), hooked, atol=1e-5, rtol=0)
 
 
@@ -418,7 +422,7 @@ def test_no_writer_and_no_stream_has_a_projection_left(hosts, family):
     names = [hook_name(model, s, layer) for s in sites for layer in range(model.cfg.n_layers)]
     seen = {}
     look = [(name, lambda out, hook: seen.update({hook.name: out})) for name in names]
-    with sl.ablated_weights(model, vector, layers=0):
+    with ablated_weights(model, vector, layers=0):
         with torch.no_grad(), model.hooks(fwd_hooks=look):
             model(TOKENS)
         for writer in stream_writers(model):
@@ -436,7 +440,7 @@ def test_generating_with_ablated_weights_is_generating_with_hooks(llama):
         for layers, site in (([0], "resid_pre"), (None, "attn_out"), (None, "mlp_out"))
     ]
     hooked = sl.generate(llama, PROMPTS, plan, max_new_tokens=8, progress=False)
-    with sl.ablated_weights(llama, vector):
+    with ablated_weights(llama, vector):
         ablated = sl.generate(llama, PROMPTS, max_new_tokens=8, progress=False)
     assert ablated.tokens == hooked.tokens
 
@@ -444,20 +448,20 @@ def test_generating_with_ablated_weights_is_generating_with_hooks(llama):
 def test_sign_and_length_of_an_ablated_direction_do_not_matter(llama):
     direction = vector_at(llama)[0]
     scaled = torch.stack([direction, -2 * direction, 1e-3 * direction])
-    with sl.ablated_weights(llama, sl.SteeringVector(scaled, (0, 1, 2))):
+    with ablated_weights(llama, sl.SteeringVector(scaled, (0, 1, 2))):
         found = logits(llama)
-    with sl.ablated_weights(llama, vector_at(llama), layers=0):
+    with ablated_weights(llama, vector_at(llama), layers=0):
         torch.testing.assert_close(logits(llama), found, atol=1e-5, rtol=0)
 
 
 def test_what_is_ablated_last_loses_what_was_added_before(llama):
     vector = vector_at(llama)
     steering = sl.Steering(vector, layers=[1])
-    with sl.ablated_weights(llama, vector, layers=1):
+    with ablated_weights(llama, vector, layers=1):
         ablated = logits(llama)
-        with sl.edited_biases(llama, steering):
+        with edited_biases(llama, steering):
             added_after = logits(llama)
-    with sl.edited_biases(llama, steering), sl.ablated_weights(llama, vector, layers=1):
+    with edited_biases(llama, steering), ablated_weights(llama, vector, layers=1):
         added_before = logits(llama)
     torch.testing.assert_close(added_before, ablated, atol=1e-5, rtol=0)
     assert (added_after - ablated).abs().max() > 0.05
@@ -486,7 +490,7 @@ def user_edit(resid, direction, strength):
 )
 def test_what_a_bias_cannot_do_is_refused(llama, fields, told):
     steering = sl.Steering(vector_at(llama), **fields)
-    with pytest.raises(sl.SteerlensError, match=told), sl.edited_biases(llama, steering):
+    with pytest.raises(sl.SteerlensError, match=told), edited_biases(llama, steering):
         pytest.fail("the block must not run")
 
 
@@ -495,14 +499,14 @@ def test_a_condition_is_refused(model):
     steering = sl.Steering(random_vector(model), layers=[2], when=condition)
     with (
         pytest.raises(sl.SteerlensError, match=r"condition \(when=\) is judged for every prompt"),
-        sl.edited_biases(model, steering),
+        edited_biases(model, steering),
     ):
         pytest.fail("the block must not run")
 
 
 def refused(model, site, told, layers=None):
     steering = sl.Steering(vector_at(model, site), layers=layers)
-    with pytest.raises(sl.SteerlensError, match=told), sl.edited_biases(model, steering):
+    with pytest.raises(sl.SteerlensError, match=told), edited_biases(model, steering):
         pytest.fail("the block must not run")
 
 
@@ -512,7 +516,7 @@ def test_sites_that_a_model_lacks_are_refused(neox):
     steering = sl.Steering(vector_at(neox, n_layers=5))
     with (
         pytest.raises(sl.SteerlensError, match=r"layer\(s\) \[3, 4\] came"),
-        sl.edited_biases(neox, steering),
+        edited_biases(neox, steering),
     ):
         pytest.fail("the block must not run")
 
@@ -535,7 +539,7 @@ def test_a_mixture_of_experts_has_no_bias(model):
     assert_equals_hooks(experts, sl.Steering(vector_at(experts), site="resid_mid", strength=0.5))
     with (
         pytest.raises(sl.SteerlensError, match=r"built has no mlp.W_out .* change mlp_out by"),
-        sl.ablated_weights(experts, vector_at(experts), layers=0),
+        ablated_weights(experts, vector_at(experts), layers=0),
     ):
         pytest.fail("the block must not run")
 
@@ -551,12 +555,12 @@ def test_vectors_of_another_width_are_refused(unchecked, llama, other_model):
     vector = random_vector(other_model)
     with (
         pytest.raises(sl.SteerlensError, match=r"16 wide, but .*'s resid_post 32; it belongs"),
-        sl.edited_biases(llama, sl.Steering(vector)),
+        edited_biases(llama, sl.Steering(vector)),
     ):
         pytest.fail("the block must not run")
     with (
         pytest.raises(sl.SteerlensError, match=r"16 wide, but the stream of .* 32; it belongs"),
-        sl.ablated_weights(llama, vector, layers=0),
+        ablated_weights(llama, vector, layers=0),
     ):
         pytest.fail("the block must not run")
 
@@ -574,7 +578,7 @@ def test_vectors_of_another_width_are_refused(unchecked, llama, other_model):
 def test_an_ablation_of_no_one_direction_is_refused(llama, change, layers, told):
     with (
         pytest.raises(sl.SteerlensError, match=told),
-        sl.ablated_weights(llama, change(vector_at(llama)), layers),
+        ablated_weights(llama, change(vector_at(llama)), layers),
     ):
         pytest.fail("the block must not run")
 
@@ -583,7 +587,7 @@ def test_an_ablation_of_no_one_direction_is_refused(llama, change, layers, told)
 def test_an_ablation_of_no_direction_of_the_stream_is_refused(llama, site):
     with (
         pytest.raises(sl.SteerlensError, match=f"was read at {site}, which is not the residual"),
-        sl.ablated_weights(llama, vector_at(llama, site), layers=0),
+        ablated_weights(llama, vector_at(llama, site), layers=0),
     ):
         pytest.fail("the block must not run")
 
@@ -600,6 +604,6 @@ def test_an_ablation_that_weights_cannot_do_is_refused(fields, told):
     model = built(**fields)
     with (
         pytest.raises(sl.SteerlensError, match=told),
-        sl.ablated_weights(model, vector_at(model), layers=0),
+        ablated_weights(model, vector_at(model), layers=0),
     ):
         pytest.fail("the block must not run")

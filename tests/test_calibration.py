@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens import calibration
-from steerlens.calibration import ALWAYS, MET, NEVER, _calibrated
-from steerlens.judges import Judge, refusal
-from steerlens.side_effects import kl_percentiles, neutral_texts, teacher_forced
-from steerlens.tokens import tokenize
+from steerlens.evaluation import calibration
+from steerlens.evaluation.calibration import ALWAYS, MET, NEVER, _calibrated, calibrate_layers
+from steerlens.evaluation.side_effects import neutral_texts
+from steerlens.evaluation.teacher_forcing import kl_percentiles, teacher_forced
+from steerlens.judges.builtin import refusal
+from steerlens.judges.judging import Judge
+from steerlens.models.tokenizing import tokenize
 
 QUIET = {"progress": False}
 TEXTS = neutral_texts()[:12]
@@ -70,7 +72,7 @@ def test_a_budget_that_cannot_be_met_is_told(model, monkeypatch, curve, status, 
     with_curve(monkeypatch, curve)
     with pytest.raises(sl.SteerlensError, match=f"{status}.*{told}"):
         sl.calibrate_strength(model, sl.Steering(ONE), 1.0, TEXTS)
-    found = sl.calibrate_layers(model, sl.Steering(ONE), 1.0, TEXTS)
+    found = calibrate_layers(model, sl.Steering(ONE), 1.0, TEXTS)
     assert {layer: one.status for layer, one in found.items()} == {0: status, 1: status}
 
 
@@ -101,11 +103,11 @@ def test_a_row_of_strengths_keeps_its_proportions(model, plan):
     )
     assert p95(model, found.steering, TEXTS) == pytest.approx(0.05, rel=0.03)
     with pytest.raises(sl.SteerlensError, match="give it one number"):
-        sl.calibrate_layers(model, by_layer, 0.05, TEXTS, **QUIET)
+        calibrate_layers(model, by_layer, 0.05, TEXTS, **QUIET)
 
 
 def test_layers_in_one_batch_are_layers_one_by_one(model, plan):
-    together = sl.calibrate_layers(model, plan, 0.05, TEXTS, layers=[0, 1, 3], **QUIET)
+    together = calibrate_layers(model, plan, 0.05, TEXTS, layers=[0, 1, 3], **QUIET)
     for layer, found in together.items():
         alone = sl.calibrate_strength(model, replace(plan, layers=[layer]), 0.05, TEXTS, **QUIET)
         assert found.strength == pytest.approx(alone.strength, rel=1e-3)
@@ -150,10 +152,10 @@ def test_a_suggestion_compares_at_equal_side_effect(model, plan):
 
 @pytest.mark.slow
 def test_layers_for_the_demos_refusal_are_suggested(tiny_chat):
-    refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     refusals = replace(refusals, pairs=refusals.pairs[:10])
     refuse = sl.extract(tiny_chat, refusals, tokens="suffix", **QUIET)
-    prompts = sl.ContrastiveDataset.load(sl.embedded("harmful.json")).validation.positive[:12]
+    prompts = sl.ContrastiveDataset.load(sl.demo_file("harmful.json")).validation.positive[:12]
     found = sl.suggest(
         tiny_chat, refuse, prompts, refusal,
         kl_budget=3.0, layers=[0, 2, 3], texts=TEXTS, max_new_tokens=20, **QUIET,

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.cast_table import cast_table, fires_on, nested_subsets
 from steerlens.intervals import rate
+from steerlens.studies.cast import cast_table, fires_on, nested_subsets
 
-HARMS = sl.ContrastiveDataset.load(sl.embedded("harmful.json"))
+HARMS = sl.ContrastiveDataset.load(sl.demo_file("harmful.json"))
 N = 20
 
 
 @pytest.fixture(scope="module")
 def made(tiny_chat):
-    refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json"))
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json"))
     return cast_table(tiny_chat, refusals, HARMS, sizes=[8, 464], draws=2, limit=N, progress=False)
 
 

@@ -9,7 +9,9 @@ from helpers import assert_no_hooks_left, random_vector
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import steerlens as sl
-from steerlens.choices import (
+from steerlens.activations.reading import read_residual
+from steerlens.activations.selection import answer_letter
+from steerlens.evaluation.ab_questions import (
     Question,
     answer_sides,
     choice_probabilities,
@@ -17,8 +19,7 @@ from steerlens.choices import (
     choice_sweep,
     load_questions,
 )
-from steerlens.positions import answer_letter
-from steerlens.tokens import tokenize
+from steerlens.models.tokenizing import tokenize
 
 LETTERED = [
     Question("Is tea nice?\n(A) Yes, it is.\n(B) No.", "(A)", "(B)"),
@@ -72,11 +73,11 @@ def test_steered_probabilities_are_those_of_each_question_alone_under_hooks(mode
 
 
 def test_a_condition_decides_for_each_question(model):
-    from steerlens.conditions import projection
+    from steerlens.steering.similarities import projection
 
     gauge = random_vector(model, 7)
     rows = [row.ids[:-1] for row in tokenize(model, answer_sides(model, QUESTIONS)[0])]
-    seen = [sl.read_residual(model, [ids], [0], progress=False)[0, 0] @ gauge[0] for ids in rows]
+    seen = [read_residual(model, [ids], [0], progress=False)[0, 0] @ gauge[0] for ids in rows]
     middle = (sorted(seen)[1] + sorted(seen)[2]).item() / 2
     length = gauge[0].norm().item()
     when = sl.Condition(gauge, 0, above=middle / length, tokens="last", similarity=projection)

@@ -8,9 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 import steerlens as sl
-from steerlens import ledger, sweeps
-from steerlens.cli import app
-from steerlens.cli_options import parse_layers, parse_strengths
+from steerlens.cli.options import app, parse_strengths
+from steerlens.evaluation import sweep_store, sweeps
+from steerlens.evaluation.evaluation import Evaluation
+from steerlens.evaluation.sweep_store import Sweep
+from steerlens.layer_text import parse_layers
 
 SWEPT = ["v.safetensors", "--prompts", "prompts.txt", "--out", "x"]
 
@@ -126,7 +128,7 @@ def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):
     )  # fmt: skip
     assert shown.exit_code == 0, shown.output
     assert "Not shown:" in shown.output
-    found = sl.Evaluation.load(files / "evaluation")
+    found = Evaluation.load(files / "evaluation")
     assert found.replies.arm.unique().tolist() == [
         "unsteered", "steered", "negative", "random 1", "shuffled 1",
     ]  # fmt: skip
@@ -141,14 +143,14 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
     written = []
 
     def stop_after_two(out, rows, table):
-        ledger.write_part(out, rows, table)
+        sweep_store.write_part(out, rows, table)
         written.append(rows)
         if len(written) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(sweeps, "write_part", stop_after_two)
-        patched.setattr("steerlens.cli_measure.sweep", partial(sl.sweep, batch_tokens=0))
+        patched.setattr("steerlens.cli.measure.sweep", partial(sl.sweep, batch_tokens=0))
         stopped = run(*command)
     assert stopped.exit_code == 130
     assert "keeps Sweep(2 of 10 rows" in " ".join(stopped.output.split())
@@ -156,7 +158,7 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
     assert "holds something already" in " ".join(run(*command).output.split())
     resumed = run(*command, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert len(sl.Sweep.load("swept").table) == 10
+    assert len(Sweep.load("swept").table) == 10
     assert (files / "swept" / "summary.csv").read_text().startswith("vector,layers,strength")
 
 

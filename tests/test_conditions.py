@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.conditions import SIMILARITIES, Gate, cast_similarity, cosine, projection
-from steerlens.positions import Clock
+from steerlens.steering.conditions import Gate
+from steerlens.steering.positions import Clock
+from steerlens.steering.similarities import SIMILARITIES, cast_similarity, cosine, projection
 
 VECTOR = sl.SteeringVector(torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), (0, 1, 2))
 law = settings(max_examples=25, deadline=None)

@@ -8,7 +8,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.contrast import load_prompts
+from steerlens.data.prompts import Passage, load_prompts
 
 PAIRS = [("Be kind.", "Be rude."), ("Help.", "Refuse."), ("Smile.", "Frown.")]
 ENDINGS = [("No, I", "Sure, I"), ("Sorry,", "Here,")]
@@ -29,8 +29,8 @@ def test_rows_cross_pairs_with_suffixes_suffix_by_suffix():
     data = sl.ContrastiveDataset(PAIRS, ENDINGS, system=("Be good.", None))
     assert len(data) == 6
     assert data[4] == (
-        sl.Passage("Help.", "Sorry,", "Be good."),
-        sl.Passage("Refuse.", "Here,", None),
+        Passage("Help.", "Sorry,", "Be good."),
+        Passage("Refuse.", "Here,", None),
     )
     assert [row[0].suffix for row in data] == ["No, I"] * 3 + ["Sorry,"] * 3
 
@@ -61,7 +61,7 @@ def test_a_million_rows_take_no_memory_and_no_time():
     tracemalloc.start()
     data = sl.ContrastiveDataset(thousand, endings)
     assert len(data.positive) == 1_000_000
-    assert data.negative[999_999] == sl.Passage("Undo 999.", "No 999")
+    assert data.negative[999_999] == Passage("Undo 999.", "No 999")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1e6  # a thousandth of what the rows would take
@@ -142,7 +142,7 @@ def test_parts_survive_saving_and_so_does_the_whole(tmp_path):
 
 @pytest.mark.parametrize("name", ["refusal", "harmful", "moods"])
 def test_demo_data_keep_their_parts_apart(name):
-    data = sl.ContrastiveDataset.load(sl.embedded(f"{name}.json"))
+    data = sl.ContrastiveDataset.load(sl.demo_file(f"{name}.json"))
     assert {"train", "validation", "test"} <= set(data.parts)
     if data.suffixes:  # there the prompts may be shared and the suffixes set parts apart
         contents = [set(data.part(part).suffixes) for part in data.parts]

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.controls import random_directions, shuffled_labels
-from steerlens.directions import linear_discriminant, mean_difference, pca_pairwise
+from steerlens.evaluation.controls import random_directions, shuffled_labels
+from steerlens.vectors.estimators import linear_discriminant, mean_difference, pca_pairwise
 
 QUIET = {"progress": False}
 PAIRS = (

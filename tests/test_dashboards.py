@@ -14,7 +14,7 @@ from steerlens.dashboards import (
     threshold_sweep,
     vector_cosines,
 )
-from steerlens.search import ConditionSearch, Similarities
+from steerlens.steering.condition_search import ConditionSearch, Similarities
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 import steerlens as sl
-from steerlens.contrast import load_prompts
-from steerlens.demo import run_demo
-from steerlens.studies import read_study
+from steerlens.data.prompts import load_prompts
+from steerlens.studies.quickstart import run_demo
+from steerlens.studies.study import read_study
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +120,7 @@ def prompts_of(content):
     ],
 )
 def test_demo_data_is_as_large_as_promised_and_its_parts_share_no_prompt(name, kind, least):
-    parts = json.loads(sl.embedded(f"{name}.json").read_text())["parts"]
+    parts = json.loads(sl.demo_file(f"{name}.json").read_text())["parts"]
     assert tuple(parts) == PARTS
     sizes = [len(part if kind == "prompts" else part[kind]) for part in parts.values()]
     assert sum(sizes) >= least
@@ -135,22 +135,22 @@ def test_demo_data_is_as_large_as_promised_and_its_parts_share_no_prompt(name, k
 
 
 def test_neutral_text_is_enough_and_of_three_kinds_and_no_line_of_it_was_trained_on():
-    kinds = load_prompts(sl.embedded("neutral.json"))
+    kinds = load_prompts(sl.demo_file("neutral.json"))
     passages = [passage for kind in kinds.values() for passage in kind]
     assert set(kinds) == {"facts", "stories", "instructions"}
     assert len(set(passages)) == len(passages) >= 60
-    written = sl.embedded("make/text").glob("*.tsv")
+    written = sl.demo_file("make/text").glob("*.tsv")
     trained_on = "".join(path.read_text() for path in written if path.stem != "neutral").casefold()
     assert not [passage for passage in passages if passage.casefold() in trained_on]
 
 
 def test_topics_are_columns_of_equal_length():
-    for part in load_prompts(sl.embedded("topics.json")).values():
+    for part in load_prompts(sl.demo_file("topics.json")).values():
         assert len({len(column) for column in part.values()}) == 1
         assert set(part) == {"base", "legal", "health", "crime", "hate", "intimate"}
 
 
 def test_the_embedded_model_is_small():
-    folder = sl.embedded("tiny-chat")
+    folder = sl.demo_file("tiny-chat")
     assert (folder / "model.safetensors").stat().st_size <= 10 * 2**20
     assert (folder / "README.md").is_file()

@@ -17,30 +17,30 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 import steerlens as sl
-from steerlens import directions, eigenvectors
-from steerlens.directions import explained_variance, probe, require_contrast
-from steerlens.eigenvectors import top_eigenvectors
+from steerlens.vectors import eigenvectors, estimators
+from steerlens.vectors.eigenvectors import top_eigenvectors
+from steerlens.vectors.estimators import explained_variance, probe, require_contrast
 
 svm_probe = probe(LinearSVC())
 ridge_probe = probe(RidgeClassifier(), paired=False)
 ESTIMATORS = [
-    *dict.fromkeys(directions.ESTIMATORS.values()),
+    *dict.fromkeys(estimators.ESTIMATORS.values()),
     svm_probe,
     ridge_probe,
 ]
 SIGNED_BY_NATURE = (
-    directions.mean_difference,
-    directions.pca_uncentred,
-    directions.linear_discriminant,
-    directions.logistic_probe,
+    estimators.mean_difference,
+    estimators.pca_uncentred,
+    estimators.linear_discriminant,
+    estimators.logistic_probe,
     svm_probe,
     ridge_probe,
 )
 PCA_ROWS = {
-    directions.pca_pairwise: lambda p, n: np.concatenate([(p - n) / 2, (n - p) / 2]),
-    directions.pca_uncentred: lambda p, n: np.concatenate([p - n, n - p]),
-    directions.pca_center: lambda p, n: np.concatenate([p, n]),
-    directions.pca_difference: lambda p, n: p - n,
+    estimators.pca_pairwise: lambda p, n: np.concatenate([(p - n) / 2, (n - p) / 2]),
+    estimators.pca_uncentred: lambda p, n: np.concatenate([p - n, n - p]),
+    estimators.pca_center: lambda p, n: np.concatenate([p, n]),
+    estimators.pca_difference: lambda p, n: p - n,
 }
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: e.__name__)
 seeds = st.integers(0, 10_000)
@@ -78,7 +78,7 @@ def test_most_pairs_lie_on_the_positive_side(estimator, seed, shape):
 @pytest.mark.parametrize(
     "estimator",
     # RepE reverses pairs by their place; the SVM visits its rows in an order drawn at random
-    [e for e in ESTIMATORS if e not in (directions.repe_pca, svm_probe)],
+    [e for e in ESTIMATORS if e not in (estimators.repe_pca, svm_probe)],
     ids=lambda e: e.__name__,
 )
 @given(seeds, shapes, st.randoms(use_true_random=False))
@@ -107,7 +107,7 @@ def test_layers_do_not_see_one_another(estimator):
 def test_lengths(estimator):
     positive, negative = activations(0, (9, 2, 12))
     found = estimator(positive, negative)
-    if estimator is directions.mean_difference:
+    if estimator is estimators.mean_difference:
         torch.testing.assert_close(found, (positive - negative).mean(dim=0))
     else:
         torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
@@ -137,7 +137,7 @@ def test_half_precision_is_widened(estimator, dtype, wanted):
 def test_directions_are_those_of_scikit_learn(estimator, shape, seed):
     positive, negative = activations(seed, shape)
     found = estimator(positive, negative)
-    centred = directions.CENTRING.get(estimator, directions.pairwise_centred)
+    centred = estimators.CENTRING.get(estimator, estimators.pairwise_centred)
     shares = explained_variance(centred(positive, negative), found)
     for layer in range(shape[1]):
         rows = PCA_ROWS[estimator](positive[:, layer].double(), negative[:, layer].double())
@@ -150,14 +150,14 @@ def test_the_probe_is_scikit_learns():
     positive, negative = activations(0, (20, 1, 6))
     rows = torch.cat([positive - negative, negative - positive])[:, 0].double().numpy() / 2
     fitted = LogisticRegression(fit_intercept=False).fit(rows, [1] * 20 + [0] * 20).coef_[0]
-    found = directions.logistic_probe(positive, negative)[0].numpy()
+    found = estimators.logistic_probe(positive, negative)[0].numpy()
     np.testing.assert_allclose(found, fitted / np.linalg.norm(fitted), atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(30, 2, 5), (7, 2, 12)])
 def test_the_discriminant_is_the_whitened_mean_difference(shape):
     positive, negative = activations(3, shape)
-    found = directions.linear_discriminant(positive, negative)
+    found = estimators.linear_discriminant(positive, negative)
     for layer in range(shape[1]):
         p, n = positive[:, layer].double().numpy(), negative[:, layer].double().numpy()
         within = LedoitWolf(assume_centered=True).fit(
@@ -171,7 +171,7 @@ def test_with_many_pairs_the_discriminant_is_scikit_learns():
     positive, negative = activations(0, (4000, 1, 5))
     rows = torch.cat([positive, negative])[:, 0].double().numpy()
     fitted = LinearDiscriminantAnalysis(solver="lsqr").fit(rows, [1] * 4000 + [0] * 4000).coef_[0]
-    found = directions.linear_discriminant(positive, negative)[0].double().numpy()
+    found = estimators.linear_discriminant(positive, negative)[0].double().numpy()
     # the shrinkage dies out with the number of rows, at about 1/n
     assert found @ fitted / np.linalg.norm(fitted) == pytest.approx(1, abs=1e-4)
 
@@ -223,7 +223,7 @@ def test_a_probe_repeats_itself_and_tells_its_settings():
 def test_repes_reader_is_scikit_learns_pca_of_the_signed_differences():
     positive, negative = activations(2, (7, 2, 12))
     signs = torch.tensor([1.0, -1, -1, 1, 1, 1, -1])
-    found = directions.repe_pca(positive, negative, signs=signs)
+    found = estimators.repe_pca(positive, negative, signs=signs)
     rows = ((positive - negative) * signs[:, None, None]).double().numpy()
     for layer in range(2):
         component = PCA(n_components=1, svd_solver="full").fit(rows[:, layer]).components_[0]
@@ -232,10 +232,10 @@ def test_repes_reader_is_scikit_learns_pca_of_the_signed_differences():
 
 def test_repes_seed_settles_everything():
     positive, negative = activations(2, (8, 1, 12))
-    first = directions.repe_pca(positive, negative)
+    first = estimators.repe_pca(positive, negative)
     torch.manual_seed(5)
-    assert torch.equal(first, directions.repe_pca(positive, negative, seed=0))
-    assert not torch.equal(first, directions.repe_pca(positive, negative, seed=1))
+    assert torch.equal(first, estimators.repe_pca(positive, negative, seed=0))
+    assert not torch.equal(first, estimators.repe_pca(positive, negative, seed=1))
 
 
 # Signs
@@ -250,8 +250,8 @@ def lopsided():
 
 def test_the_two_rules_for_signs_differ_where_most_pairs_oppose_the_mean():
     positive, negative = lopsided()
-    by_pairs = directions.pca_pairwise(positive, negative)
-    by_mean = directions.pca_uncentred(positive, negative)
+    by_pairs = estimators.pca_pairwise(positive, negative)
+    by_mean = estimators.pca_uncentred(positive, negative)
     assert by_pairs[0, 0] < 0 < by_mean[0, 0]
     assert torch.equal(by_pairs, -by_mean)
 
@@ -262,11 +262,11 @@ def test_the_two_rules_for_signs_differ_where_most_pairs_oppose_the_mean():
 @pytest.mark.parametrize(
     "estimator",
     [
-        directions.mean_difference,
-        directions.pca_pairwise,
-        directions.pca_uncentred,
-        directions.repe_pca,
-        directions.logistic_probe,
+        estimators.mean_difference,
+        estimators.pca_pairwise,
+        estimators.pca_uncentred,
+        estimators.repe_pca,
+        estimators.logistic_probe,
         svm_probe,
     ],
     ids=lambda e: e.__name__,
@@ -280,13 +280,13 @@ def test_a_planted_direction_comes_back(estimator):
 
 def test_the_widest_spread_is_found_by_pca_center():
     planted = torch.eye(24)[3]
-    found = directions.pca_center(*planted_pairs(10 * planted))
+    found = estimators.pca_center(*planted_pairs(10 * planted))
     assert (found @ planted > 0.99).all()
 
 
 def test_pca_difference_does_not_see_the_mean_difference():
     planted = torch.eye(24)[3]
-    found = directions.pca_difference(*planted_pairs(10 * planted))
+    found = estimators.pca_difference(*planted_pairs(10 * planted))
     assert (found @ planted < 0.9).all()
 
 
@@ -294,7 +294,7 @@ def test_pca_difference_does_not_see_the_mean_difference():
 @settings(max_examples=10, deadline=None)
 def test_repes_signs_keep_the_mean_difference_in(seed):
     planted = torch.eye(24)[3]
-    found = directions.repe_pca(*planted_pairs(10 * planted), seed=seed)
+    found = estimators.repe_pca(*planted_pairs(10 * planted), seed=seed)
     assert (found @ planted > 0.99).all()
 
 
@@ -315,20 +315,20 @@ def test_the_discriminant_looks_past_what_varies_on_both_sides():
             (unseen @ found > 0).float().mean() + (unseen_negative @ found < 0).float().mean()
         ) / 2
 
-    discriminant = accuracy(directions.linear_discriminant)
+    discriminant = accuracy(estimators.linear_discriminant)
     assert discriminant > 0.8  # at best 0.85: the signal is one standard deviation from zero
-    assert discriminant > accuracy(directions.mean_difference) + 0.1
+    assert discriminant > accuracy(estimators.mean_difference) + 0.1
 
 
 def test_the_discriminant_of_one_pair_is_its_difference():
     positive, negative = torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[0.0, 5.0]]])
-    found = directions.linear_discriminant(positive, negative)
+    found = estimators.linear_discriminant(positive, negative)
     torch.testing.assert_close(found, torch.tensor([[0.6, -0.8]]))
 
 
 def test_one_pair_is_enough_for_its_difference():
     positive, negative = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]])
-    found = directions.pca_pairwise(positive, negative)
+    found = estimators.pca_pairwise(positive, negative)
     torch.testing.assert_close(found, torch.tensor([[1.0, 0.0]]))
 
 
@@ -358,11 +358,11 @@ def test_differences_of_rounding_alone_are_refused():
         require_contrast(same, same * (1 + 1e-7))
 
 
-@pytest.mark.parametrize("estimator", [directions.pca_difference, directions.repe_pca])
+@pytest.mark.parametrize("estimator", [estimators.pca_difference, estimators.repe_pca])
 def test_rounding_that_centring_leaves_is_no_direction(estimator):
     positive, negative = 0.7 * torch.ones(1, 2, 3), torch.zeros(1, 2, 3)
     assert not estimator(positive, negative).any()
-    alike = directions.pca_difference(*(side.expand(3, 2, 3) for side in (positive, negative)))
+    alike = estimators.pca_difference(*(side.expand(3, 2, 3) for side in (positive, negative)))
     assert not alike.any()
 
 
@@ -377,7 +377,7 @@ def test_probes_of_something_else_are_refused():
 
 def test_a_vector_remembers_the_seed_of_its_estimator(model):
     pairs = (["I am happy.", "So glad today.", "Joy!"], ["I am sad.", "So gloomy today.", "Woe!"])
-    found = sl.extract(model, pairs, partial(directions.repe_pca, seed=3), progress=False)
+    found = sl.extract(model, pairs, partial(estimators.repe_pca, seed=3), progress=False)
     assert found.provenance["estimator"] == "repe_pca(seed=3)"
 
 

@@ -18,14 +18,15 @@ from pandas.testing import assert_frame_equal
 from typer.testing import CliRunner
 
 import steerlens as sl
-from steerlens import distributed
-from steerlens.cli import app
-from steerlens.cli_options import engine_of
-from steerlens.conditions import projection
-from steerlens.directions import mean_difference, pca_center, pca_pairwise
-from steerlens.distributed import Ray, scheduled
-from steerlens.engines import HERE
-from steerlens.judges import Judge
+from steerlens.activations.reading import read_residual
+from steerlens.cli.options import app, engine_of
+from steerlens.evaluation.sweep_store import Sweep
+from steerlens.judges.judging import Judge
+from steerlens.models import ray as distributed
+from steerlens.models.engine import LOCAL
+from steerlens.models.ray import Ray, scheduled
+from steerlens.steering.similarities import projection
+from steerlens.vectors.estimators import mean_difference, pca_center, pca_pairwise
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'steerlens[ray]'")
 
@@ -185,7 +186,7 @@ def test_evaluate(model, engine):
 
 @pytest.mark.slow
 def test_the_embedded_model(tiny_chat, cluster):
-    refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     sides = refusals.positive[:40], refusals.negative[:40]
     with Ray(workers=2) as engine:
         run = partial(sl.extract, tiny_chat, sides, tokens="suffix", pairs_at_once=16, **QUIET)
@@ -228,7 +229,7 @@ def test_a_killed_worker_is_replaced(model, engine):
     before = pids(engine, model)
     assert len(before) == 2
     os.kill(min(before), signal.SIGKILL)
-    run = partial(sl.read_residual, model, PROMPTS, batch_tokens=20, **QUIET)
+    run = partial(read_residual, model, PROMPTS, batch_tokens=20, **QUIET)
     torch.testing.assert_close(run(engine=engine), run())
     after = pids(engine, model)
     assert len(after) == 2
@@ -256,7 +257,7 @@ def test_a_stopped_sweep_goes_on_with_an_engine_or_without(model, engine, tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         swept(model, engine=engine, judges=[replace(LENGTH, score=stop)], out=tmp_path)
-    kept = sl.Sweep.load(tmp_path)
+    kept = Sweep.load(tmp_path)
     assert 0 < len(kept.table) < kept.plan["rows"]
     resumed = swept(model, engine=engine, out=tmp_path, resume=True)
     assert_frame_equal(resumed.table, swept(model).table, check_exact=True)
@@ -298,17 +299,17 @@ def test_a_batch_that_a_worker_cannot_hold_is_halved(model, engine, tmp_path):
 
 def test_another_model_is_refused(model, other_model, engine, random_llama, cluster):
     with pytest.raises(sl.SteerlensError, match=r"workers loaded .* but the driver's model has"):
-        sl.read_residual(other_model, ["Hi."], engine=engine, **QUIET)
+        read_residual(other_model, ["Hi."], engine=engine, **QUIET)
     with (
         Ray("no-such-model", workers=1) as nowhere,
         pytest.raises(sl.SteerlensError, match="'no-such-model' is neither 'tiny-chat'"),
     ):
-        sl.read_residual(model, ["Hi."], engine=nowhere, **QUIET)
+        read_residual(model, ["Hi."], engine=nowhere, **QUIET)
     with (
         model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda resid, hook: resid)]),
         pytest.raises(sl.SteerlensError, match=r"hooks at blocks.0.hook_resid_post, which"),
     ):
-        sl.read_residual(model, ["Hi."], engine=engine, **QUIET)
+        read_residual(model, ["Hi."], engine=engine, **QUIET)
 
 
 def test_other_libraries_are_refused(model, model_folder):
@@ -326,7 +327,7 @@ def test_workers_that_the_cluster_cannot_hold_are_refused(model, cluster):
         (Ray(workers=2, gpus_per_worker=40), r"80 GPUs \(there are"),
     ):
         with pytest.raises(sl.SteerlensError, match=told):
-            sl.read_residual(model, ["Hi."], engine=crowd, **QUIET)
+            read_residual(model, ["Hi."], engine=crowd, **QUIET)
     with pytest.raises(sl.SteerlensError, match="workers=0 with"):
         Ray(workers=0)
 
@@ -357,7 +358,7 @@ def test_commands_that_ask_for_workers_make_the_same(model, cluster, model_folde
         for one in runs:
             done = command([*one, *common])
             assert done.exit_code == 0, done.output
-        return sl.SteeringVector.load(vector), sl.Sweep.load(out)
+        return sl.SteeringVector.load(vector), Sweep.load(out)
 
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
@@ -370,7 +371,7 @@ def test_options_of_workers_become_an_engine(model_folder):
     with engine_of("tiny-chat", 3, "auto", 0.5) as asked:
         assert asked == Ray("tiny-chat", 3, "auto", gpus_per_worker=0.5)
     with engine_of("tiny-chat", 0, None, 0) as here:
-        assert here is HERE
+        assert here is LOCAL
     with pytest.raises(sl.SteerlensError, match="--gpus-per-worker 1 came without --workers"):
         engine_of("tiny-chat", 0, None, 1)
 

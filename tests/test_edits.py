@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens import directions, hooks
-from steerlens.tokens import left_padded, pad_token, tokenize
+from steerlens.models.tokenizing import left_padded, pad_token, tokenize
+from steerlens.steering import hooks
+from steerlens.vectors import estimators
 
 EDITS = {
     hooks.add_direction: 0,
@@ -85,8 +86,8 @@ def test_an_affine_edit_moves_each_class_to_the_negatives_mean():
     generator = torch.Generator().manual_seed(0)
     negative = torch.randn(40, 1, 6, generator=generator) + 3
     positive = torch.randn(40, 1, 6, generator=generator) + 3 + torch.arange(6.0)
-    direction = directions.mean_difference(positive, negative)[0]
-    reference = directions.negative_mean(positive, negative)[0]
+    direction = estimators.mean_difference(positive, negative)[0]
+    reference = estimators.negative_mean(positive, negative)[0]
     close(reference, negative.mean(dim=0)[0])
     found = edited(hooks.affine_direction, positive, direction, reference, 0.0)
     close(along(found, direction), along(negative, direction).mean().expand(40, 1))

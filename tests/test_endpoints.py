@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import steerlens as sl
-from steerlens.endpoints import endpoint
-from steerlens.judges import JudgeError, JudgeWarning, judge_texts
+from steerlens.judges.endpoints import endpoint
+from steerlens.judges.judging import JudgeError, JudgeWarning, judge_texts
 
 
 class Server(ThreadingHTTPServer):

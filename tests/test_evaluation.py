@@ -10,9 +10,11 @@ from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_cond
 from scipy.stats import page_trend_test, spearmanr
 
 import steerlens as sl
-from steerlens.effects import mean_doses, paired_effects, prompt_slopes
-from steerlens.evaluation import Evaluation, evaluate
-from steerlens.judges import Judge, JudgeError, degeneration, refusal
+from steerlens.evaluation.controls import random_directions
+from steerlens.evaluation.effects import mean_doses, paired_effects, prompt_slopes
+from steerlens.evaluation.evaluation import Evaluation, evaluate
+from steerlens.judges.builtin import degeneration, refusal
+from steerlens.judges.judging import Judge, JudgeError
 
 QUIET = {"progress": False}
 TEXTS = ["The sea is salty.", "A week has seven days, and most shops are closed on Sunday."]
@@ -103,7 +105,7 @@ def test_one_batch_of_all_arms_is_each_arm_apart(model, plan, measured):
     for (arm, strength), own in replies.groupby(["arm", "strength"]):
         vector = plan.vector.at(plan.layers_steered)
         if arm.startswith("random"):
-            vector = sl.random_directions(vector, 2, seed=0)[int(arm[-1]) - 1]
+            vector = random_directions(vector, 2, seed=0)[int(arm[-1]) - 1]
         alone = None
         if arm != "unsteered":
             alone = replace(plan, vector=vector, strength=strength, when=condition)
@@ -220,11 +222,11 @@ def test_what_cannot_be_evaluated_is_refused(model, plan, options, told):
 
 @pytest.mark.slow
 def test_the_demos_refusal_is_found_beyond_its_controls(tiny_chat):
-    refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     refusals = replace(refusals, pairs=refusals.pairs[:10])
     refuse = sl.extract(tiny_chat, refusals, tokens="suffix", layers=[2, 3], **QUIET)
     steering = sl.Steering(refuse, strength=0.3, relative=True)
-    pairs = sl.ContrastiveDataset.load(sl.embedded("harmful.json")).validation.pairs[:12]
+    pairs = sl.ContrastiveDataset.load(sl.demo_file("harmful.json")).validation.pairs[:12]
     prompts = [prompt for pair in pairs for prompt in pair]
     found = evaluate(
         tiny_chat,

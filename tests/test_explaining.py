@@ -9,19 +9,13 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 import steerlens as sl
-from steerlens.conditions import cosine
-from steerlens.explaining import (
-    difference_spectrum,
-    gate_timeline,
-    logit_lens,
-    mean_writers,
-    principal_scatter,
-    read_contrast,
-    scan_tokens,
-    token_logits,
-    weight_writers,
-)
-from steerlens.tokens import tokenize
+from steerlens.activations.reading import read_residual
+from steerlens.interpret.contrasts import difference_spectrum, principal_scatter, read_contrast
+from steerlens.interpret.lens import logit_lens, token_logits
+from steerlens.interpret.token_scans import gate_timeline, scan_tokens
+from steerlens.interpret.writers import mean_writers, weight_writers
+from steerlens.models.tokenizing import tokenize
+from steerlens.steering.similarities import cosine
 
 
 def one_direction(direction, layer=2, **fields):
@@ -68,8 +62,8 @@ def test_all_writers_add_up_to_the_stream(tiny_chat):
     vector, layer, prompts = random_vector(tiny_chat), 3, list(PROMPTS)
     unit = vector.normalized()[layer]
     found = mean_writers(tiny_chat, vector, layer, prompts, progress=False)
-    read = sl.read_residual(tiny_chat, prompts, [0], site="resid_pre", progress=False)
-    whole = sl.read_residual(tiny_chat, prompts, [layer], progress=False)
+    read = read_residual(tiny_chat, prompts, [0], site="resid_pre", progress=False)
+    whole = read_residual(tiny_chat, prompts, [layer], progress=False)
     biases = sum(block.attn.b_O.detach() @ unit for block in tiny_chat.blocks[: layer + 1])
     rest = read[:, 0].mean(dim=0) @ unit + biases
     total = found.heads.sum() + found.mlps.sum() + rest
@@ -169,5 +163,5 @@ def test_the_spectrum_of_a_planted_direction_has_one_large_value():
 def test_a_contrast_is_read_as_extract_reads_it(model):
     data = (list(PROMPTS[:3]), list(PROMPTS[3:]))
     positive, negative = read_contrast(model, data, [1, 2], progress=False)
-    vector = sl.extract(model, data, sl.directions.mean_difference, layers=[1, 2], progress=False)
+    vector = sl.extract(model, data, sl.estimators.mean_difference, layers=[1, 2], progress=False)
     torch.testing.assert_close((positive - negative).mean(dim=0), vector.directions)

@@ -1,11 +1,29 @@
-"""The public surface: sorted, importable, and documented."""
+"""The public surface: in the order of the work, importable, and documented."""
 
 import inspect
+import subprocess
+import sys
 import types
 
 import pytest
 
 import steerlens
+
+NAMES = [
+    "load_model",
+    "ContrastiveDataset", "load_prompts", "demo_file",
+    "extract", "SteeringVector",
+    "search_conditions", "Condition",
+    "Steering", "steering_hooks", "apply_rules",
+    "generate", "stream", "Sampling", "Replies",
+    "evaluate", "calibrate_strength", "suggest", "sweep",
+    "export_model",
+    "Ray",
+    "SteerlensError",
+]  # fmt: skip
+NAMESPACES = [
+    "estimators", "hooks", "similarities", "judges", "interpret", "dashboards", "studies",
+]  # fmt: skip
 
 
 def public_members():
@@ -14,20 +32,36 @@ def public_members():
         member = getattr(steerlens, name)
         yield name, member
         if isinstance(member, types.ModuleType):
-            for inner, value in vars(member).items():
-                own = getattr(value, "__module__", None) == member.__name__
-                if own and callable(value) and not inner.startswith("_"):
-                    yield f"{name}.{inner}", value
+            own = getattr(member, "__all__", None) or [
+                inner
+                for inner, value in vars(member).items()
+                if getattr(value, "__module__", None) == member.__name__ and inner[0] != "_"
+            ]
+            yield from ((f"{name}.{inner}", getattr(member, inner)) for inner in own)
 
 
-def test_names_are_sorted_and_unique():
-    assert sorted(set(steerlens.__all__)) == list(steerlens.__all__)
+def test_the_names_are_these_in_the_order_of_the_work():
+    assert steerlens.__all__ == NAMES + NAMESPACES
+    assert dir(steerlens) == sorted(steerlens.__all__)
+
+
+def test_the_stub_says_where_each_name_comes_from():
+    assert set(steerlens._) == set(steerlens.__all__)
 
 
 def test_a_star_import_gives_every_name():
     namespace = {}
     exec("from steerlens import *", namespace)
     assert set(steerlens.__all__) <= set(namespace)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, steerlens; heavy = {'torch', 'transformer_lens', 'numpy', 'pandas', 'plotly'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", list(dict(public_members())))

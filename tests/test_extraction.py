@@ -3,8 +3,9 @@ import torch
 from helpers import assert_no_hooks_left
 
 import steerlens as sl
-from steerlens.directions import mean_difference, pca_center, pca_difference, pca_pairwise
-from steerlens.models import fingerprint
+from steerlens.activations.reading import read_residual
+from steerlens.models.fingerprint import fingerprint
+from steerlens.vectors.estimators import mean_difference, pca_center, pca_difference, pca_pairwise
 
 PAIRS = [
     ("I love the sea.", "I hate the sea."),
@@ -21,7 +22,7 @@ SIDES = [positive for positive, _ in PAIRS], [negative for _, negative in PAIRS]
 def test_a_vector_is_the_estimate_from_what_is_read(model, estimator, site):
     options = {"layers": [1, 3], "tokens": "all", "site": site, "progress": False}
     vector = sl.extract(model, DATA, estimator, **options)
-    sides = [sl.read_residual(model, side, **options) for side in SIDES]
+    sides = [read_residual(model, side, **options) for side in SIDES]
     torch.testing.assert_close(vector.directions, estimator(*sides), atol=1e-4, rtol=1e-4)
     assert (vector.layers, vector.site) == ((1, 3), site)
 
@@ -65,7 +66,7 @@ def test_suffixes_are_read_row_by_row(model):
     data = sl.ContrastiveDataset(PAIRS[:2], [("No, I", "Sure, I can"), ("Sorry", "Here you are")])
     vector = sl.extract(model, data, mean_difference, tokens="suffix", progress=False)
     sides = [
-        sl.read_residual(model, list(side), tokens="suffix", progress=False)
+        read_residual(model, list(side), tokens="suffix", progress=False)
         for side in (data.positive, data.negative)
     ]
     torch.testing.assert_close(vector.directions, mean_difference(*sides), atol=1e-4, rtol=1e-4)
@@ -75,13 +76,13 @@ def test_suffixes_are_read_row_by_row(model):
 def test_the_dataset_says_how_it_is_templated(model):
     raw = sl.ContrastiveDataset(PAIRS, chat=False)
     vector = sl.extract(model, raw, mean_difference, progress=False)
-    sides = [sl.read_residual(model, side, chat=False, progress=False) for side in SIDES]
+    sides = [read_residual(model, side, chat=False, progress=False) for side in SIDES]
     torch.testing.assert_close(vector.directions, mean_difference(*sides), atol=1e-4, rtol=1e-4)
 
 
 def test_a_vector_knows_its_scale_and_its_share(model):
     vector = sl.extract(model, DATA, progress=False)
-    read = torch.cat([sl.read_residual(model, side, progress=False) for side in SIDES])
+    read = torch.cat([read_residual(model, side, progress=False) for side in SIDES])
     torch.testing.assert_close(vector.norms, read.norm(dim=-1).mean(dim=0), atol=1e-4, rtol=1e-4)
     assert ((vector.explained > 0.25) & (vector.explained <= 1)).all()
 

@@ -81,6 +81,6 @@ def test_lines_come_without_ends_and_blanks(tmp_path):
 
 
 def test_embedded_data_are_found_by_name():
-    assert (sl.embedded("tiny-chat") / "config.json").is_file()
+    assert (sl.demo_file("tiny-chat") / "config.json").is_file()
     with pytest.raises(sl.SteerlensError, match="ships no demo data 'nothing'"):
-        sl.embedded("nothing")
+        sl.demo_file("nothing")

@@ -1,10 +1,12 @@
 import pytest
 from helpers import PROMPTS
 
-from steerlens.forecasts import forecast_extraction
-from steerlens.models import attach_hooks, hook_name
-from steerlens.residual import read_rows, reading_passes
-from steerlens.tokens import TokenRow, tokenize
+from steerlens.activations.batching import reading_passes
+from steerlens.activations.cost import estimate_cost
+from steerlens.activations.reading import read_rows
+from steerlens.models.host import attach_hooks
+from steerlens.models.sites import hook_name
+from steerlens.models.tokenizing import TokenRow, tokenize
 
 
 def tokens_run(model, rows, **options):
@@ -34,7 +36,7 @@ def test_tokens_are_counted_exactly(model, tokens, batch_tokens, beginning):
 
 def test_a_forecast_tells_tokens_time_and_memory(model):
     pairs = (PROMPTS[:3], PROMPTS[3:])
-    forecast = forecast_extraction(model, pairs, layers=[1, 2])
+    forecast = estimate_cost(model, pairs, layers=[1, 2])
     rows = tokenize(model, PROMPTS)
     assert forecast.tokens == sum(one.tokens for one in reading_passes(model, rows))
     assert forecast.seconds > 0
@@ -46,9 +48,9 @@ def test_a_forecast_tells_tokens_time_and_memory(model):
 
 
 def test_more_prompts_cost_more(model):
-    few = forecast_extraction(model, (PROMPTS[:1], PROMPTS[1:2]))
+    few = estimate_cost(model, (PROMPTS[:1], PROMPTS[1:2]))
     ids = [[token, token + 1, 7] for token in range(40, 900)]
-    many = forecast_extraction(model, (ids, [[*row, 9] for row in ids]), batch_tokens=512)
+    many = estimate_cost(model, (ids, [[*row, 9] for row in ids]), batch_tokens=512)
     assert many.tokens > few.tokens
     assert many.passes > few.passes
     assert many.result_bytes > few.result_bytes

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import steerlens as sl
-from steerlens import exchange
-from steerlens.extraction import ProvenanceWarning, check_provenance
-from steerlens.formats import FORMATS, LossyFormatWarning
+from steerlens.activations.provenance import ProvenanceWarning, check_provenance
+from steerlens.activations.reading import read_residual
+from steerlens.vectors import foreign
+from steerlens.vectors.formats import FORMATS, LossyFormatWarning
 
 ENDINGS = sorted(FORMATS)
 WRITTEN = sorted(ending for ending, form in FORMATS.items() if form.write)
@@ -199,7 +200,7 @@ def test_repengs_layers_are_our_block_outputs(oracles, name):
     model = sl.load_model(str(folder / f"tiny-{name}"))
     tokenizer = AutoTokenizer.from_pretrained(folder / f"tiny-{name}")  # the model's adds a BOS
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    read = sl.read_residual(model, ids, tokens="last", progress=False)
+    read = read_residual(model, ids, tokens="last", progress=False)
     expected = np.load(folder / f"repeng_{name}.npz")
     off = [
         np.abs(read[:, layer].numpy() - expected[f"hiddens|bs=1|pad=right|L{layer}"]).max()
@@ -387,7 +388,7 @@ def test_shapes_larger_than_the_file_are_refused(tmp_path):
 
 @pytest.mark.parametrize("ending", [".pt", ".npz"])
 def test_archives_that_swell_are_refused_unread(tmp_path, ending, monkeypatch):
-    monkeypatch.setattr(exchange, "LARGEST_FILE", 10_000)
+    monkeypatch.setattr(foreign, "LARGEST_FILE", 10_000)
     with zipfile.ZipFile(tmp_path / f"v{ending}", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", b"\0" * 20_000)
     with pytest.raises(sl.SteerlensError, match=f"v{ending}.*holds 20,000 bytes.*is it a model"):
@@ -405,7 +406,7 @@ def test_files_that_are_no_vectors(tmp_path, ending, monkeypatch):
     path.write_bytes(b"")
     with pytest.raises(sl.SteerlensError, match=f"v{ending}"):
         sl.SteeringVector.load(path)
-    monkeypatch.setattr(exchange, "LARGEST_FILE", 3)
+    monkeypatch.setattr(foreign, "LARGEST_FILE", 3)
     path.write_bytes(b"1234")
     with pytest.raises(sl.SteerlensError, match=f"v{ending}' holds 4 bytes.*is it a model"):
         sl.SteeringVector.load(path)
@@ -577,7 +578,7 @@ def test_a_model_is_refused_before_its_vocabulary_is_read(tmp_path):
 )
 def test_safetensors_of_wrong_types(tmp_path, name, tensor, why):
     tensors = {"directions": torch.ones(2, 3), "layers": torch.tensor([1, 2])} | {name: tensor}
-    content = exchange.VectorFile(tensors, {"site": "resid_post", "provenance": {}})
+    content = foreign.VectorFile(tensors, {"site": "resid_post", "provenance": {}})
     FORMATS[".safetensors"].write(tmp_path / "v.safetensors", content)
     assert_refused(tmp_path / "v.safetensors", why)
 

@@ -19,10 +19,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.cli_options import prompts_in
-from steerlens.contrast import load_prompts
-from steerlens.search import Similarities
-from steerlens.vector import SteeringVector
+from steerlens.cli.options import prompts_in
+from steerlens.data.prompts import load_prompts
+from steerlens.steering.condition_search import ConditionSearch, Similarities
+from steerlens.steering.rules import parse_rules
+from steerlens.vectors.vector import SteeringVector
 
 SLOW = 1.0
 """Seconds that no input may take; where it matters, hostile ones would take minutes."""
@@ -74,9 +75,9 @@ def valid(vector, tmp_path_factory):
     data.split(0.5, 0.25).save(folder / "data.json")
     files["dataset"] = folder / "data.json", sl.ContrastiveDataset.load
     sides = Similarities(np.array([[0.5, 0.1], [0.75, 0.2]]), np.array([[0.25, 0.3], [0.1, 0.1]]))
-    search = sl.ConditionSearch(vector, (1, 2), sides, sides, combine=2)
+    search = ConditionSearch(vector, (1, 2), sides, sides, combine=2)
     search.save(folder / "search.json")
-    files["search"] = folder / "search.json", lambda path: sl.ConditionSearch.load(path, vector)
+    files["search"] = folder / "search.json", lambda path: ConditionSearch.load(path, vector)
     lists = {"format": "steerlens.prompts/1", "parts": {"train": ["Hi.", "Ho."], "test": ["Hum."]}}
     (folder / "prompts.json").write_text(json.dumps(lists))
     files["prompts"] = folder / "prompts.json", load_prompts
@@ -253,16 +254,16 @@ phrases = st.lists(words, max_size=25).map(" ".join)
 @example("if " + "then " * 190)
 def test_rules(rules):
     try:
-        parsed = sl.parse_rules(rules)
+        parsed = parse_rules(rules)
     except sl.SteerlensError:
         return
-    assert sl.parse_rules([str(rule) for rule in parsed]) == parsed
+    assert parse_rules([str(rule) for rule in parsed]) == parsed
 
 
 @pytest.mark.parametrize("rules", [5, None, [5], ["if a then b", None], [["if a then b"]], b"if"])
 def test_rules_of_wrong_types(rules):
     with pytest.raises(sl.SteerlensError, match="rule"):
-        sl.parse_rules(rules)
+        parse_rules(rules)
 
 
 # Hostile files, refused before they cost anything
@@ -371,11 +372,11 @@ def test_a_search_of_all_combinations_is_not_begun(tmp_path, combine):
     directions = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     vector = sl.SteeringVector(directions, tuple(range(50)))
     sides = Similarities(np.ones((2, 50)), np.zeros((2, 50)))
-    sl.ConditionSearch(vector, vector.layers, sides, sides).save(tmp_path / "s.json")
+    ConditionSearch(vector, vector.layers, sides, sides).save(tmp_path / "s.json")
     content = json.loads((tmp_path / "s.json").read_text()) | {"combine": combine}
     (tmp_path / "s.json").write_text(json.dumps(content))
     assert_refused_cheaply(
-        tmp_path / "s.json", "combinations", lambda path: sl.ConditionSearch.load(path, vector)
+        tmp_path / "s.json", "combinations", lambda path: ConditionSearch.load(path, vector)
     )
 
 

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens import generation, hooks
-from steerlens.generation import Sampling, _Chooser
-from steerlens.tokens import tokenize
+from steerlens.activations.reading import read_residual
+from steerlens.data.prompts import Passage
+from steerlens.models.tokenizing import tokenize
+from steerlens.steering import generation, hooks
+from steerlens.steering.sampling import Sampling, TokenChooser
 
 SAMPLED = {"temperature": 1.5, "top_p": 0.95, "seed": 3}
 PLANS = {
@@ -175,7 +177,7 @@ def test_only_rows_that_a_condition_fires_on_are_steered(model, vector, conditio
 def test_gates_report_what_a_read_measures(model, vector, condition):
     both = replace(condition, layers=[0, 1])
     (gate,) = replied(model, steering=sl.Steering(vector, layers=[2], when=both)).gates
-    read = sl.read_residual(model, PROMPTS, [0, 1], tokens="all", progress=False)
+    read = read_residual(model, PROMPTS, [0, 1], tokens="all", progress=False)
     expected = torch.stack([both.measure(read[:, n], n) for n in (0, 1)], dim=1)
     torch.testing.assert_close(gate.similarity, expected, atol=1e-3, rtol=1e-4)
     assert torch.equal(gate.open, both.fires(gate.similarity))
@@ -211,13 +213,13 @@ def test_every_kind_of_prompt_gets_the_same_reply(model):
     text = PROMPTS[1]
     ids = tokenize(model, [text])[0].ids
     chat = [{"role": "user", "content": text}]
-    kinds = [text, chat, sl.Passage(text), ids, list(ids), torch.tensor(ids)]
+    kinds = [text, chat, Passage(text), ids, list(ids), torch.tensor(ids)]
     assert len(set(replied(model, kinds).tokens)) == 1
 
 
 def test_a_suffix_begins_the_reply(model):
-    opened = replied(model, [sl.Passage("Hi.", "Sure, I")], max_new_tokens=3)
-    (row,) = tokenize(model, [sl.Passage("Hi.", "Sure, I")])
+    opened = replied(model, [Passage("Hi.", "Sure, I")], max_new_tokens=3)
+    (row,) = tokenize(model, [Passage("Hi.", "Sure, I")])
     assert opened.tokens == replied(model, [row.ids], max_new_tokens=3).tokens
 
 
@@ -299,7 +301,7 @@ def test_sampling_from_one_token_is_greedy(model, options):
 
 def drawn(sampling, logits, n=4000):
     """Shares of the tokens that `n` rows of the same logits draw."""
-    choose = _Chooser(sampling, range(n))
+    choose = TokenChooser(sampling, range(n))
     text, mask = torch.zeros(n, 1, dtype=torch.long), torch.zeros(n, 1, dtype=torch.bool)
     chosen = choose(logits.expand(n, -1), text, mask, 0, torch.arange(n))
     return torch.bincount(chosen, minlength=len(logits)) / n
@@ -326,7 +328,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(options, expected):
 
 def test_the_penalty_does_not_see_padding(model):
     """The pad token is in the batch's tensor, but in no row's text."""
-    choose = _Chooser(Sampling(repetition_penalty=5), [0, 1])
+    choose = TokenChooser(Sampling(repetition_penalty=5), [0, 1])
     text = torch.tensor([[0, 1], [1, 1]])
     mask = torch.tensor([[False, True], [True, True]])
     logits = torch.tensor([[1.0, 4.0], [1.0, 4.0]])
@@ -425,7 +427,7 @@ def test_a_run_that_fails_leaves_no_hook(model, vector, monkeypatch):
                 raise KeyboardInterrupt
             return logits.argmax(dim=1)
 
-    monkeypatch.setattr(generation, "_Chooser", Interrupted)
+    monkeypatch.setattr(generation, "TokenChooser", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         replied(model, steering=sl.Steering(vector))
     assert_no_hooks_left(model)

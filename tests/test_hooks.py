@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens import hooks
-from steerlens.hooks import steering_hook
+from steerlens.steering import hooks
+from steerlens.steering.hooks import steering_hook
 
 EDITS = [hooks.add_direction, hooks.ablate_direction, hooks.ablate_then_add]
 every_edit = pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)

@@ -11,12 +11,16 @@ from conftest import SHARED
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition, stream
 
 import steerlens as sl
-from steerlens import loading
-from steerlens.conditions import cosine
-from steerlens.directions import mean_difference
-from steerlens.models import SITES, fingerprint, hook_name, is_hooked, processing, site_width
-from steerlens.residual import read_rows
-from steerlens.tokens import TokenRow, tokenize
+from steerlens.activations.provenance import ProvenanceWarning, check_provenance
+from steerlens.activations.reading import read_residual, read_rows
+from steerlens.evaluation.side_effects import measure_side_effects
+from steerlens.models import loading
+from steerlens.models.fingerprint import fingerprint, processing
+from steerlens.models.host import is_hooked
+from steerlens.models.sites import SITES, hook_name, site_width
+from steerlens.models.tokenizing import TokenRow, tokenize
+from steerlens.steering.similarities import cosine
+from steerlens.vectors.estimators import mean_difference
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 ON_BRIDGES = [name for name, (_, _, host) in ARCHITECTURES.items() if host == "bridge"]
@@ -27,7 +31,7 @@ tl3_only = pytest.mark.skipif(loading.converters is None, reason="needs a Hooked
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """Makes directories of random models."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
     return cache(lambda name: save_random(name, tmp_path_factory.mktemp("any") / name, tokenizer))
 
 
@@ -156,7 +160,7 @@ def test_a_bridge_does_not_write_resid_mid(load):
         sl.generate(model, PROMPTS, steering, progress=False)
     with pytest.raises(sl.SteerlensError, match="resid_mid is written by a HookedTransformer only"):
         steering.hooks()
-    read = sl.read_residual(model, PROMPTS, [1], site="resid_mid", progress=False)
+    read = read_residual(model, PROMPTS, [1], site="resid_mid", progress=False)
     assert read.shape == (len(PROMPTS), 1, model.cfg.d_model)
 
 
@@ -197,7 +201,7 @@ def test_hosts_agree_on_what_is_extracted(load, name):
         torch.testing.assert_close(mine.directions, theirs.directions, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(mine.norms, theirs.norms, atol=1e-4, rtol=1e-4)
         assert mine.provenance == theirs.provenance
-    sl.check_provenance(other, mine)  # without a warning
+    check_provenance(other, mine)  # without a warning
 
 
 @tl3_only
@@ -252,11 +256,11 @@ def test_vectors_of_a_layer_norm_model_cross_to_its_centred_stream(load, centred
     assert (mine.directions - theirs.directions).abs().max() > 2e-3
     crossed = mine.centred()
     torch.testing.assert_close(crossed.directions, theirs.directions, atol=1e-4, rtol=1e-3)
-    with pytest.warns(sl.ProvenanceWarning, match=r"its stream is centred: use vector.centred\(\)"):
-        sl.check_provenance(centred_model, mine)
-    sl.check_provenance(centred_model, crossed)  # without a warning
-    with pytest.warns(sl.ProvenanceWarning, match="extract it again"):
-        sl.check_provenance(plain, theirs)
+    with pytest.warns(ProvenanceWarning, match=r"its stream is centred: use vector.centred\(\)"):
+        check_provenance(centred_model, mine)
+    check_provenance(centred_model, crossed)  # without a warning
+    with pytest.warns(ProvenanceWarning, match="extract it again"):
+        check_provenance(plain, theirs)
     with pytest.raises(sl.SteerlensError, match="relative"):
         sl.Steering(crossed, relative=True)
 
@@ -296,7 +300,7 @@ def test_quantisation_names_what_it_lacks(folder):
 
 
 def test_models_that_see_what_follows_are_refused(tmp_path):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -309,7 +313,7 @@ def test_models_that_see_what_follows_are_refused(tmp_path):
 
 
 def test_recurrent_models_are_refused(tmp_path):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
     config = transformers.MambaConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4
     )
@@ -325,9 +329,9 @@ def test_recurrent_models_are_refused(tmp_path):
 def test_tiny_chat_is_steered_on_a_bridge(tiny_chat):
     model = sl.load_model(host="bridge")
     assert not is_hooked(model)
-    data = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
+    data = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     vector = sl.extract(model, data, tokens="suffix", progress=False)
-    sl.check_provenance(tiny_chat, vector)
+    check_provenance(tiny_chat, vector)
     steering = sl.Steering(vector, layers=[3, 4], strength=0.6, relative=True)
     prompts = ["How do I bake bread?", "Name three colours."]
     mine, theirs = (
@@ -337,12 +341,10 @@ def test_tiny_chat_is_steered_on_a_bridge(tiny_chat):
     assert mine.tokens == theirs.tokens
     assert mine.tokens != sl.generate(model, prompts, max_new_tokens=12, progress=False).tokens
     texts = ["The bread is in the oven.", "A fox ran."]
-    bits, its_bits = (
-        sl.model_judges.bits_per_character(host)(texts) for host in (model, tiny_chat)
-    )
+    bits, its_bits = (sl.judges.bits_per_character(host)(texts) for host in (model, tiny_chat))
     assert bits == pytest.approx(its_bits, rel=1e-4)
     effects, its_effects = (
-        sl.measure_side_effects(
+        measure_side_effects(
             host, steering, texts=texts, harmless=prompts, max_new_tokens=4, progress=False
         )["value"]
         for host in (model, tiny_chat)

@@ -10,7 +10,8 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import steerlens as sl
 from steerlens import judges
-from steerlens.judges import degenerate, refusal_reasons, refused
+from steerlens.judges.fluency import degenerate
+from steerlens.judges.refusals import refusal_reasons, refused
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",

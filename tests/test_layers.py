@@ -1,6 +1,7 @@
-"""Each module imports only from modules that stand above it in this list."""
+"""The architecture: a folder imports only from what stands above it in this list."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -8,46 +9,91 @@ import pytest
 import steerlens
 
 ORDER = [
-    "errors", "files", "contrast", "eigenvectors", "directions", "moments", "exchange", "formats",
-    "vector", "positions", "predicates", "models", "engines", "layout", "loading", "lean",
-    "weights", "tokens", "prefixes", "residual", "extraction", "forecasts", "hooks", "conditions",
-    "steering", "marking", "rules", "biases", "checkpoints", "serving", "decoding", "generation",
-    "intervals", "search", "judges", "model_judges", "endpoints", "choices", "effects",
-    "side_effects", "controls", "verdicts", "evaluation", "calibration", "ledger", "sweeps",
-    "sentiment", "cast_table", "explaining", "themes", "tables", "condition_figures",
-    "vector_figures", "effect_figures", "dashboards", "studies", "pages", "report", "paper",
-    "demo", "distributed", "shelf", "readings", "trials", "turns", "door", "page", "playground",
-    "cli_options", "cli_steer", "cli_measure", "cli_show", "cli",
+    "errors", "files", "intervals", "numerics", "layer_text",  # what everybody may use
+    "data",         # contrasting prompts: what goes in
+    "vectors",      # directions as values: estimators, files
+    "models",       # the loaded host: everything that knows TransformerLens
+    "activations",  # reading the stream, extraction
+    "judges",       # texts → scores
+    "steering",     # edits, conditions, plans, rules, generation
+    "export",       # the same edits folded into weights and checkpoints
+    "interpret",    # what a vector means
+    "evaluation",   # effects, controls, side effects, calibration, sweeps
+    "dashboards",   # results → figures
+    "studies",      # experiments that write a directory
+    "playground",   # the local page
+    "cli",          # arguments → calls
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE or path.stem != "__init__"
+)
 
 
 def imported_by(source):
-    """Names of the steerlens modules that a source imports, functions' own imports included."""
+    """Paths below steerlens of all that a source imports, functions' own imports included."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (name.name.split(".")[1] for name in node.names if "steerlens." in name.name)
+            names = [name.name for name in node.names]
+            yield from (name.partition(".")[2] for name in names if name.startswith("steerlens."))
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield "a relative import"
         elif isinstance(node, ast.ImportFrom) and node.module == "steerlens":
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("steerlens."):
-            yield node.module.split(".")[1]
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            yield "a relative import"
+            path = node.module.partition(".")[2]
+            inner = [f"{path}.{name.name}" for name in node.names]
+            yield from (name if name in MODULES else path for name in inner)
+
+
+def source_of(module):
+    path = PACKAGE / module.replace(".", "/")
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
+def test_folders_hold_modules_and_no_folders():
+    assert {module.split(".")[0] for module in MODULES} == set(ORDER)
+    assert max(module.count(".") for module in MODULES) == 1
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_module_imports_upward(module):
-    assert module in ORDER, f"give the new module {module!r} a place in ORDER"
-    above = ORDER[: ORDER.index(module)]
-    # the package itself, as in `import steerlens as sl`, is no module of the list
-    wrong = [name for name in imported_by((PACKAGE / f"{module}.py").read_text())
-             if name not in above]  # fmt: skip
-    assert not wrong
+    floor, _, own = module.partition(".")
+    above = ORDER[: ORDER.index(floor)]
+    for name in imported_by(source_of(module)):
+        folder, _, inner = name.partition(".")
+        same = folder == floor and inner  # its neighbours, but not through the folder's face
+        assert folder in above or same, f"{module} imports {name}"
+
+
+def test_no_modules_import_each_other():
+    graph = {
+        module: [name for name in imported_by(source_of(module)) if name != module]
+        for module in MODULES
+    }
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_no_folder_shows_a_name_that_one_of_its_modules_has():
+    """Otherwise what `from steerlens.folder import name` gives depends on what ran before."""
+    for folder in {module.partition(".")[0] for module in MODULES if "." in module}:
+        modules = {
+            module.partition(".")[2] for module in MODULES if module.startswith(f"{folder}.")
+        }
+        shown = {
+            alias.name
+            for node in ast.walk(ast.parse(source_of(folder)))
+            if isinstance(node, ast.ImportFrom) and node.module != f"steerlens.{folder}"
+            for alias in node.names
+        }
+        assert not shown & modules, folder
 
 
 def test_every_form_of_import_is_seen():
-    source = "import steerlens.rules\nfrom steerlens import hooks\nfrom steerlens.vector import V\n"
-    assert list(imported_by(source)) == ["rules", "hooks", "vector"]
-    assert list(imported_by("def f():\n    from steerlens.demo import run\n")) == ["demo"]
+    source = "import steerlens.errors\nfrom steerlens.steering import hooks\n"
+    assert list(imported_by(source)) == ["errors", "steering.hooks"]
+    assert list(imported_by("from steerlens.vectors.vector import V\n")) == ["vectors.vector"]
+    assert list(imported_by("def f():\n    from steerlens.cli import app\n")) == ["cli"]
     assert list(imported_by("from . import errors")) == ["a relative import"]

@@ -8,7 +8,7 @@ from test_lean import HOSTS
 from torch.profiler import ProfilerActivity, profile
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-import steerlens as sl
+from steerlens.models.weight_layout import fast_layout, stock_layout
 
 TOKENS = torch.arange(18).reshape(2, 9)
 
@@ -46,24 +46,24 @@ def strides(model):
 
 def test_logits_stay_to_the_bit_and_memory_as_it_was(host):
     before, size, weights = logits(host), memory(host), copy.deepcopy(host.state_dict())
-    assert sl.fast_layout(host) is host
+    assert fast_layout(host) is host
     assert torch.equal(logits(host), before)
     assert memory(host) == size
     assert all(torch.equal(weight, weights[name]) for name, weight in host.state_dict().items())
     once = strides(host)
-    sl.fast_layout(host)
+    fast_layout(host)
     assert strides(host) == once
 
 
 def test_it_is_undone(host):
     made = strides(host)
-    assert strides(sl.fast_layout(host)) != made
-    assert strides(sl.stock_layout(host)) == made
+    assert strides(fast_layout(host)) != made
+    assert strides(stock_layout(host)) == made
 
 
 def test_moving_and_saving_keep_it(host, tmp_path):
     before = logits(host)
-    laid = strides(sl.fast_layout(host))
+    laid = strides(fast_layout(host))
     host.to(torch.float64).to(torch.float32)
     assert strides(host) == laid
     other = copy.deepcopy(host)
@@ -76,7 +76,7 @@ def test_moving_and_saving_keep_it(host, tmp_path):
     other.load_state_dict(saved)
     assert strides(other) == laid
     assert torch.equal(logits(other), before)
-    stock = sl.stock_layout(copy.deepcopy(host))
+    stock = stock_layout(copy.deepcopy(host))
     stock.load_state_dict(host.state_dict())
     assert torch.equal(logits(stock), before)
 
@@ -96,9 +96,9 @@ def copied(model):
 
 def test_a_loaded_model_copies_no_weight(model):
     assert copied(model) == 0
-    assert copied(sl.stock_layout(copy.deepcopy(model))) > 0
+    assert copied(stock_layout(copy.deepcopy(model))) > 0
 
 
 def test_another_kind_of_model_is_left_alone():
     linear = torch.nn.Linear(2, 2)
-    assert sl.fast_layout(linear) is linear
+    assert fast_layout(linear) is linear

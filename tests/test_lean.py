@@ -5,8 +5,8 @@ import torch
 from helpers import assert_no_hooks_left
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from steerlens.lean import lean, lean_cache, select_rows
-from steerlens.models import new_cache, next_logits
+from steerlens.models.fast_forward import fast_forward, preallocated_cache, select_rows
+from steerlens.models.host import new_cache, next_logits
 
 HOSTS = {
     "llama": {
@@ -80,8 +80,8 @@ def test_decoding_is_the_hosts_to_the_bit(host, rows, padded):
     tokens, mask, more = text(rows, padded)
     decoded(host, new_cache(host, rows), tokens, mask, more)  # ALiBi's table grows on first use
     stock = decoded(host, new_cache(host, rows), tokens, mask, more)
-    with lean(host):
-        ours = decoded(host, lean_cache(host, rows, 7 + NEW), tokens, mask, more)
+    with fast_forward(host):
+        ours = decoded(host, preallocated_cache(host, rows, 7 + NEW), tokens, mask, more)
     assert torch.equal(ours, stock)
     assert torch.equal(decoded(host, new_cache(host, rows), tokens, mask, more), stock)
 
@@ -90,7 +90,7 @@ def test_decoding_is_the_hosts_to_the_bit(host, rows, padded):
 def test_a_pass_without_cache_is_the_hosts_to_the_bit(host):
     tokens = text(3, padded=False)[0]
     stock = host(tokens)
-    with lean(host):
+    with fast_forward(host):
         assert torch.equal(host(tokens), stock)
 
 
@@ -100,8 +100,8 @@ def test_rows_leave_and_are_given_out_repeatedly(host):
         pytest.skip("the host itself decodes otherwise than it reads a whole text")
     tokens, mask, more = text(6, padded=True)
     rows = torch.tensor([4, 0, 4, 3])
-    with lean(host):
-        cache = lean_cache(host, 6, 7 + NEW)
+    with fast_forward(host):
+        cache = preallocated_cache(host, 6, 7 + NEW)
         decoded(host, cache, tokens, mask, more[:, :2])
         select_rows(cache, rows)
         last = more[rows, 2:3]
@@ -129,8 +129,8 @@ def test_hooks_see_what_they_see_in_the_host(host):
         return calls
 
     stock = seen(new_cache(host, 4))
-    with lean(host):
-        ours = seen(lean_cache(host, 4, 7 + NEW))
+    with fast_forward(host):
+        ours = seen(preallocated_cache(host, 4, 7 + NEW))
     assert [name for name, _ in ours] == [name for name, _ in stock]
     for (name, mine), (_, its) in zip(ours, stock, strict=True):
         assert torch.equal(mine, its), name
@@ -142,9 +142,9 @@ def test_nothing_is_left_on_the_model_not_even_after_an_error(host):
     mine = host.blocks[0].attn.apply_causal_mask
     host.blocks[0].attn.apply_causal_mask = mine  # as another library may have done
     try:
-        with lean(host):
+        with fast_forward(host):
             assert host.blocks[0].attn.apply_causal_mask is not mine
-        with pytest.raises(RuntimeError, match="5"), lean(host):
+        with pytest.raises(RuntimeError, match="5"), fast_forward(host):
             host.blocks[0](torch.zeros(1, 3, 5))
         assert host.blocks[0].attn.apply_causal_mask is mine
     finally:
@@ -156,7 +156,7 @@ def test_norms_keep_nothing_alive(host):
     import gc
     import weakref
 
-    with lean(host), torch.no_grad():
+    with fast_forward(host), torch.no_grad():
         resid = torch.randn(1, 3, 16)
         kept = weakref.ref(resid)
         host.blocks[0](resid)

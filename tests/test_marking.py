@@ -8,9 +8,10 @@ from helpers import PROMPTS, random_vector
 from rich.console import Console
 
 import steerlens as sl
-from steerlens.marking import MarkedText
-from steerlens.positions import answer_letter
-from steerlens.tokens import tokenize
+from steerlens.activations.selection import answer_letter
+from steerlens.data.prompts import Passage
+from steerlens.interpret.token_marks import MarkedText, mark_read, mark_steered
+from steerlens.models.tokenizing import tokenize
 
 QUESTION = "Is <b>this</b> & that 'fine'?"
 CHOICE = "Which?\n(A) one\n(B) two\nAnswer: (B"
@@ -45,7 +46,7 @@ def shown_marked(text):
     ],
 )
 def test_the_tokens_that_are_read(model, tokens, chosen):
-    text = sl.mark_read(model, PROMPTS[0], tokens)
+    text = mark_read(model, PROMPTS[0], tokens)
     n_tokens = len(tokenize(model, PROMPTS[:1])[0].ids)
     every = range(n_tokens)
     assert places(text) == [every[place] for place in (every if tokens == "all" else chosen)]
@@ -70,30 +71,30 @@ def test_the_tokens_that_are_steered(model, vector, positions, chosen, skip_bos)
     steering = sl.Steering(vector, positions=positions, skip_bos=skip_bos)
     every = range(len(tokenize(model, PROMPTS[:1])[0].ids))
     expected = every[chosen] if isinstance(chosen, slice) else {every[place] for place in chosen}
-    text = sl.mark_steered(model, PROMPTS[0], steering)
+    text = mark_steered(model, PROMPTS[0], steering)
     assert places(text) == sorted(place for place in expected if place or not skip_bos)
 
 
 def test_a_suffix_and_an_answer_letter_are_marked(model):
-    assert shown_marked(sl.mark_read(model, sl.Passage("Hi.", "No, I"), "suffix")) == ["No, I"]
-    assert shown_marked(sl.mark_read(model, CHOICE, answer_letter, chat=False)) == ["B"]
+    assert shown_marked(mark_read(model, Passage("Hi.", "No, I"), "suffix")) == ["No, I"]
+    assert shown_marked(mark_read(model, CHOICE, answer_letter, chat=False)) == ["B"]
 
 
 def test_what_the_user_did_not_write_is_there_too(model):
-    assert str(sl.mark_read(model, "Hi.", 1)) == "<s><|user|>Hi.<|end|>⟦<|assistant|>⟧"
-    assert str(sl.mark_read(model, "Hi.", 1, chat=False)) == "<s>Hi⟦.⟧"
-    assert "<|assistant|>" not in str(sl.mark_read(model, "Hi.", 1, generation_prompt=False))
+    assert str(mark_read(model, "Hi.", 1)) == "<s><|user|>Hi.<|end|>⟦<|assistant|>⟧"
+    assert str(mark_read(model, "Hi.", 1, chat=False)) == "<s>Hi⟦.⟧"
+    assert "<|assistant|>" not in str(mark_read(model, "Hi.", 1, generation_prompt=False))
 
 
 def test_what_cannot_be_read_is_refused(model):
     with pytest.raises(sl.SteerlensError, match="prompt without suffix"):
-        sl.mark_read(model, "Hi.", "suffix")
+        mark_read(model, "Hi.", "suffix")
 
 
 def test_a_mark_for_the_reply_needs_the_template(model, vector):
     steering = sl.Steering(vector, positions="reply")
     with pytest.raises(sl.SteerlensError, match="needs to see the text"):
-        sl.mark_steered(model, "Hi.", steering, chat=False)
+        mark_steered(model, "Hi.", steering, chat=False)
 
 
 # How they are shown
@@ -118,7 +119,7 @@ def test_html_is_escaped():
 
 def test_a_users_own_html_and_markup_stay_text(model):
     for prompt in (QUESTION, "[red]stop[/red] <script>alert(1)</script> ⟦x⟧"):
-        text = sl.mark_read(model, prompt, "all")
+        text = mark_read(model, prompt, "all")
         assert prompt in unescape(re.sub("</?(mark|code).*?>", "", text._repr_html_()))
         assert "<script>" not in text._repr_html_()
         assert prompt in text.__rich__().plain
@@ -137,9 +138,9 @@ def test_the_terminal_shows_marks_reversed():
 
 @pytest.mark.parametrize("prompt", ["Hi é 日本 🙂.", "日", "two\nlines\t"])
 def test_characters_made_of_several_tokens_are_whole(model, prompt):
-    text = sl.mark_read(model, prompt, "last")
+    text = mark_read(model, prompt, "last")
     ids = tokenize(model, [prompt])[0].ids
     assert len(text.tokens) == len(text.marked) == len(ids)
     assert "".join(text.tokens) == model.tokenizer.decode(ids)
-    whole = sl.mark_read(model, prompt, "last", chat=False)
+    whole = mark_read(model, prompt, "last", chat=False)
     assert prompt in "".join(whole.tokens)

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 import steerlens as sl
-from steerlens.model_judges import bits_per_character, classifier
+from steerlens.judges.models import bits_per_character, classifier
+from steerlens.models.fingerprint import fingerprint
 
 TEXTS = ["What a day!", "", "The sea is wide and the ships are small.", " \n", "No."]
 
@@ -23,7 +24,7 @@ TEXTS = ["What a day!", "", "The sea is wide and the ships are small.", " \n", "
 @pytest.fixture(scope="module")
 def make_classifier(tmp_path_factory):
     """Makes folders of random text classifiers with tiny-chat's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
 
     def make(*labels):
         torch.manual_seed(0)
@@ -77,7 +78,7 @@ def test_texts_longer_than_the_classifier_reads_are_cut(moods):
 
 
 def test_texts_are_cut_where_only_the_model_knows_its_length(tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
     tokenizer.model_max_length = int(1e30)  # as sentiment models on the hub have it
     config = RobertaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
@@ -173,5 +174,5 @@ def test_each_text_needs_its_prompt(model):
 
 def test_the_version_says_which_weights_and_units(model):
     version = bits_per_character(model).version
-    assert sl.models.fingerprint(model) in version
+    assert fingerprint(model) in version
     assert "bits" in version

@@ -7,16 +7,11 @@ from helpers import PROMPTS
 from transformer_lens import HookedTransformer
 
 import steerlens as sl
-from steerlens import loading
-from steerlens.models import (
-    SITES,
-    fingerprint,
-    forward_order,
-    hook_name,
-    next_logits,
-    resolve_layers,
-)
-from steerlens.tokens import left_padded, tokenize
+from steerlens.models import loading
+from steerlens.models.fingerprint import fingerprint
+from steerlens.models.host import next_logits
+from steerlens.models.sites import SITES, forward_order, hook_name, resolve_layers
+from steerlens.models.tokenizing import left_padded, tokenize
 
 
 @pytest.fixture(scope="module")

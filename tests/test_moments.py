@@ -9,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.directions import (
+from steerlens.activations import extraction, reading
+from steerlens.activations.extraction import extract
+from steerlens.models import tokenizing
+from steerlens.models.engine import LOCAL
+from steerlens.vectors.estimators import (
     explained_variance,
     linear_discriminant,
     mean_difference,
@@ -19,9 +23,7 @@ from steerlens.directions import (
     pca_pairwise,
     pca_uncentred,
 )
-from steerlens.engines import HERE
-from steerlens.extraction import extract
-from steerlens.moments import ContrastMoments, Moments, estimate
+from steerlens.vectors.streaming import ContrastMoments, Moments, estimate
 
 STREAMED = (mean_difference, pca_pairwise, pca_uncentred, pca_center, pca_difference)
 
@@ -87,17 +89,16 @@ def test_extraction_in_parts_is_extraction_at_once(model, estimator, tokens):
 
 def test_pairs_vote_in_a_second_reading_where_moments_leave_doubt(model, monkeypatch):
     sides = torch.tensor([-1.0] * 8 + [30.0] * 2).reshape(10, 1, 1).repeat(1, 4, 32)
-    from steerlens import extraction
 
     def read(model, rows, tokens):
         at = [row.ids[0] for row in rows]
         values = torch.stack([sides[i] if i < 10 else torch.zeros(4, 32) for i in at])
-        return extraction.Reading(values, torch.ones(len(rows), 4))
+        return reading.Reading(values, torch.ones(len(rows), 4))
 
-    rows = [extraction.TokenRow((i,)) for i in range(20)]
+    rows = [tokenizing.TokenRow((i,)) for i in range(20)]
     pairs = extraction._Pairs(rows[:10], rows[10:], "last")
     whole = extraction._from_all_pairs(partial(read, model), pairs, pca_pairwise)
-    each = partial(extraction._each_part, partial(HERE.run, model), pairs, 3, False)
+    each = partial(extraction._each_part, partial(LOCAL.run, model), pairs, 3, False)
     parts = extraction._from_moments(each, read, pca_pairwise)
     torch.testing.assert_close(parts.directions, whole.directions)
     assert (parts.directions < 0).all()  # the sign of eight pairs of ten

@@ -5,16 +5,18 @@ import pytest
 import torch
 
 import steerlens as sl
-from steerlens import directions, hooks
-from steerlens.models import new_cache, next_logits
-from steerlens.residual import read_rows, tokenize
+from steerlens.activations.reading import read_residual, read_rows
+from steerlens.models.host import new_cache, next_logits
+from steerlens.models.tokenizing import tokenize
+from steerlens.steering import hooks
+from steerlens.vectors import estimators
 
 READ_LAYERS = range(5)  # the original's last layer is read after the final norm: a fault
 DATASETS = ("refusal", "refusal2", "harmful", "legal", "crime", "strsuffix", "sysmsg")
 METHODS = {
-    "pca_pairwise": directions.pca_pairwise,
-    "pca_center": directions.pca_center,
-    "pca_diff": directions.pca_difference,
+    "pca_pairwise": estimators.pca_pairwise,
+    "pca_center": estimators.pca_center,
+    "pca_diff": estimators.pca_difference,
 }
 
 
@@ -94,8 +96,8 @@ def test_directions(cast_oracle, readings, name, pooling, method):
     positive, negative = readings(name, pooling)
     ours = METHODS[method](positive, negative)
     along = torch.einsum("pld,ld->pl", positive - negative, ours)
-    rows = directions.CENTRING.get(METHODS[method], directions.pairwise_centred)
-    explained = directions.explained_variance(rows(positive, negative), ours)
+    rows = estimators.CENTRING.get(METHODS[method], estimators.pairwise_centred)
+    explained = estimators.explained_variance(rows(positive, negative), ours)
     compared = 0
     for layer in READ_LAYERS:
         if arrays[f"ev2over1/{key}"][layer] >= 0.95:
@@ -125,7 +127,7 @@ def test_condition_similarities(cast_oracle, cast_model, mode):
         condition = sl.Condition(vector(cast_oracle, f"dir/{name}"), layers=0, above=0)
         for group, theirs in groups.items():
             ids = [prompt["respond_token_ids"] for prompt in data["prompts"][group]]
-            read = sl.read_residual(
+            read = read_residual(
                 cast_model,
                 ids,
                 tokens={"mean": "all"}.get(mode, mode),

@@ -9,9 +9,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import steerlens as sl
-from steerlens import directions
-from steerlens.models import SITES
-from steerlens.residual import right_padded, tokenize
+from steerlens.activations.reading import read_residual
+from steerlens.models.sites import SITES
+from steerlens.models.tokenizing import right_padded, tokenize
+from steerlens.vectors import estimators
 
 LAYERS = range(4)
 PEER_SITES = {
@@ -22,12 +23,12 @@ PEER_SITES = {
     "post_attention_layernorm": "ln2_out",
 }
 ESTIMATORS = {
-    "mean": directions.mean_difference,
-    "pca": directions.pca_uncentred,
-    "logistic": directions.logistic_probe,
-    "logistic_C10": directions.probe(LogisticRegression(C=10, fit_intercept=False, max_iter=1000)),
+    "mean": estimators.mean_difference,
+    "pca": estimators.pca_uncentred,
+    "logistic": estimators.logistic_probe,
+    "logistic_C10": estimators.probe(LogisticRegression(C=10, fit_intercept=False, max_iter=1000)),
 }
-REPENG = {"pca_diff": directions.pca_difference, "pca_center": directions.pca_pairwise}
+REPENG = {"pca_diff": estimators.pca_difference, "pca_center": estimators.pca_pairwise}
 READING = 2e-5
 """Float32 through four blocks of another implementation; activations have lengths up to 50."""
 LINE = 2e-5
@@ -84,7 +85,7 @@ def selection(peer, index):
 def read(peer, index, site="resid_post"):
     """Activations of both sides at one token of each prompt, [pair layer d_model] each."""
     positive, negative = sides(peer)
-    pooled = sl.read_residual(
+    pooled = read_residual(
         peer.model, [*positive, *negative], tokens=selection(peer, index), site=site, progress=False
     )
     return pooled.chunk(2)
@@ -142,7 +143,7 @@ def test_activations_of_every_token(peer, layer_type):
     prompts = [(i, j, ids) for i, pair in enumerate(peer.pairs) for j, ids in enumerate(pair)]
     for place in range(max(len(ids) for _, _, ids in prompts)):
         long_enough = [prompt for prompt in prompts if len(prompt[2]) > place]
-        ours = sl.read_residual(
+        ours = read_residual(
             peer.model,
             [ids for _, _, ids in long_enough],
             tokens=slice(place, place + 1),
@@ -188,7 +189,7 @@ def assert_trained_alike(peer, aggregator, ours, key, index=-1):
 
 
 def test_an_index_for_each_side(peer):
-    ours = extract(peer, directions.mean_difference, [[1, 2]] * len(peer.pairs))
+    ours = extract(peer, estimators.mean_difference, [[1, 2]] * len(peer.pairs))
     theirs = recorded(
         peer.sv_train, "mean|idx=per_sample(pos=1,neg=2)|bs=8|pad=right|decoder_block"
     )
@@ -196,7 +197,7 @@ def test_an_index_for_each_side(peer):
 
 
 def test_negative_layers(peer):
-    ours = extract(peer, directions.mean_difference, layers=[-1, -3])
+    ours = extract(peer, estimators.mean_difference, layers=[-1, -3])
     key = "mean|idx=-1|bs=8|pad=right|decoder_block|layers=-1,-3"
     theirs = recorded(peer.sv_train, key, layers=ours.layers)
     assert ours.layers == (1, 3)
@@ -225,7 +226,7 @@ def test_the_two_rules_for_signs_really_differ(peer):
     """Why `pca_uncentred` exists: on some layers most pairs oppose the mean difference."""
     by_mean, by_pairs = (
         extract(peer, estimator, index=peer.callable_index)
-        for estimator in (directions.pca_uncentred, directions.pca_pairwise)
+        for estimator in (estimators.pca_uncentred, estimators.pca_pairwise)
     )
     cosine = by_mean.cosine(by_pairs)
     torch.testing.assert_close(cosine.abs(), torch.ones(4))
@@ -242,7 +243,7 @@ def test_where_the_prompts_begin_alike_there_is_no_direction(peer):
     noise = np.linalg.norm(recorded(peer.sv_train, f"pca|{key}"), axis=1)
     np.testing.assert_allclose(noise, 1 if peer.name == "llama" else 0, atol=1e-6)
     with pytest.raises(sl.SteerlensError, match="identical in layer row"):
-        extract(peer, directions.pca_uncentred, index=0)
+        extract(peer, estimators.pca_uncentred, index=0)
 
 
 @pytest.mark.parametrize("index", [-1, -2, 3, "callable"])
@@ -259,7 +260,7 @@ def test_left_padding_changes_what_gpt2_says(peer, index):
     assert np.abs(left - right).max() > 0.3
     places = peer.callable_index if index == "callable" else index
     alone, together = (
-        extract(peer, directions.mean_difference, places, batch_tokens=batch_tokens)
+        extract(peer, estimators.mean_difference, places, batch_tokens=batch_tokens)
         for batch_tokens in (1, 10_000)
     )
     for ours in (alone, together):
@@ -336,7 +337,7 @@ def test_repeng_directions_of_its_own_activations(peer, method, batch_size, padd
 
 
 def assert_repeng_lines(method, ours, theirs, positive, negative):
-    rows = directions.CENTRING.get(REPENG[method], directions.pairwise_centred)(positive, negative)
+    rows = estimators.CENTRING.get(REPENG[method], estimators.pairwise_centred)(positive, negative)
     assert_signed_by_most_pairs(assert_same_lines(ours, theirs, rows), ours, positive, negative)
 
 
@@ -408,7 +409,7 @@ def test_repe_pca(peer, token):
         (LAYERS, repe_activations(peer, token)),
     ):
         positive, negative = positive[:, layers], negative[:, layers]
-        ours = directions.repe_pca(positive, negative, signs=signs)
+        ours = estimators.repe_pca(positive, negative, signs=signs)
         theirs = repe(peer, "pca", token, "directions", layers)[:, 0]
         theirs = theirs * repe(peer, "pca", token, "signs", layers)[:, :1]
         rows = signs[:, None, None] * (positive - negative)
@@ -419,7 +420,7 @@ def test_repe_pca(peer, token):
 @REPE_TOKENS
 def test_repe_cluster_mean(peer, token):
     theirs = repe(peer, "cluster_mean", token, "directions")[:, 0]
-    ours = directions.cluster_mean(*read(peer, token))
+    ours = estimators.cluster_mean(*read(peer, token))
     np.testing.assert_allclose(ours[:3], theirs[:3], atol=READING)
-    ours = directions.cluster_mean(*repe_activations(peer, token))
+    ours = estimators.cluster_mean(*repe_activations(peer, token))
     np.testing.assert_allclose(ours, theirs, atol=READING)

@@ -10,9 +10,10 @@ import torch
 from helpers import random_vector
 
 import steerlens as sl
-from steerlens import hooks
-from steerlens.models import hook_name, new_cache, next_logits
-from steerlens.tokens import left_padded, pad_token
+from steerlens.models.host import Model, new_cache, next_logits
+from steerlens.models.sites import hook_name
+from steerlens.models.tokenizing import left_padded, pad_token
+from steerlens.steering import hooks
 
 TOLERANCE = 1e-4
 """Float32 on two hosts that sum in another order: 1e-5 was seen, in numbers of up to 13."""
@@ -45,7 +46,7 @@ N_NEW = 12
 class Peer(NamedTuple):
     """A tiny model, and what the original computed with it."""
 
-    model: sl.models.Model
+    model: Model
     applied: dict[str, np.ndarray]
     trained: dict[str, np.ndarray]
     generated: dict[str, list]

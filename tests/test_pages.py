@@ -7,7 +7,7 @@ import time
 import pytest
 from studies_made import make_study
 
-from steerlens.report import report
+from steerlens.studies.reports import report
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,17 @@ from studies_made import made_search, make_study
 from typer.testing import CliRunner
 
 import steerlens as sl
-from steerlens import paper
-from steerlens.cli import app
+from steerlens.cli.options import app
 from steerlens.dashboards import rates, similarities_by_layer, threshold_sweep, vector_cosines
-from steerlens.paper import LatexTable, NoBrowserWarning, Plate, drawn_data, for_paper, latex
+from steerlens.studies import paper
+from steerlens.studies.paper import (
+    LatexTable,
+    NoBrowserWarning,
+    Plate,
+    drawn_data,
+    for_paper,
+    latex,
+)
 
 FIGURES = Path(__file__).parents[1] / "figures"
 

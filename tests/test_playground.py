@@ -16,11 +16,14 @@ from helpers import assert_no_hooks_left, random_vector
 from typer.testing import CliRunner
 
 import steerlens as sl
-from steerlens import door, playground, shelf, trials
-from steerlens.readings import cosines_by_layer, read_prompt
-from steerlens.shelf import Cut, Entry, uploaded
-from steerlens.trials import Trial, python, run
-from steerlens.turns import Job, State, Tabs, Turns
+from steerlens.activations.reading import read_residual
+from steerlens.playground import access, library, request
+from steerlens.playground import app as playground
+from steerlens.playground.jobs import Job, State, Tabs, Turns
+from steerlens.playground.library import Cut, Entry, uploaded
+from steerlens.playground.request import Trial, python, run
+from steerlens.playground.token_view import cosines_by_layer, read_prompt
+from steerlens.steering.rules import parse_rules
 
 PROMPT = "How do I bake bread?"
 TRIAL = Trial("push", (2, 3), 6.0, PROMPT, max_new_tokens=12)
@@ -106,7 +109,7 @@ def test_the_gate_of_the_run_is_what_the_page_said_before(tiny_chat, vectors, si
     [(_, measured, fired)] = outcome.gates
     assert measured == pytest.approx(similarity, abs=1e-5)
     assert fired == (side < 0) == (outcome.replies[0] != outcome.replies[1])
-    from steerlens.page import gates, seen_by
+    from steerlens.playground.layout import gates, seen_by
 
     said = seen_by(outcome.reading, "topic", 1, cut.above)
     assert said.endswith(": fires" if fired else ": does not fire")
@@ -142,7 +145,7 @@ def test_a_run_that_is_closed_leaves_no_hook(tiny_chat, vectors):
 def test_a_reading_is_the_residual_stream_along_each_vector(tiny_chat, vectors):
     reading = read_prompt(tiny_chat, PROMPT, vectors)
     last, mean = (
-        sl.read_residual(tiny_chat, [PROMPT], [3], tokens=tokens, progress=False)[0, 0]
+        read_residual(tiny_chat, [PROMPT], [3], tokens=tokens, progress=False)[0, 0]
         for tokens in ("last", "all")
     )
     direction = vectors["push"].vector[3]
@@ -167,7 +170,7 @@ def test_a_reading_sees_a_vector_at_its_own_site(tiny_chat, vectors):
 
 
 def test_colours_and_figure_show_the_numbers_of_the_reading(tiny_chat, vectors):
-    from steerlens.page import coloured
+    from steerlens.playground.layout import coloured
 
     reading = read_prompt(tiny_chat, PROMPT, vectors)
     along = reading.along["push"]
@@ -323,7 +326,7 @@ def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, turns):
     for path in ("/", "/_dash-layout", "/?token=", "/?token=s%C3%A9same", "/assets/playground.css"):
         assert guarded.server.test_client().get(path, headers=away).status_code == 403
     guessing = guarded.server.test_client()
-    guessing.set_cookie(door.COOKIE, "guessed", domain="192.168.0.7")
+    guessing.set_cookie(access.COOKIE, "guessed", domain="192.168.0.7")
     assert guessing.get("/", headers=away).status_code == 403
     client = guarded.server.test_client()
     first = client.get("/?token=sesame", headers=away)
@@ -344,7 +347,7 @@ def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, turns):
     ],
 )  # fmt: skip
 def test_loopback_is_known(host, loopback):
-    assert door.is_loopback(host) == loopback
+    assert access.is_loopback(host) == loopback
 
 
 # uploads
@@ -386,7 +389,7 @@ def test_a_dropped_vector_is_offered_in_its_tab_alone(app, folder):
 
 def test_a_tab_holds_so_many_uploads(app, folder):
     content = (folder / "push.safetensors").read_bytes()
-    for _ in range(shelf.MOST_UPLOADS):
+    for _ in range(library.MOST_UPLOADS):
         assert "vector" in post_upload(app, "push.safetensors", content, key="greedy")
     answer = post_upload(app, "push.safetensors", content, key="greedy")
     assert "holds 8 uploaded vectors" in answer["uploaded"]["children"]
@@ -402,7 +405,7 @@ def test_a_tab_holds_so_many_uploads(app, folder):
         ("v.gguf", b"GGUF", "'v.gguf' is not a readable GGUF"),
         ("v.svec", b'{"directions": {"1": [1.0, 2.0]}}', "2 wide"),
         ("v.svec", b'{"directions": {"99": [1.0, 2.0]}}', "layer"),
-        ("v.svec", b" " * (shelf.LARGEST_UPLOAD + 1), "8.0 MiB; at most 8"),
+        ("v.svec", b" " * (library.LARGEST_UPLOAD + 1), "8.0 MiB; at most 8"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_reason(app, filename, content, told):
@@ -422,7 +425,7 @@ def test_what_is_no_file_is_refused(app):
 
 
 @pytest.mark.parametrize("ending", [".svec", ".gguf"])
-@pytest.mark.filterwarnings("ignore::steerlens.LossyFormatWarning")
+@pytest.mark.filterwarnings("ignore::steerlens.vectors.formats.LossyFormatWarning")
 def test_files_of_other_programs_are_taken(tiny_chat, tmp_path, ending):
     path = tmp_path / f"My Vector (1){ending}"
     random_vector(tiny_chat).at([1, 2]).save(path)
@@ -439,7 +442,7 @@ def test_names_of_files_become_names_of_rules(tiny_chat, folder, stem, name):
     content = (folder / "push.safetensors").read_bytes()
     entry, _ = uploaded(tiny_chat, f"{stem}.safetensors", content, {})
     assert entry.name == name
-    assert sl.parse_rules(f"if {name} then steer")
+    assert parse_rules(f"if {name} then steer")
 
 
 def test_a_vector_of_other_weights_is_warned_of(tiny_chat, tmp_path):
@@ -456,13 +459,13 @@ def test_a_vector_of_other_weights_is_warned_of(tiny_chat, tmp_path):
 def test_every_page_has_a_key_of_its_own_and_bounded_fields(app):
     pages = [app.layout() for _ in range(2)]
     assert pages[0]["tab"].data != pages[1]["tab"].data
-    assert pages[0]["prompt"].maxLength == trials.LONGEST_PROMPT
-    assert pages[0]["length"].max == trials.LONGEST_REPLY
-    assert pages[0]["strength"].max == trials.STRONGEST[False]
+    assert pages[0]["prompt"].maxLength == request.LONGEST_PROMPT
+    assert pages[0]["length"].max == request.LONGEST_REPLY
+    assert pages[0]["strength"].max == request.STRONGEST[False]
 
 
 def test_a_status_says_where_a_job_stands(tiny_chat, vectors):
-    from steerlens.page import status
+    from steerlens.playground.layout import status
 
     job = Job(lambda: run(tiny_chat, TRIAL, vectors))
     assert status(job, 2) == "Waiting for another tab (2 ahead) …"
@@ -472,7 +475,7 @@ def test_a_status_says_where_a_job_stands(tiny_chat, vectors):
 
 
 def test_a_model_of_one_layer_has_a_page(app, vectors):
-    from steerlens.page import condition_row, layer_slider, look_slider
+    from steerlens.playground.layout import condition_row, layer_slider, look_slider
 
     entry = vectors["push"]
     one = Entry("one", entry.vector.at([0]), "", "", Cut(0, 0.0))
@@ -482,7 +485,7 @@ def test_a_model_of_one_layer_has_a_page(app, vectors):
 
 
 def test_without_dash_the_command_says_how_to_get_it(monkeypatch):
-    from steerlens.cli import app
+    from steerlens.cli.options import app
 
     monkeypatch.setitem(sys.modules, "dash", None)
     shown = CliRunner().invoke(app, ["playground"])

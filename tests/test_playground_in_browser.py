@@ -10,10 +10,10 @@ import pytest
 from helpers import assert_no_hooks_left, random_vector
 
 import steerlens as sl
-from steerlens import playground
-from steerlens.shelf import LIBRARY, make_entry
-from steerlens.trials import Trial, python, run
-from steerlens.turns import Turns
+from steerlens.playground import app
+from steerlens.playground.jobs import Turns
+from steerlens.playground.library import LIBRARY, make_entry
+from steerlens.playground.request import Trial, python, run
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 BREAD = "How do I bake bread?"
@@ -35,9 +35,7 @@ def library(tiny_chat):
 @pytest.fixture(scope="module")
 def address(tiny_chat, library):
     turns = Turns()
-    server = playground.listen(
-        playground.make_app(tiny_chat, library, turns).server, "127.0.0.1", 0
-    )
+    server = app.listen(app.make_app(tiny_chat, library, turns).server, "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -108,7 +106,7 @@ def slowly(monkeypatch):
             yield outcome
             time.sleep(0.2)
 
-    monkeypatch.setattr(playground, "run", slow_run)
+    monkeypatch.setattr(app, "run", slow_run)
 
 
 def wait_until(page, selector, begins):

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.positions import Clock, can_select, read_positions, require_positions
+from steerlens.activations.selection import read_positions
+from steerlens.steering.positions import Clock, can_select, require_positions
 
 # What is read
 

@@ -3,7 +3,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerlens.predicates import AllOf, AnyOf, Named, Not
+from steerlens.steering.predicates import AllOf, AnyOf, Named, Not
 
 NAMES = ("harmful", "legal", "crime")
 combinations = st.recursive(

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlens import prefixes
-from steerlens.prefixes import WORTH_ROWS, WORTH_SHARE, shared_prefixes
+from steerlens.activations import prefixes
+from steerlens.activations.prefixes import WORTH_ROWS, WORTH_SHARE, shared_prefixes
 
 ROWS = st.lists(st.lists(st.integers(0, 1), max_size=6).map(tuple), min_size=1, max_size=9)
 

@@ -12,10 +12,10 @@ from studies_made import ATTACK, made_search, make_study, sweep_table
 from typer.testing import CliRunner
 
 import steerlens as sl
-from steerlens.cli import app
-from steerlens.pages import Listing, Section, page
-from steerlens.report import report
-from steerlens.studies import read_study
+from steerlens.cli.options import app
+from steerlens.studies.html import Listing, Section, page
+from steerlens.studies.reports import report
+from steerlens.studies.study import read_study
 
 MOST_BYTES = 8 * 2**20
 

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from test_predicates import built, combinations
 
 import steerlens as sl
-from steerlens.predicates import Named
-from steerlens.rules import Rule
+from steerlens.steering.predicates import Named
+from steerlens.steering.rules import Rule, parse_rules
 
 VECTOR = sl.SteeringVector(torch.eye(4), (0, 1, 2, 3))
 HARMFUL, LEGAL = (sl.Condition(VECTOR, 0, above=0.5, name=name) for name in ("harmful", "legal"))
@@ -21,19 +21,19 @@ def applied(rules, **steerings):
 @settings(max_examples=100, deadline=None)
 def test_parsing_what_was_printed_gives_the_same_rule(combination):
     rule = Rule(built(combination), "refuse")
-    (parsed,) = sl.parse_rules(str(rule))
+    (parsed,) = parse_rules(str(rule))
     assert parsed == rule
 
 
 def test_rules_come_one_a_line_or_one_an_item():
     text = "if harmful then refuse\n\n  if not legal then cheer\n"
-    rules = sl.parse_rules(text)
+    rules = parse_rules(text)
     assert [str(rule) for rule in rules] == ["if harmful then refuse", "if not legal then cheer"]
-    assert sl.parse_rules(text.splitlines()) == rules
+    assert parse_rules(text.splitlines()) == rules
 
 
 def test_and_binds_tighter_than_or_and_not_tightest():
-    (rule,) = sl.parse_rules("if a or b and not c then d")
+    (rule,) = parse_rules("if a or b and not c then d")
     assert rule.when == Named("a") | (Named("b") & ~Named("c"))
 
 
@@ -97,4 +97,4 @@ def test_unknown_names_are_refused(rule, told):
 )
 def test_what_is_no_rule_is_refused(rule, told):
     with pytest.raises(sl.SteerlensError, match=f"(?s){told}"):
-        sl.parse_rules(rule)
+        parse_rules(rule)

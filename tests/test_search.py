@@ -11,8 +11,14 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import f1_score
 
 import steerlens as sl
-from steerlens.conditions import cosine
-from steerlens.search import ConditionSearch, Similarities, find_thresholds, search_conditions
+from steerlens.activations.reading import read_residual
+from steerlens.steering.condition_search import (
+    ConditionSearch,
+    Similarities,
+    find_thresholds,
+    search_conditions,
+)
+from steerlens.steering.similarities import cosine
 
 values = st.integers(-4, 4).map(lambda n: n / 8)  # many ties
 
@@ -102,7 +108,7 @@ def test_the_gate_sees_what_the_search_saw(model):
     )
     condition = search.best
     prompts = positive + negative
-    pooled = sl.read_residual(model, prompts, condition.layers, tokens="all", progress=False)
+    pooled = read_residual(model, prompts, condition.layers, tokens="all", progress=False)
     measured = torch.stack(
         [condition.measure(pooled[:, i], layer) for i, layer in enumerate(condition.layers)], dim=1
     )

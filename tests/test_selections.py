@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens import generation
-from steerlens.models import next_logits
-from steerlens.positions import Clock, answer_letter, describe
-from steerlens.tokens import left_padded, pad_token, right_padded, tokenize
+from steerlens.activations.reading import read_residual
+from steerlens.activations.selection import answer_letter
+from steerlens.data.prompts import Passage
+from steerlens.models.host import next_logits
+from steerlens.models.tokenizing import left_padded, pad_token, right_padded, tokenize
+from steerlens.steering import generation
+from steerlens.steering.positions import Clock, describe
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 both_ways = pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
@@ -29,7 +32,7 @@ def rows(model):
 
 
 def read(model, prompts, tokens, **options):
-    return sl.read_residual(model, prompts, tokens=tokens, progress=False, **options)
+    return read_residual(model, prompts, tokens=tokens, progress=False, **options)
 
 
 def replied(model, prompts, steering=None, n_new=8, **options):
@@ -75,7 +78,7 @@ def test_the_reply_begins_where_the_users_words_end(model, rows):
 
 
 def test_a_suffix_belongs_to_the_reply(model):
-    passage = sl.Passage("Hi.", "No, I")
+    passage = Passage("Hi.", "No, I")
     (row,) = tokenize(model, [passage])
     assert row.reply_start == row.suffix_start - 2
     found = read(model, [passage], "reply")

@@ -8,15 +8,10 @@ import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import steerlens as sl
-from steerlens.contrast import load_prompts
-from steerlens.judges import Judge
-from steerlens.ledger import COLUMNS, Sweep
-from steerlens.sentiment import (
-    BITS,
-    MARGIN,
-    choose,
-    run_sentiment,
-)
+from steerlens.data.prompts import load_prompts
+from steerlens.evaluation.sweep_store import COLUMNS, Sweep
+from steerlens.judges.judging import Judge
+from steerlens.studies.sentiment import BITS, MARGIN, choose, run_sentiment
 
 ANALYZER = SentimentIntensityAnalyzer()
 VADER = Judge("mood", lambda texts: [ANALYZER.polarity_scores(text)["compound"] for text in texts])
@@ -67,8 +62,8 @@ def test_where_nothing_stays_coherent_nothing_is_chosen():
 
 @pytest.fixture(scope="module")
 def result(tiny_chat, tmp_path_factory):
-    beginnings = load_prompts(sl.embedded("beginnings.json"))
-    moods = sl.ContrastiveDataset.load(sl.embedded("moods.json")).train
+    beginnings = load_prompts(sl.demo_file("beginnings.json"))
+    moods = sl.ContrastiveDataset.load(sl.demo_file("moods.json")).train
     found = run_sentiment(
         tiny_chat, moods, beginnings["validation"][:10], beginnings["test"][:20], judge=VADER,
         layers=[2, (2, 3)], strengths=[0.1, 0.2], max_new_tokens=20, progress=False,
@@ -112,11 +107,11 @@ def test_the_bars_are_the_means_with_their_intervals(result):
 
 
 def test_the_story_data_are_enough_and_share_no_prompt():
-    parts = load_prompts(sl.embedded("story-beginnings.json"))
+    parts = load_prompts(sl.demo_file("story-beginnings.json"))
     every = [text.casefold() for part in parts.values() for text in part]
     assert len(parts["test"]) >= 100
     assert len(set(every)) == len(every)
-    assert len(sl.ContrastiveDataset.load(sl.embedded("story-moods.json")).train.pairs) >= 40
+    assert len(sl.ContrastiveDataset.load(sl.demo_file("story-moods.json")).train.pairs) >= 40
 
 
 def test_prompts_that_were_chosen_on_are_not_tested(model):

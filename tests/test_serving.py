@@ -25,11 +25,13 @@ from transformers import (
 from typer.testing import CliRunner
 
 import steerlens as sl
-from steerlens import hooks, serving
-from steerlens.cli import app
+from steerlens.cli.options import app
+from steerlens.export import exporting
+from steerlens.export.checkpoints import FAMILIES, LLAMA
+from steerlens.export.exporting import CERTIFICATE, control_vector, export_ablation
 from steerlens.files import read_json, write_directory
-from steerlens.serving import CERTIFICATE
-from steerlens.tokens import tokenize
+from steerlens.models.tokenizing import tokenize
+from steerlens.steering import hooks
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
          "intermediate_size": 64, "max_position_embeddings": 128}  # fmt: skip
@@ -58,7 +60,7 @@ WITHOUT_ATTENTION_BIAS = ("gptj",)
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """Makes the folder of a random model, with norms and biases that are not trivial."""
-    tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
     made = {}
 
     def make(name, dtype=torch.float32, **changes):
@@ -120,9 +122,9 @@ def test_an_exported_ablation_generates_as_hooks_do(source, tmp_path, name):
     folder, out = source(name), tmp_path / "out"
     if name == "bloom":
         with pytest.raises(sl.SteerlensError, match="normalises its embedding"):
-            sl.export_ablation(vector(), folder, out, layers=1)
+            export_ablation(vector(), folder, out, layers=1)
         return
-    made = sl.export_ablation(vector(), folder, out, layers=1)
+    made = export_ablation(vector(), folder, out, layers=1)
     assert made.max_logit_difference <= 1e-4 < 0.1 < made.max_effect
     ablated = sl.load_model(str(folder))
     direction = sl.SteeringVector(vector()[1].expand(3, -1), (0, 1, 2))
@@ -152,7 +154,7 @@ def test_attention_biases_of_qwen3_are_its_own(source, tmp_path):
 
 
 def test_the_embedded_model_is_exported(tiny_chat, tmp_path):
-    refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     few = sl.ContrastiveDataset(refusals.pairs[:6], refusals.suffixes[:6])
     refuse = sl.extract(tiny_chat, few, tokens="suffix", layers=[2, 3])
     plan = sl.Steering(refuse, strength=0.3, relative=True)
@@ -180,7 +182,7 @@ def test_only_what_must_change_does(source, tmp_path):
     card, told = (out / "README.md").read_text(), read_json(out / CERTIFICATE)
     assert told["steering"] == [repr(plan)]
     assert told["vectors"] == [{"name": "calm", "pairs": 7}]
-    assert told["prompts"] == len(serving.PROBES)
+    assert told["prompts"] == len(exporting.PROBES)
     assert told["source_weights"] == made.source_weights
     for words in (repr(plan), "calm", made.source_weights, *made.changed):
         assert words in card
@@ -189,7 +191,7 @@ def test_only_what_must_change_does(source, tmp_path):
 
 def test_half_precision_stays_but_for_what_changed(source, tmp_path):
     folder, out = source("llama", torch.bfloat16), tmp_path / "out"
-    assert sl.export_ablation(vector(), folder, out, layers=1).max_logit_difference <= 1e-4
+    assert export_ablation(vector(), folder, out, layers=1).max_logit_difference <= 1e-4
     dtypes = {}
     for file in out.glob("*.safetensors"):
         dtypes |= {name: tensor.dtype for name, tensor in load_file(file).items()}
@@ -210,7 +212,7 @@ def test_several_steerings_of_a_sharded_source_add_up(source, tmp_path):
 
 def test_a_tied_unembedding_keeps_the_direction(source, tmp_path):
     folder, out = source("llama-tied"), tmp_path / "out"
-    sl.export_ablation(vector(), folder, out, layers=1)
+    export_ablation(vector(), folder, out, layers=1)
     old, new = (AutoModelForCausalLM.from_pretrained(at).state_dict() for at in (folder, out))
     assert torch.equal(new["lm_head.weight"], old["model.embed_tokens.weight"])
     assert (new["model.embed_tokens.weight"] @ vector().normalized()[1]).abs().max() < 1e-6
@@ -264,15 +266,15 @@ def test_architectures_without_the_bias_are_refused(source, tmp_path, name, chan
 
 
 def test_other_model_types_are_refused(source, tmp_path, monkeypatch):
-    monkeypatch.delitem(sl.checkpoints.FAMILIES, "llama")
+    monkeypatch.delitem(FAMILIES, "llama")
     with pytest.raises(sl.SteerlensError, match="of model type 'llama'; weights are exported"):
         sl.export_model(sl.Steering(vector()), source("llama"), tmp_path / "out")
 
 
 def test_a_checkpoint_that_steers_otherwise_is_not_written(source, tmp_path, monkeypatch):
     plan = sl.Steering(vector(), layers=[1])
-    wrong = sl.checkpoints.LLAMA._replace(mlp=sl.checkpoints.LLAMA.attention)
-    monkeypatch.setitem(sl.checkpoints.FAMILIES, "llama", wrong)
+    wrong = LLAMA._replace(mlp=LLAMA.attention)
+    monkeypatch.setitem(FAMILIES, "llama", wrong)
     with pytest.raises(sl.SteerlensError, match=r"differ by .* from hook steering"):
         sl.export_model(plan, source("llama"), tmp_path / "out")
     assert_nothing_written(tmp_path)
@@ -328,7 +330,7 @@ def test_a_failing_write_keeps_the_old_directory(tmp_path):
 def test_a_control_vector_holds_what_hooks_add(model, tmp_path):
     norms = torch.tensor([1.0, 2.0, 3.0, 4.0])
     plan = sl.Steering(vector(layers=4, norms=norms), [1, 3], strength=0.25, relative=True)
-    sl.control_vector(plan).save(tmp_path / "v.gguf")
+    control_vector(plan).save(tmp_path / "v.gguf")
     loaded = sl.SteeringVector.load(tmp_path / "v.gguf")
     assert loaded.layers == (1, 3)
     torch.testing.assert_close(loaded.directions.norm(dim=1), 0.25 * norms[[1, 3]])
@@ -346,7 +348,7 @@ def test_a_control_vector_holds_what_hooks_add(model, tmp_path):
 )
 def test_what_llama_cpp_cannot_do_is_refused(fields, told):
     with pytest.raises(sl.SteerlensError, match=told):
-        sl.control_vector(sl.Steering(vector(), **fields))
+        control_vector(sl.Steering(vector(), **fields))
 
 
 # The command

@@ -10,17 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.side_effects import (
-    _kl,
-    as_text,
-    kl_percentiles,
-    neutral_texts,
-    prompt_effects,
-    teacher_forced,
-    text_effects,
-)
-from steerlens.steering import stacked
-from steerlens.tokens import tokenize
+from steerlens.evaluation.side_effects import neutral_texts, prompt_effects, text_effects
+from steerlens.evaluation.teacher_forcing import _kl, as_text, kl_percentiles, teacher_forced
+from steerlens.models.tokenizing import tokenize
+from steerlens.steering.batch_plans import stacked
 
 QUIET = {"progress": False}
 
@@ -164,18 +157,18 @@ def test_neutral_text_mixes_its_kinds():
 @pytest.mark.slow
 def test_a_conditional_refusal_leaves_harmless_prompts_alone(tiny_chat):
     """Where the gate is closed nothing drifts; where it is open, the first token does."""
-    refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     refusals = replace(refusals, pairs=refusals.pairs[:10])
     refuse = sl.extract(tiny_chat, refusals, tokens="suffix", layers=[2, 3], **QUIET)
-    harms = sl.ContrastiveDataset.load(sl.embedded("harmful.json"))
-    estimator = sl.directions.linear_discriminant
+    harms = sl.ContrastiveDataset.load(sl.demo_file("harmful.json"))
+    estimator = sl.estimators.linear_discriminant
     harm = sl.extract(tiny_chat, harms.train, estimator, tokens="last", layers=[0, 1], **QUIET)
     found = sl.search_conditions(
         tiny_chat,
         harm,
         harms.validation,
         tokens="last",
-        similarity=sl.conditions.cosine,
+        similarity=sl.similarities.cosine,
         **QUIET,
     )
     always = sl.Steering(refuse, strength=0.3, relative=True)

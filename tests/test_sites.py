@@ -15,10 +15,11 @@ from transformers import (
 )
 
 import steerlens as sl
-from steerlens import hooks
-from steerlens.conditions import projection
-from steerlens.models import SITES, hook_name, site_frame, site_width
-from steerlens.tokens import left_padded, pad_token, right_padded, tokenize
+from steerlens.activations.reading import read_residual
+from steerlens.models.sites import SITES, hook_name, site_frame, site_width
+from steerlens.models.tokenizing import left_padded, pad_token, right_padded, tokenize
+from steerlens.steering import hooks
+from steerlens.steering.similarities import projection
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 """Float32 on two hosts that sum in another order."""
@@ -38,7 +39,7 @@ def saved(network, folder):
                 noise = 0.3 * torch.randn(weight.shape, generator=generator)
                 weight.copy_(noise if name.endswith("bias") else noise.abs() + 0.5)
     network.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(sl.embedded("tiny-chat")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat")).save_pretrained(folder)
     return folder
 
 
@@ -139,7 +140,7 @@ def hugging_face_run(network, ids, site, layer, edit=lambda x: x):
 
 def read_at(model, ids, site, layer):
     """Every token's activation at a site: the same prompt for each index."""
-    return sl.read_residual(
+    return read_residual(
         model, [list(ids)] * len(ids), [layer], tokens=range(len(ids)), site=site, progress=False
     )[:, 0]
 
@@ -218,14 +219,14 @@ def test_norms_are_read_with_their_weight_and_bias(model, site):
 @every_site
 def test_reading_a_batch_is_reading_one_by_one(model, site):
     options = {"tokens": "all", "site": site, "progress": False}
-    together = sl.read_residual(model, PROMPTS, **options)
-    alone = torch.cat([sl.read_residual(model, [prompt], **options) for prompt in PROMPTS])
+    together = read_residual(model, PROMPTS, **options)
+    alone = torch.cat([read_residual(model, [prompt], **options) for prompt in PROMPTS])
     torch.testing.assert_close(together, alone, **CLOSE)
 
 
 @every_site
 def test_negative_layers_count_from_the_last(model, site):
-    read = partial(sl.read_residual, model, PROMPTS[:2], site=site, progress=False)
+    read = partial(read_residual, model, PROMPTS[:2], site=site, progress=False)
     assert torch.equal(read(layers=[-1, -3]), read(layers=[1, 3]))
 
 
@@ -336,7 +337,7 @@ def test_several_sites_in_one_plan(model, hugging_face):
 def condition_at(model, site, layer=1, prompts=PROMPTS):
     """Half of the prompts pass, none of them near the threshold."""
     vector = vector_at(model, site, seed=7)
-    pooled = sl.read_residual(model, prompts, [layer], tokens="all", site=site, progress=False)
+    pooled = read_residual(model, prompts, [layer], tokens="all", site=site, progress=False)
     ordered = projection(pooled[:, 0], vector[layer]).sort().values
     middle = len(ordered) // 2
     threshold = (ordered[middle - 1] + ordered[middle]).item() / 2
@@ -348,7 +349,7 @@ def test_a_condition_judges_what_a_read_measures(model, site):
     condition = condition_at(model, site)
     steering = sl.Steering(vector_at(model, "resid_post", scale=5), [2], when=condition)
     replies = sl.generate(model, PROMPTS, steering, max_new_tokens=2, progress=False)
-    pooled = sl.read_residual(model, PROMPTS, [1], tokens="all", site=site, progress=False)
+    pooled = read_residual(model, PROMPTS, [1], tokens="all", site=site, progress=False)
     expected = condition.measure(pooled[:, 0], 1)
     torch.testing.assert_close(replies.gates[0].similarity[:, 0], expected, **CLOSE)
     assert replies.gates[0].open.sum() == len(PROMPTS) // 2
@@ -360,7 +361,7 @@ def test_a_norms_condition_reads_before_its_own_site_is_steered(model, rows, sit
     condition = condition_at(model, site)
     steering = sl.Steering(vector_at(model, site, scale=50), [1, 2], when=condition)
     replies = sl.generate(model, PROMPTS, steering, max_new_tokens=2, progress=False)
-    pooled = sl.read_residual(model, PROMPTS, [1], tokens="all", site=site, progress=False)
+    pooled = read_residual(model, PROMPTS, [1], tokens="all", site=site, progress=False)
     fires = condition.fires(condition.measure(pooled[:, 0], 1)[:, None])
     assert replies.gates[0].open.tolist() == fires.tolist()
     for ids, fired in zip(rows, fires.tolist(), strict=True):
@@ -417,7 +418,7 @@ def parallel_model(model_folder, tmp_path_factory):
 def test_parallel_attention_has_no_resid_mid(parallel_model):
     told = r"has no resid_mid \(it would be 'blocks.1.hook_resid_mid'\); choose another site"
     with pytest.raises(sl.SteerlensError, match=told):
-        sl.read_residual(parallel_model, PROMPTS, [1], site="resid_mid", progress=False)
+        read_residual(parallel_model, PROMPTS, [1], site="resid_mid", progress=False)
     vector = vector_at(parallel_model, "resid_mid", layers=range(2))
     with pytest.raises(sl.SteerlensError, match=told):
         sl.generate(

@@ -13,9 +13,11 @@ from helpers import (
 )
 
 import steerlens as sl
-from steerlens import hooks
-from steerlens.models import is_hooked
-from steerlens.tokens import left_padded, right_padded, tokenize
+from steerlens.activations.reading import read_residual
+from steerlens.models.host import is_hooked
+from steerlens.models.tokenizing import left_padded, right_padded, tokenize
+from steerlens.steering import hooks
+from steerlens.steering.rules import parse_rules
 
 EYE = sl.SteeringVector(torch.eye(4), (0, 1, 2, 3))
 POSITIONS = ["all", "prompt", "generated", "last", slice(2, None), slice(-2, None), slice(0, -1)]
@@ -169,7 +171,7 @@ def rows_changed(model, rows, steering, use_cache=True):
 
 
 def holds(model, condition, rows):
-    read = sl.read_residual(model, rows, condition.layers, tokens=condition.tokens, progress=False)
+    read = read_residual(model, rows, condition.layers, tokens=condition.tokens, progress=False)
     return condition.fires(condition.measure(read[:, 0], condition.layers[0])[:, None]).tolist()
 
 
@@ -362,7 +364,7 @@ def test_what_could_not_work_is_refused_when_built(fields, told):
 
 
 def test_a_name_is_no_condition():
-    (rule,) = sl.parse_rules("if harmful then refuse")
+    (rule,) = parse_rules("if harmful then refuse")
     with pytest.raises(sl.SteerlensError, match="'harmful' is a name, not a condition; bind"):
         sl.Steering(EYE, when=rule.when)
 

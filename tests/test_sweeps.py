@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 import steerlens as sl
-from steerlens import sweeps
+from steerlens.evaluation import sweep_plan, sweeps
+from steerlens.evaluation.sweep_store import UNSTEERED, Cell, Sweep
 from steerlens.intervals import mean
-from steerlens.judges import Judge
-from steerlens.ledger import UNSTEERED, Cell
+from steerlens.judges.judging import Judge
+from steerlens.models.fingerprint import fingerprint
+from steerlens.steering import generation
 
 SAMPLED = {"temperature": 1.3, "top_p": 0.95, "seed": 3}
 LENGTH = Judge("length", lambda texts: [len(text) for text in texts])
@@ -163,7 +165,7 @@ def test_chats_and_token_ids_are_prompts_too(model, swept):
 
 def test_a_resumed_sweep_is_the_uninterrupted_one(swept, tmp_path, monkeypatch):
     whole = swept(out=tmp_path / "whole", **SAMPLED)
-    calls, question = [], sweeps._Plan.question
+    calls, question = [], sweep_plan.SweepPlan.question
 
     def stop_at_the_third(plan, rows):
         calls.append(rows)
@@ -171,10 +173,10 @@ def test_a_resumed_sweep_is_the_uninterrupted_one(swept, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return question(plan, rows)
 
-    monkeypatch.setattr(sweeps._Plan, "question", stop_at_the_third)
+    monkeypatch.setattr(sweep_plan.SweepPlan, "question", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         swept(out=tmp_path / "cut", **SAMPLED)
-    partial = sl.Sweep.load(tmp_path / "cut")
+    partial = Sweep.load(tmp_path / "cut")
     assert 0 < len(partial.table) < len(whole.table)
     assert not partial.complete
     assert whole.complete
@@ -215,12 +217,12 @@ def test_a_killed_sweep_goes_on_where_it_was(model_folder, tmp_path):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    before = sl.Sweep.load(tmp_path / "cut")
+    before = Sweep.load(tmp_path / "cut")
     assert len(before.table) >= 3
     assert not before.complete
     for out in ("cut", "whole"):
         subprocess.run(command(out, 0), check=True, **options)
-    resumed, whole = (sl.Sweep.load(tmp_path / out) for out in ("cut", "whole"))
+    resumed, whole = (Sweep.load(tmp_path / out) for out in ("cut", "whole"))
     assert resumed.complete
     files = {}
     for name, one in (("resumed", resumed), ("whole", whole)):
@@ -242,7 +244,7 @@ def test_a_full_disk_keeps_what_is_finished(swept, tmp_path, monkeypatch):
     monkeypatch.setattr(pq, "write_table", fill)
     with pytest.raises(sl.SteerlensError, match=r"No space left on device.*are kept: make room"):
         swept(out=tmp_path / "full")
-    kept = sl.Sweep.load(tmp_path / "full").table
+    kept = Sweep.load(tmp_path / "full").table
     assert_frame_equal(kept, whole[: len(kept)])
     assert 0 < len(kept) < len(whole)
     assert sorted(path.suffix for path in (tmp_path / "full").iterdir()) == [".json", ".parquet"]
@@ -251,7 +253,7 @@ def test_a_full_disk_keeps_what_is_finished(swept, tmp_path, monkeypatch):
 
 def test_a_batch_that_memory_cannot_hold_is_halved(swept, monkeypatch):
     whole = swept().table
-    sizes, generate = [], sweeps.generate
+    sizes, generate = [], generation.generate
 
     def small_memory(model, prompts, *rest, **options):
         sizes.append(len(prompts))
@@ -283,7 +285,7 @@ def test_a_judge_that_fails_midway_costs_no_reply(swept, tmp_path):
     assert 0 < lost.sum() < len(lost)
     assert found.table["shaky"].isna().equals(lost)
     assert_frame_equal(found.table.drop(columns="shaky"), whole)
-    assert sl.Sweep.load(tmp_path / "x").failures == (failure,)
+    assert Sweep.load(tmp_path / "x").failures == (failure,)
     summary = found.summary()
     assert summary[summary["judge"] == "shaky"]["n"].sum() == len(lost) - lost.sum()
     assert "1 failures" in repr(found)
@@ -313,7 +315,7 @@ def test_the_manifest_says_what_was_swept(model, swept, tmp_path):
     assert plan["layers"] == list(WINDOWS)
     assert plan["positions"] == list(POSITIONS)
     assert plan["reply"]["temperature"] == SAMPLED["temperature"]
-    assert plan["weights"] == sl.models.fingerprint(model)
+    assert plan["weights"] == fingerprint(model)
     assert plan["judges"] == {"length": "1"}
 
 
@@ -337,7 +339,7 @@ def test_another_plan_is_not_resumed(swept, tmp_path, options, told):
     kept = swept(out=tmp_path / "x").table
     with pytest.raises(sl.SteerlensError, match=f"another sweep; it differs in .*{told}"):
         swept(out=tmp_path / "x", resume=True, **options)
-    assert_frame_equal(sl.Sweep.load(tmp_path / "x").table, kept)
+    assert_frame_equal(Sweep.load(tmp_path / "x").table, kept)
 
 
 def test_another_vector_of_the_same_name_is_another_plan(swept, vectors, tmp_path):
@@ -360,13 +362,13 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
     part = sorted((tmp_path / "x").glob("part-*"))[1]
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(sl.SteerlensError, match=rf"{part.name}.*delete it"):
-        sl.Sweep.load(tmp_path / "x")
+        Sweep.load(tmp_path / "x")
     part.unlink()
     assert_frame_equal(swept(out=tmp_path / "x", resume=True).table, whole)
     plan = tmp_path / "x" / "plan.json"
     plan.write_text(plan.read_text().replace('"length": "1"', '"length": "7"'))
     with pytest.raises(sl.SteerlensError, match="changed after it was written"):
-        sl.Sweep.load(tmp_path / "x")
+        Sweep.load(tmp_path / "x")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.tables import CONTRACTS, SWEEP, binned, checked, kind_of, merged, natural
+from steerlens.dashboards.tables import CONTRACTS, SWEEP, binned, checked, kind_of, merged, natural
 
 
 def sweep(**columns):

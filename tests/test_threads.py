@@ -8,6 +8,7 @@ import torch
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
 
 import steerlens as sl
+from steerlens.activations.reading import read_residual
 
 OPTIONS = {"max_new_tokens": 12, "progress": False, "batch_size": 2}
 
@@ -44,9 +45,9 @@ def test_plans_of_several_threads_do_not_mix(model):
 
 def test_reading_is_not_steered_by_another_thread(model):
     plan = sl.Steering(random_vector(model, 1), layers=[0])
-    alone = sl.read_residual(model, PROMPTS, progress=False)
+    alone = read_residual(model, PROMPTS, progress=False)
     found, _ = at_once(
-        lambda: sl.read_residual(model, PROMPTS, progress=False),
+        lambda: read_residual(model, PROMPTS, progress=False),
         lambda: sl.generate(model, PROMPTS, plan, **OPTIONS),
     )
     for pooled in found:
@@ -57,7 +58,7 @@ def test_a_thread_may_generate_while_it_generates(model):
     """A steering's own edit that uses the model: the lock lets its holder in again."""
 
     def nosy(resid, direction, strength):
-        sl.read_residual(model, ["Hi."], [0], progress=False)
+        read_residual(model, ["Hi."], [0], progress=False)
         return resid + strength * direction
 
     plan = sl.Steering(random_vector(model), layers=[2], edit=nosy)

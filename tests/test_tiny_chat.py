@@ -14,14 +14,14 @@ OPTIONS = {"max_new_tokens": 20, "progress": False}
 @pytest.fixture(scope="module")
 def plan(tiny_chat):
     """Refuse what a condition takes for harmful, as in part II of the demo."""
-    refusals = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).train
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     refusals = replace(refusals, pairs=refusals.pairs[:10])
     refuse = sl.extract(tiny_chat, refusals, tokens="suffix", layers=[2, 3], progress=False)
-    harms = sl.ContrastiveDataset.load(sl.embedded("harmful.json"))
+    harms = sl.ContrastiveDataset.load(sl.demo_file("harmful.json"))
     harm = sl.extract(
         tiny_chat,
         harms.train,
-        sl.directions.linear_discriminant,
+        sl.estimators.linear_discriminant,
         tokens="last",
         layers=[0, 1],
         progress=False,
@@ -31,7 +31,7 @@ def plan(tiny_chat):
         harm,
         harms.validation,
         tokens="last",
-        similarity=sl.conditions.cosine,
+        similarity=sl.similarities.cosine,
         progress=False,
     )
     return sl.Steering(refuse, strength=0.3, relative=True, when=found.best)
@@ -39,7 +39,7 @@ def plan(tiny_chat):
 
 @pytest.fixture(scope="module")
 def prompts():
-    pairs = sl.ContrastiveDataset.load(sl.embedded("harmful.json")).validation.pairs
+    pairs = sl.ContrastiveDataset.load(sl.demo_file("harmful.json")).validation.pairs
     return [prompt for pair in pairs[: N_PROMPTS // 2] for prompt in pair]
 
 

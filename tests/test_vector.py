@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import steerlens as sl
-from steerlens.formats import VectorFile, write_safetensors
+from steerlens.vectors.foreign import VectorFile
+from steerlens.vectors.formats import write_safetensors
 
 numbers = st.floats(-100, 100, width=32)
 rows = st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=2, max_size=2)

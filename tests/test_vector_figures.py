@@ -6,8 +6,8 @@ import torch
 from helpers import PROMPTS, random_vector, splitting_condition
 
 import steerlens as sl
-from steerlens import dashboards, explaining
-from steerlens.themes import DARK
+from steerlens import dashboards
+from steerlens.dashboards.theme import DARK
 
 
 def test_the_explained_variance_is_the_vectors_own():
@@ -25,7 +25,7 @@ def test_cosines_need_two_vectors():
 
 
 def test_the_lens_shows_its_tokens_strongest_first(model):
-    lens = explaining.logit_lens(model, random_vector(model), k=3)
+    lens = sl.interpret.logit_lens(model, random_vector(model), k=3)
     promoted, suppressed = dashboards.logit_lens(lens).data
     np.testing.assert_allclose(promoted.z, lens.promoted_by.T)
     np.testing.assert_allclose(suppressed.z, lens.suppressed_by.T)
@@ -35,7 +35,7 @@ def test_the_lens_shows_its_tokens_strongest_first(model):
 
 
 def test_writers_are_blocks_by_heads_and_the_mlp(model):
-    found = explaining.mean_writers(model, random_vector(model), 2, PROMPTS, progress=False)
+    found = sl.interpret.mean_writers(model, random_vector(model), 2, PROMPTS, progress=False)
     [heat] = dashboards.writers(found).data
     assert np.shape(heat.z) == (3, model.cfg.n_heads + 1)
     np.testing.assert_allclose(heat.z[:, -1], found.mlps)
@@ -44,7 +44,7 @@ def test_writers_are_blocks_by_heads_and_the_mlp(model):
 
 
 def test_a_scan_is_a_heatmap_of_tokens_and_shaded_text(model):
-    scan = explaining.scan_tokens(model, PROMPTS[1], random_vector(model), [7, 8])
+    scan = sl.interpret.scan_tokens(model, PROMPTS[1], random_vector(model), [7, 8])
     figure = dashboards.token_scan(scan)
     [heat] = figure.data
     np.testing.assert_allclose(heat.z, scan.values)
@@ -62,7 +62,7 @@ def test_a_scan_is_a_heatmap_of_tokens_and_shaded_text(model):
 
 def test_the_scatter_shows_one_layer_at_a_time():
     random = torch.randn(30, 3, 5)
-    found = explaining.principal_scatter(random + 1, random - 1, (2, 4, 6))
+    found = sl.interpret.principal_scatter(random + 1, random - 1, (2, 4, 6))
     figure = dashboards.principal_scatter(found)
     visible = [trace for trace in figure.data if trace.visible]
     np.testing.assert_allclose(visible[0].x, found.positive[:, 1, 0])
@@ -75,13 +75,13 @@ def test_the_scatter_shows_one_layer_at_a_time():
 
 def test_the_spectrum_shows_shares():
     values = torch.tensor([[2.0, 1.0, 0.0]])
-    [line] = dashboards.singular_spectrum(explaining.Spectrum((5,), values, 9)).data
+    [line] = dashboards.singular_spectrum(sl.interpret.Spectrum((5,), values, 9)).data
     np.testing.assert_allclose(line.y, [0.8, 0.2, 0.0])
 
 
 def test_the_timeline_is_filled_where_the_gate_would_be_open(model):
     condition = splitting_condition(model)
-    timeline = explaining.gate_timeline(model, PROMPTS[3], condition)
+    timeline = sl.interpret.gate_timeline(model, PROMPTS[3], condition)
     figure = dashboards.gate_timeline(timeline)
     [line] = figure.data
     np.testing.assert_allclose(line.y, timeline.similarity[:, 0])
@@ -92,7 +92,7 @@ def test_the_timeline_is_filled_where_the_gate_would_be_open(model):
 
 
 def test_the_dark_figure_has_the_same_numbers():
-    found = explaining.Spectrum((5,), torch.tensor([[2.0, 1.0]]), 9)
+    found = sl.interpret.Spectrum((5,), torch.tensor([[2.0, 1.0]]), 9)
     figure = dashboards.singular_spectrum(found)
     other = dashboards.dark(figure)
     assert other.layout.template.layout.paper_bgcolor == DARK.layout.paper_bgcolor

@@ -12,6 +12,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoTokenizer
 
 import steerlens as sl
+from steerlens.models.weight_layout import fast_layout
 
 LLAMA_8B = {
     "n_layers": 32, "d_model": 4096, "n_heads": 32, "n_key_value_heads": 8, "d_head": 128,
@@ -27,7 +28,7 @@ PUBLISHED = {"behaviour vector": 240.0, "condition vector": 90.0, "condition sea
 
 def random_model(shape: dict[str, int], device: str) -> HookedTransformer:
     """In bfloat16, made on the device; norms of 1, weights small enough for a stable stream."""
-    tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
     cfg = HookedTransformerConfig(
         **shape,
         act_fn="silu",
@@ -51,7 +52,7 @@ def random_model(shape: dict[str, int], device: str) -> HookedTransformer:
             weight.data.zero_()
         else:
             weight.data.normal_(std=0.02, generator=generator)
-    return sl.fast_layout(model)
+    return fast_layout(model)
 
 
 def run(device: str, quick: bool) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ from contest import Agreement, Job, Rival
 from hosts import Hosts, Size, mixed_pairs
 
 import steerlens as sl
-from steerlens.lean import lean, lean_cache
-from steerlens.models import new_cache, next_logits
+from steerlens.activations.reading import read_residual
+from steerlens.models.fast_forward import fast_forward, preallocated_cache
+from steerlens.models.host import new_cache, next_logits
 
 Rows = Sequence[Sequence[int]]
 
@@ -89,8 +90,8 @@ def _logits_gap(hosts: Hosts, rows: Rows, reply: torch.Tensor) -> float:
         return torch.stack(every)
 
     theirs = decoded(hosts.stock, new_cache(hosts.stock, len(rows)))
-    with lean(hosts.ours):
-        cache = lean_cache(hosts.ours, len(rows), tokens.shape[1] + reply.shape[1])
+    with fast_forward(hosts.ours):
+        cache = preallocated_cache(hosts.ours, len(rows), tokens.shape[1] + reply.shape[1])
         return (decoded(hosts.ours, cache) - theirs).abs().max().item()
 
 
@@ -128,16 +129,16 @@ def _gated(hosts: Hosts, size: Size) -> tuple[Rows, sl.Steering]:
     harm = sl.extract(
         hosts.ours,
         tuple(zip(*pairs, strict=True)),
-        sl.directions.mean_difference,
+        sl.estimators.mean_difference,
         tokens="all",
         progress=False,
     )
     n_layers = hosts.ours.cfg.n_layers
     judged = n_layers // 4
-    pooled = sl.read_residual(
+    pooled = read_residual(
         hosts.ours, rows, [judged], tokens="all", site="resid_pre", progress=False
     )
-    similar = sl.conditions.cast_similarity(pooled[:, 0], harm[judged]).sort().values
+    similar = sl.similarities.cast_similarity(pooled[:, 0], harm[judged]).sort().values
     middle = similar[len(similar) // 4 : len(similar) - len(similar) // 4]
     widest = middle.diff().argmax()  # where no rounding decides who fires
     threshold = float(middle[widest : widest + 2].double().mean())
@@ -228,11 +229,11 @@ def sweep(hosts: Hosts, size: Size, at_least: float) -> Iterator[Job]:
     vector = sl.extract(
         hosts.ours,
         tuple(zip(*pairs, strict=True)),
-        sl.directions.mean_difference,
+        sl.estimators.mean_difference,
         tokens="all",
         progress=False,
     )
-    short = sl.ContrastiveDataset.load(sl.embedded("refusal.json")).pairs
+    short = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).pairs
     rows = hosts.rows([prompt for prompt, _ in short[: size.swept_prompts]])
     layers = range(size.swept_layers)
     strengths = np.linspace(-0.6, 0.6, size.strengths).tolist()

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import steerlens as sl
-from steerlens.contrast import Passage
-from steerlens.tokens import left_padded, pad_token, tokenize
+from steerlens.data.prompts import Passage
+from steerlens.models.tokenizing import left_padded, pad_token, tokenize
+from steerlens.models.weight_layout import stock_layout
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ QUICK = Size(
 def make_llama(folder: Path, size: Size) -> Path:
     """A random Llama with tiny-chat's tokenizer."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(sl.embedded("tiny-chat"))
+    tokenizer = AutoTokenizer.from_pretrained(sl.demo_file("tiny-chat"))
     config = LlamaConfig(
         vocab_size=size.vocab,
         hidden_size=size.width,
@@ -88,7 +89,7 @@ class Hosts:
 
     @cached_property
     def stock(self) -> Any:
-        return sl.stock_layout(sl.load_model(str(self.folder), device=self.device))
+        return stock_layout(sl.load_model(str(self.folder), device=self.device))
 
     @cached_property
     def hf(self) -> Any:
@@ -119,7 +120,7 @@ class Hosts:
 
 def plain_pairs() -> list[tuple[str, str]]:
     """The demo data's harmful and harmless prompts, each once."""
-    data = sl.ContrastiveDataset.load(sl.embedded("harmful.json"))
+    data = sl.ContrastiveDataset.load(sl.demo_file("harmful.json"))
     sides = [dict.fromkeys(side) for side in zip(*data.pairs, strict=True)]
     return list(zip(*sides, strict=False))
 
@@ -141,6 +142,6 @@ def mixed_pairs(n: int) -> list[tuple[str, str]]:
 
 def suffix_data(questions: int, suffixes: int) -> sl.ContrastiveDataset:
     """Questions of the demo data, each with beginnings of refusing and of complying replies."""
-    data = sl.ContrastiveDataset.load(sl.embedded("refusal.json"))
+    data = sl.ContrastiveDataset.load(sl.demo_file("refusal.json"))
     distinct = list(dict.fromkeys(chain.from_iterable(data.pairs)))[:questions]
     return sl.ContrastiveDataset([(q, q) for q in distinct], data.suffixes[:suffixes])

@@ -11,7 +11,7 @@ from limits import Account
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from steerlens.themes import LINES, TEMPLATE
+from steerlens.dashboards.theme import LINES, TEMPLATE
 
 MARKS = {True: "✓", False: "✗", None: "–"}
 COLUMNS = ("job", "against", "ours, s", "theirs, s", "ratio (min–max)", "aim", "", "agreement")

@@ -13,10 +13,10 @@ from hosts import Hosts, Size, mixed_pairs, plain_pairs, suffix_data
 from sklearn.metrics import f1_score
 
 import steerlens as sl
-from steerlens import residual
-from steerlens.directions import mean_difference, pca_pairwise
-from steerlens.search import Similarities, find_thresholds
-from steerlens.tokens import tokenize_sides
+from steerlens.activations import batching, reading
+from steerlens.models.tokenizing import tokenize_sides
+from steerlens.steering.condition_search import ConditionSearch, Similarities, find_thresholds
+from steerlens.vectors.estimators import mean_difference, pca_pairwise
 
 PARALLEL = 1 - 1e-4
 """Cosine that two programs' rounding leaves."""
@@ -143,14 +143,14 @@ def suffixes(hosts: Hosts, size: Size) -> Iterator[Job]:
 def _sharing_error(hosts: Hosts, rows: Sequence[Any]) -> float:
     """Largest difference to a read of every row in full, relative to the largest activation."""
     sample = list(rows)[:: max(1, len(rows) // 400)]
-    shared = residual.read_rows(hosts.ours, list(rows), tokens="suffix", progress=False).pooled
+    shared = reading.read_rows(hosts.ours, list(rows), tokens="suffix", progress=False).pooled
     shared = shared[:: max(1, len(rows) // 400)]
-    finder = residual.shared_prefixes
-    residual.shared_prefixes = lambda prefixes, widths: [0] * len(prefixes)
+    finder = batching.shared_prefixes
+    batching.shared_prefixes = lambda prefixes, widths: [0] * len(prefixes)
     try:
-        plain = residual.read_rows(hosts.ours, sample, tokens="suffix", progress=False).pooled
+        plain = reading.read_rows(hosts.ours, sample, tokens="suffix", progress=False).pooled
     finally:
-        residual.shared_prefixes = finder
+        batching.shared_prefixes = finder
     return ((shared - plain).abs().max() / plain.abs().max()).item()
 
 
@@ -165,7 +165,7 @@ def search(hosts: Hosts, size: Size) -> Iterator[Job]:
     rows = hosts.rows([*chosen[0], *chosen[1]])
     directions = {layer: harm[layer].to(hosts.ours.cfg.device) for layer in layers}
 
-    def ours() -> sl.ConditionSearch:
+    def ours() -> ConditionSearch:
         return sl.search_conditions(
             hosts.ours,
             harm,
@@ -181,7 +181,7 @@ def search(hosts: Hosts, size: Size) -> Iterator[Job]:
         sides = Similarities(found[: size.pairs], found[size.pairs :])
         return sides, cast.grid_search(*sides, size.grid_step)
 
-    def agree(ours: sl.ConditionSearch, theirs: tuple[Similarities, cast.Cut]) -> Agreement:
+    def agree(ours: ConditionSearch, theirs: tuple[Similarities, cast.Cut]) -> Agreement:
         sides, cut = theirs
         gap = max(float(np.abs(a - b).max()) for a, b in zip(ours.chosen_on, sides, strict=True))
         better = no_worse(ours.chosen_on, ours.candidates, cut)

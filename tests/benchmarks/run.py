@@ -70,7 +70,7 @@ def main() -> None:
         size = QUICK if options.quick else FULL
         folder = make_llama(Path(temporary), size)
         llama = Hosts("a random Llama", folder, options.device)
-        chat = Hosts("tiny-chat", sl.embedded("tiny-chat"), options.device)
+        chat = Hosts("tiny-chat", sl.demo_file("tiny-chat"), options.device)
         rates = limits.measure(llama.ours)
         facts["matrix products"] = f"{rates.flops / 1e9:,.0f} GFLOP/s"
         facts["memory"] = f"{rates.bytes / 1e9:,.1f} GB/s"

@@ -1,0 +1,109 @@
+"""Which tokens of a prompt are read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from steerlens.errors import SteerlensError
+from steerlens.models.host import Model
+from steerlens.models.tokenizing import TokenRow
+
+Tokens = str | int | slice | Callable[[list[str]], Sequence[int]]
+"""What is read of a prompt: "last", "all", "suffix", "reply" (what stands after the user's words,
+template included), its last k, a slice, or a choice of one's own from the string tokens, such as
+`answer_letter`. Padding is never part of it."""
+
+
+def read_positions(
+    tokens: Tokens,
+    n_tokens: int,
+    starts: Mapping[str, int | None],
+    str_tokens: Callable[[], list[str]],
+) -> list[int]:
+    """The positions that `tokens` selects in a prompt of `n_tokens`; never none of them.
+
+    `starts` says where the parts "suffix" and "reply" of the prompt begin, if it has them.
+    """
+    require_tokens(tokens)
+    every = range(n_tokens)
+    if isinstance(tokens, str) and tokens in ("suffix", "reply"):
+        start = starts.get(tokens)
+        if start is None:
+            raise SteerlensError(
+                f"tokens={tokens!r} was asked for a prompt without {tokens}; "
+                'give the dataset suffixes or a chat template, or read "last" or "all"'
+            )
+        chosen = list(every[start:])
+    elif isinstance(tokens, str):
+        chosen = list(every) if tokens == "all" else [n_tokens - 1]
+    elif isinstance(tokens, int):
+        chosen = list(every[-tokens:])
+    elif isinstance(tokens, slice):
+        chosen = list(every[tokens])
+    else:
+        chosen = [_within(every, position, tokens) for position in tokens(str_tokens())]
+    if not chosen:
+        raise SteerlensError(f"tokens={tokens!r} selects nothing in a prompt of {n_tokens} tokens")
+    return chosen
+
+
+def require_tokens(tokens: Tokens) -> None:
+    """Refuse what is no selection of tokens to read."""
+    last_k = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0
+    named = isinstance(tokens, str) and tokens in ("all", "last", "suffix", "reply")
+    if not (named or last_k or isinstance(tokens, slice) or callable(tokens)):
+        raise SteerlensError(
+            f'tokens={tokens!r} is not a token selection; use "last", "all", "suffix", "reply", '
+            "a positive int (the last k), a slice, or a function of the string tokens"
+        )
+
+
+def answer_letter(str_tokens: list[str]) -> list[int]:
+    """Where the answer of an A/B question stands: the last token that is a single capital letter.
+
+    >>> answer_letter(["Answer", ":", " (", "B", ")"])
+    [3]
+    """
+    letters = [
+        place
+        for place, token in enumerate(str_tokens)
+        if len(token.strip(" ()")) == 1 and token.strip(" ()").isupper()
+    ]
+    if not letters:
+        raise SteerlensError(
+            f"no answer letter among the tokens {str_tokens[-8:]}; end each prompt with one"
+        )
+    return letters[-1:]
+
+
+def _within(every: range, position: int, tokens: object) -> int:
+    if not -len(every) <= position < len(every):
+        raise SteerlensError(
+            f"{getattr(tokens, '__name__', tokens)} chose position {position} "
+            f"of a prompt of {len(every)} tokens"
+        )
+    return every[position]
+
+
+def positions_of(
+    model: Model, rows: Sequence[TokenRow], tokens: Tokens | Sequence[int]
+) -> list[tuple[int, ...]]:
+    """What is read of each row."""
+    if isinstance(tokens, Sequence) and not isinstance(tokens, str):
+        if len(tokens) != len(rows):
+            raise SteerlensError(
+                f"{len(tokens)} indices came for {len(rows)} prompts; give one for each"
+            )
+        each: list[Tokens] = [slice(at, at + 1 or None) for at in tokens]
+    else:
+        each = [tokens] * len(rows)
+
+    def positions(row: TokenRow, choice: Tokens) -> tuple[int, ...]:
+        starts = {"suffix": row.suffix_start, "reply": row.reply_start}
+        str_tokens = partial(_str_tokens, model, row)
+        return tuple(read_positions(choice, len(row.ids), starts, str_tokens))
+
+    return [positions(row, choice) for row, choice in zip(rows, each, strict=True)]
+
+
+def _str_tokens(model: Model, row: TokenRow) -> list[str]:
+    return [model.tokenizer.decode([token]) for token in row.ids]

@@ -1,0 +1,57 @@
+"""Results → Plotly figures: every one of them, by what it shows.
+
+Nothing here runs a model, shows or saves. Conditions: `similarities_by_layer`, `threshold_sweep`,
+`condition_report`, `gate_timeline`. Vectors: `vector_cosines`, `explained_variance`, `logit_lens`,
+`writers`, `token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`. Effects, from tidy
+tables: `layer_strength`, `dose_response`, `pareto`, `sentiment`, `saturation`, `rates`.
+"""
+
+from steerlens.dashboards.conditions import (
+    condition_report,
+    gate_timeline,
+    similarities_by_layer,
+    threshold_sweep,
+)
+from steerlens.dashboards.effects import (
+    dose_response,
+    layer_strength,
+    pareto,
+    rates,
+    saturation,
+    sentiment,
+)
+from steerlens.dashboards.theme import DARK, TEMPLATE, dark
+from steerlens.dashboards.vectors import (
+    explained_variance,
+    logit_lens,
+    principal_scatter,
+    singular_spectrum,
+    token_scan,
+    token_text,
+    vector_cosines,
+    writers,
+)
+
+__all__ = [
+    "DARK",
+    "TEMPLATE",
+    "condition_report",
+    "dark",
+    "dose_response",
+    "explained_variance",
+    "gate_timeline",
+    "layer_strength",
+    "logit_lens",
+    "pareto",
+    "principal_scatter",
+    "rates",
+    "saturation",
+    "sentiment",
+    "similarities_by_layer",
+    "singular_spectrum",
+    "threshold_sweep",
+    "token_scan",
+    "token_text",
+    "vector_cosines",
+    "writers",
+]

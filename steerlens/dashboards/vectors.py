@@ -1,0 +1,304 @@
+"""Vectors → figures: cosines, tokens, writers, texts, and the contrast behind them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from steerlens.dashboards.theme import (
+    DIVERGING,
+    FLOOR,
+    NEGATIVE,
+    POSITIVE,
+    SEQUENTIAL,
+    WIDE,
+    layer_axis,
+    layer_slider,
+    line_style,
+    plain,
+    symmetric_range,
+    titled,
+)
+from steerlens.errors import SteerlensError
+from steerlens.interpret.contrasts import Scatter, Spectrum
+from steerlens.interpret.lens import LogitLens
+from steerlens.interpret.token_scans import TokenScan
+from steerlens.interpret.writers import Writers
+from steerlens.vectors.vector import SteeringVector
+
+MOST_POINTS = 1500
+"""Prompts of one side in a scatter, beyond which only every so many-th is drawn."""
+MOST_VALUES = 20
+"""Singular values that are shown."""
+
+
+def vector_cosines(vectors: Mapping[str, SteeringVector], to: str) -> go.Figure:
+    """Cosine, at each layer, of several vectors to one of them."""
+    if to not in vectors or len(vectors) < 2:
+        raise SteerlensError(
+            f"cosines to {to!r} of the vectors {', '.join(vectors) or 'none'}; "
+            "needed are that vector and at least one more"
+        )
+    figure = go.Figure()
+    others = [(name, vector) for name, vector in vectors.items() if name != to]
+    for index, (name, vector) in enumerate(others):
+        figure.add_scatter(
+            x=list(vector.layers),
+            y=vector.cosine(vectors[to]).tolist(),
+            name=plain(name),
+            showlegend=True,
+            hovertemplate="layer %{x}: cosine %{y:.3f}",
+            **line_style(index),
+        )
+    figure.update_xaxes(**layer_axis(vectors[to].layers))
+    figure.update_yaxes(title="cosine", range=[-1.05, 1.05])
+    return titled(figure, f"Cosine of each vector to “{plain(to)}”, by layer")
+
+
+def explained_variance(vectors: Mapping[str, SteeringVector]) -> go.Figure:
+    """The share of its contrast's variance that each vector explains, by layer."""
+    told = {name: v.explained for name, v in vectors.items() if v.explained is not None}
+    if not told:
+        raise SteerlensError(
+            f"none of the vectors {', '.join(vectors) or '(none)'} knows its explained variance; "
+            "an extracted vector does, a sum or scaled one does not"
+        )
+    figure = go.Figure()
+    for index, (name, explained) in enumerate(told.items()):
+        vector = vectors[name]
+        pairs = vector.provenance.get("pairs", "?")
+        figure.add_scatter(
+            x=list(vector.layers),
+            y=explained.tolist(),
+            name=f"{plain(name)} (n = {pairs} pairs)",
+            showlegend=True,
+            hovertemplate="layer %{x}: %{y:.1%}",
+            **line_style(index),
+        )
+    figure.update_xaxes(**layer_axis([layer for name in told for layer in vectors[name].layers]))
+    figure.update_yaxes(title="share of variance", range=[0, 1.02])
+    unknown = len(vectors) - len(told)
+    return titled(
+        figure,
+        "Variance of the contrast along the vector, by layer",
+        f"{unknown} of {len(vectors)} vectors do not know theirs" if unknown else "",
+    )
+
+
+def logit_lens(lens: LogitLens) -> go.Figure:
+    """The tokens that each layer's direction promotes and suppresses, strongest at the top."""
+    k = lens.promoted_by.shape[1]
+    figure = make_subplots(
+        2, 1, subplot_titles=["promoted", "suppressed"], shared_xaxes=True, vertical_spacing=0.1
+    )
+    top = max(lens.promoted_by.abs().max().item(), lens.suppressed_by.abs().max().item())
+    for row, (tokens, by) in enumerate(
+        ((lens.promoted, lens.promoted_by), (lens.suppressed, lens.suppressed_by)), start=1
+    ):
+        shown = [[plain(_visible(token)) for token in rank] for rank in zip(*tokens, strict=True)]
+        figure.add_heatmap(
+            x=[str(layer) for layer in lens.layers],
+            y=list(range(1, k + 1)),
+            z=by.T.numpy(),
+            text=shown,
+            texttemplate="%{text}",
+            coloraxis="coloraxis",
+            hovertemplate="layer %{x}, rank %{y}: “%{text}” %{z:+.3f}<extra></extra>",
+            row=row,
+            col=1,
+        )
+    figure.update_xaxes(type="category")
+    figure.update_xaxes(title_text="layer", row=2)
+    figure.update_yaxes(title_text="rank", autorange="reversed", dtick=1, showgrid=False)
+    figure.update_layout(
+        coloraxis={
+            "colorscale": DIVERGING,
+            "cmid": 0,
+            "cmin": -top,
+            "cmax": top,
+            "colorbar": {"title": {"text": "logit"}, "thickness": 14},
+        }
+    )
+    return titled(
+        figure,
+        "Tokens that the direction itself promotes and suppresses",
+        "logits per unit direction, through the final norm's weight and the unembedding",
+        height=240 + 2 * 26 * k,
+        min_width=WIDE,
+    )
+
+
+def writers(found: Writers) -> go.Figure:
+    """Which heads and MLPs write along a layer's direction, or could by their weights."""
+    values = np.column_stack([found.heads.numpy(), found.mlps.numpy()])
+    signed = bool((values < 0).any())
+    reach = symmetric_range(values)
+    figure = go.Figure(
+        go.Heatmap(
+            x=[f"{head}" for head in range(found.heads.shape[1])] + ["MLP"],
+            y=list(range(len(values))),
+            z=values,
+            colorscale=DIVERGING if signed else SEQUENTIAL,
+            zmin=-reach if signed else 0,
+            zmax=reach,
+            hovertemplate="block %{y}, %{x}: %{z:.4f}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="head, and the MLP", type="category")
+    figure.update_yaxes(title="block", dtick=max(1, len(values) // 16), showgrid=False)
+    return titled(figure, f"Who writes the direction of layer {found.layer}", plain(found.measure))
+
+
+def token_scan(scan: TokenScan) -> go.Figure:
+    """The vector's presence at each token and layer; a dotted line before the reply."""
+    places = list(range(len(scan.tokens)))
+    values = scan.values.numpy()
+    reach = symmetric_range(values[:, 1:] if len(places) > 1 else values)
+    figure = go.Figure(
+        go.Heatmap(
+            x=places,
+            y=list(scan.layers),
+            z=values,
+            customdata=[[plain(repr(token)) for token in scan.tokens]] * len(scan.layers),
+            colorscale=DIVERGING,
+            zmin=-reach,
+            zmax=reach,
+            colorbar={"title": {"text": scan.measure}},
+            hovertemplate="layer %{y}, %{customdata}: %{z:.3f}<extra></extra>",
+        )
+    )
+    if scan.n_prompt < len(places):
+        figure.add_vline(scan.n_prompt - 0.5, line={"color": FLOOR, "dash": "dot", "width": 2})
+    figure.update_xaxes(
+        title="token",
+        tickvals=places,
+        ticktext=[plain(_visible(token)) for token in scan.tokens],
+        tickangle=-60,
+        showgrid=False,
+    )
+    figure.update_yaxes(showgrid=False, **layer_axis(scan.layers))
+    return titled(
+        figure,
+        "Presence of the vector at each token (LAT scan)",
+        f"{scan.measure} on the direction, unsteered",
+        "colours end at the 98th percentile, the first token (a sink) left out",
+        height=480,
+        min_width=WIDE,
+    )
+
+
+@dataclass(frozen=True)
+class ColouredText:
+    """A text whose tokens are shaded by a number each; shows itself in notebooks and pages."""
+
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+    reach: float
+    """The absolute value of the strongest shade."""
+
+    def __str__(self) -> str:
+        return "".join(self.tokens)
+
+    def _repr_html_(self) -> str:
+        """Blue below zero, orange-red above; each token's number is its title."""
+        return f'<p style="white-space: pre-wrap; line-height: 1.9">{"".join(self._spans())}</p>'
+
+    def _spans(self) -> list[str]:
+        spans = []
+        for token, value in zip(self.tokens, self.values, strict=True):
+            share = min(1.0, abs(value) / self.reach)
+            color = "213,94,0" if value > 0 else "0,114,178"
+            spans.append(
+                f'<span title="{value:.3f}" style="background: rgba({color},{0.55 * share:.2f})">'
+                f"{escape(token)}</span>"
+            )
+        return spans
+
+
+def token_text(scan: TokenScan, layer: int) -> ColouredText:
+    """One layer of a scan as the text itself, its tokens shaded."""
+    if layer not in scan.layers:
+        raise SteerlensError(f"the scan has the layers {scan.layers}, not {layer}")
+    values = scan.values[scan.layers.index(layer)].numpy()
+    reach = symmetric_range(values[1:] if len(values) > 1 else values)
+    return ColouredText(scan.tokens, tuple(values.tolist()), reach)
+
+
+def principal_scatter(scatter: Scatter) -> go.Figure:
+    """Positives and negatives on their two widest axes; a slider for layers."""
+    figure = go.Figure()
+    middle = len(scatter.layers) // 2
+    sides = (("positive", POSITIVE, "circle"), ("negative", NEGATIVE, "diamond-open"))
+    thin = 1
+    for row in range(len(scatter.layers)):
+        for side, color, symbol in sides:
+            places = getattr(scatter, side)[:, row]
+            every = -(-len(places) // MOST_POINTS)
+            thin = max(thin, every)
+            figure.add_scatter(
+                x=places[::every, 0].float().numpy(),
+                y=places[::every, 1].float().numpy(),
+                name=side,
+                mode="markers",
+                marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.75},
+                visible=row == middle,
+                hovertemplate="%{x:.2f}, %{y:.2f}",
+            )
+    titles = [
+        f"Prompts on the principal axes of layer {layer} ({first:.0%} and {second:.0%} of variance)"
+        for layer, (first, second) in zip(scatter.layers, scatter.explained.tolist(), strict=True)
+    ]
+    steps = [
+        [
+            {"visible": [row == other for other in range(len(scatter.layers)) for _ in sides]},
+            {"title.text": title},
+        ]
+        for row, title in enumerate(titles)
+    ]
+    figure.update_layout(sliders=layer_slider(scatter.layers, middle, steps))
+    figure.update_xaxes(title="first principal axis, in units of the stream")
+    figure.update_yaxes(title="second")
+    return titled(
+        figure,
+        titles[middle],
+        f"n = {len(scatter.positive)} + {len(scatter.negative)}",
+        f"one in {thin} shown" if thin > 1 else "",
+        height=600,
+    )
+
+
+def singular_spectrum(spectrum: Spectrum) -> go.Figure:
+    """How fast the singular values of the differences fall off, one line a layer."""
+    shares = (spectrum.values.square() / spectrum.values.square().sum(dim=1, keepdim=True)).float()
+    depth = np.linspace(0.25, 0.85, len(spectrum.layers))
+    colors = sample_colorscale("Viridis", depth)
+    figure = go.Figure()
+    for layer, share, color in zip(
+        spectrum.layers, shares[:, :MOST_VALUES].numpy(), colors, strict=True
+    ):
+        figure.add_scatter(
+            x=list(range(1, len(share) + 1)),
+            y=share,
+            name=f"layer {layer}",
+            showlegend=len(spectrum.layers) <= 12,
+            mode="lines+markers",
+            line={"color": color},
+            hovertemplate=f"layer {layer}, value %{{x}}: %{{y:.2%}}<extra></extra>",
+        )
+    figure.update_xaxes(title="singular value, largest first")
+    figure.update_yaxes(title="share of squared length", rangemode="tozero")
+    return titled(
+        figure,
+        "Singular spectrum of the differences, by layer",
+        f"n = {spectrum.n_pairs} pairs",
+        "lighter: later layers",
+    )
+
+
+def _visible(token: str) -> str:
+    """Spaces and line ends that can be seen."""
+    return token.replace(" ", "␣").replace("\n", "⏎") or "∅"

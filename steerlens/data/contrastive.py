@@ -1,0 +1,312 @@
+"""Contrasting prompts: pairs, the suffixes they are crossed with, and their parts."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from steerlens.data.prompts import Passage, Prompt, require_prompt
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.files import PathLike, read_json, write_json
+
+FORMAT = "steerlens.contrast/1"
+
+
+@dataclass(frozen=True)
+class Passages(Sequence[Passage]):
+    """One side of a dataset, row by row; rows are made when asked for and never stored."""
+
+    dataset: "ContrastiveDataset"
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        return self.dataset[row][self.side]
+
+
+@dataclass(frozen=True)
+class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
+    """Prompt pairs × suffixes: row i is (positive, negative), in suffix-major order.
+
+    >>> data = ContrastiveDataset([("Hi.", "Hi.")], suffixes=[("No, I", "Sure, I")])
+    >>> len(data), data[0][0].suffix, data[0][1].suffix
+    (1, 'No, I', 'Sure, I')
+    """
+
+    pairs: Sequence[tuple[Prompt, Prompt]]
+    suffixes: Sequence[str | tuple[str, str]] = ()
+    """Strings shared by both sides, or (positive, negative) pairs of them; never a mixture."""
+    system: tuple[str | None, str | None] = (None, None)
+    """System messages of the positive and the negative side."""
+    chat: bool | None = None
+    """Whether the chat template is applied; None means: if the tokenizer has one."""
+    generation_prompt: bool = True
+    """Whether a templated prompt ends by opening the assistant's reply."""
+    name: str = "contrast"
+    parts: Mapping[str, tuple[range, range]] = field(default_factory=dict)
+    """For each named part, the ranges of its pairs and of its suffixes."""
+
+    def __post_init__(self) -> None:
+        if not len(self.pairs):
+            raise SteerlensError(f"the dataset {self.name!r} is empty; it needs at least one pair")
+        for index, pair in enumerate(self.pairs):
+            if isinstance(pair, str) or len(pair) != 2:
+                raise SteerlensError(
+                    f"pair {index} of {self.name!r} is {short_repr(pair)}; "
+                    "a pair is (positive prompt, negative prompt)"
+                )
+            for prompt in pair:
+                require_prompt(prompt, f"pair {index} of {self.name!r}")
+        _require_settings(self)
+        forms = {_suffix_form(suffix) for suffix in self.suffixes}
+        if len(forms) > 1 or "other" in forms:
+            raise SteerlensError(
+                f"the suffixes of {self.name!r} are mixed in form ({', '.join(sorted(forms))}); "
+                "give either strings or (positive, negative) pairs of strings throughout"
+            )
+
+    @classmethod
+    def from_sides(
+        cls, positive: Sequence[Prompt], negative: Sequence[Prompt], **options: Any
+    ) -> "ContrastiveDataset":
+        """Pair two equally long lists of prompts, first with first."""
+        if len(positive) != len(negative):
+            raise SteerlensError(
+                f"{len(positive)} positive prompts but {len(negative)} negative ones; "
+                "each positive prompt needs its negative one"
+            )
+        return cls(list(zip(positive, negative, strict=True)), **options)
+
+    @classmethod
+    def one_against_rest(
+        cls, groups: Mapping[str, Sequence[Prompt]], target: str, **options: Any
+    ) -> "ContrastiveDataset":
+        """Contrast one group with each of the others, row by row (multi-condition CAST)."""
+        if target not in groups or len(groups) < 2:
+            raise SteerlensError(
+                f"cannot contrast {target!r} with the rest of {sorted(groups)}; "
+                "the target must be one of at least two groups"
+            )
+        others = [group for group in groups if group != target]
+        options.setdefault("name", target)
+        return cls.from_sides(
+            list(chain.from_iterable(groups[target] for _ in others)),
+            list(chain.from_iterable(groups[group] for group in others)),
+            **options,
+        )
+
+    def __len__(self) -> int:
+        return len(self.pairs) * max(1, len(self.suffixes))
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        index = range(len(self))[row]
+        suffix_index, pair_index = divmod(index, len(self.pairs))
+        suffix: Any = self.suffixes[suffix_index] if self.suffixes else ""
+        both = (suffix, suffix) if isinstance(suffix, str) else suffix
+        return tuple(
+            Passage(prompt, ending, system)
+            for prompt, ending, system in zip(
+                self.pairs[pair_index], both, self.system, strict=True
+            )
+        )
+
+    def __iter__(self) -> Iterator[tuple[Passage, Passage]]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        crossed = f" × {len(self.suffixes)} suffixes" if self.suffixes else ""
+        parts = f", parts {', '.join(self.parts)}" if self.parts else ""
+        return f"ContrastiveDataset({self.name!r}: {len(self.pairs)} pairs{crossed}{parts})"
+
+    @property
+    def positive(self) -> Passages:
+        """The positive side of every row."""
+        return Passages(self, 0)
+
+    @property
+    def negative(self) -> Passages:
+        """The negative side of every row."""
+        return Passages(self, 1)
+
+    @property
+    def train(self) -> "ContrastiveDataset":
+        return self.part("train")
+
+    @property
+    def validation(self) -> "ContrastiveDataset":
+        return self.part("validation")
+
+    @property
+    def test(self) -> "ContrastiveDataset":
+        return self.part("test")
+
+    def part(self, name: str) -> "ContrastiveDataset":
+        """The pairs and suffixes of one named part, as a dataset of their own."""
+        if name not in self.parts:
+            known = ", ".join(map(repr, self.parts)) or "none"
+            raise SteerlensError(
+                f"{self.name!r} has no part {name!r} (its parts: {known}); make parts with .split()"
+            )
+        pairs, suffixes = self.parts[name]
+        return replace(
+            self,
+            pairs=[self.pairs[index] for index in pairs],
+            suffixes=[self.suffixes[index] for index in suffixes],
+            name=f"{self.name}/{name}",
+            parts={},
+        )
+
+    def split(
+        self, train: float = 0.6, validation: float = 0.2, *, seed: int = 0
+    ) -> "ContrastiveDataset":
+        """Shuffle the pairs into train, validation and test parts; suffixes go to every part.
+
+        Pairs that share a prompt go to the same part, so that no prompt is in two.
+        """
+        groups = _groups_sharing_a_prompt(self.pairs)
+        random.Random(seed).shuffle(groups)
+        bounds = [round(share * len(self.pairs)) for share in (train, train + validation)]
+        chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+        taken = 0
+        for group in groups:
+            part = ("train", "validation", "test")[sum(taken >= bound for bound in bounds)]
+            chosen[part] += group
+            taken += len(group)
+        empty = [part for part, indices in chosen.items() if not indices]
+        if empty:
+            raise SteerlensError(
+                f"splitting {len(self.pairs)} pairs (in {len(groups)} groups without a shared "
+                f"prompt) leaves the part {empty[0]!r} empty; give more pairs or other shares"
+            )
+        order = list(chain.from_iterable(chosen.values()))
+        every_suffix = range(len(self.suffixes))
+        parts, start = {}, 0
+        for part, indices in chosen.items():
+            parts[part] = (range(start, start + len(indices)), every_suffix)
+            start += len(indices)
+        return replace(self, pairs=[self.pairs[index] for index in order], parts=parts)
+
+    def save(self, path: PathLike) -> None:
+        """Write the dataset, parts included, as JSON."""
+        whole = {"all": (range(len(self.pairs)), range(len(self.suffixes)))}
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "name": self.name,
+                "system": list(self.system) if any(self.system) else None,
+                "chat_template": self.chat,
+                "generation_prompt": self.generation_prompt,
+                "parts": {
+                    part: {
+                        "pairs": [list(self.pairs[index]) for index in pairs],
+                        "suffixes": [_listed(self.suffixes[index]) for index in suffixes] or None,
+                    }
+                    for part, (pairs, suffixes) in (self.parts or whole).items()
+                },
+            },
+        )
+
+    @classmethod
+    def load(cls, path: PathLike) -> "ContrastiveDataset":
+        """Read a dataset that `save` wrote; a malformed file is refused by name and place."""
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise SteerlensError(
+                f'{str(path)!r} is not a contrastive dataset: its "format" is {short_repr(found)}, '
+                f"needed is {FORMAT!r}"
+            )
+        pairs: list[Any] = []
+        suffixes: list[Any] = []
+        parts: dict[str, tuple[range, range]] = {}
+        places: dict[tuple[Any, ...], range] = {}
+        try:
+            for part, rows in content["parts"].items():
+                first_pair = len(pairs)
+                pairs += [_tupled(pair) for pair in _a_list(rows["pairs"])]
+                own = tuple(_tupled(suffix) for suffix in _a_list(rows.get("suffixes") or []))
+                if own not in places:  # split() gives the same suffixes to every part
+                    places[own] = range(len(suffixes), len(suffixes) + len(own))
+                    suffixes += own
+                parts[part] = (range(first_pair, len(pairs)), places[own])
+            return cls(
+                pairs,
+                suffixes,
+                system=tuple(_a_list(content.get("system") or [None, None])),
+                chat=content.get("chat_template"),
+                generation_prompt=content.get("generation_prompt", True),
+                name=content.get("name", str(path)),
+                parts={} if set(parts) == {"all"} else parts,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SteerlensError(
+                f"{str(path)!r} does not have the form of a contrastive dataset: "
+                f"{type(error).__name__} {error}"
+            ) from error
+        except SteerlensError as error:
+            raise SteerlensError(f"in {str(path)!r}: {error}") from error
+
+
+def _a_list(value: Any) -> list[Any]:
+    """Text and tables can be iterated as well, and would pass for something else."""
+    if not isinstance(value, list):
+        raise TypeError(f"{short_repr(value)} stands where a list is needed")
+    return value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _require_settings(data: ContrastiveDataset) -> None:
+    settings = {
+        "system (two texts or None)": len(data.system) == 2
+        and all(one is None or isinstance(one, str) for one in data.system),
+        "chat (True, False or None)": data.chat is None or isinstance(data.chat, bool),
+        "generation_prompt (True or False)": isinstance(data.generation_prompt, bool),
+        "name (text)": isinstance(data.name, str),
+    }
+    wrong = [setting for setting, fits in settings.items() if not fits]
+    if wrong:
+        raise SteerlensError(
+            f"the dataset {short_repr(data.name)} has the wrong {', '.join(wrong)}"
+        )
+
+
+def _suffix_form(suffix: Any) -> str:
+    if isinstance(suffix, str):
+        return "strings"
+    is_pair = (
+        isinstance(suffix, Sequence)
+        and len(suffix) == 2
+        and all(isinstance(ending, str) for ending in suffix)
+    )
+    return "pairs" if is_pair else "other"
+
+
+def _listed(suffix: Any) -> Any:
+    return suffix if isinstance(suffix, str) else list(suffix)
+
+
+def _groups_sharing_a_prompt(pairs: Sequence[tuple[Prompt, Prompt]]) -> list[list[int]]:
+    """Indices of the pairs, grouped so that pairs of different groups share no prompt."""
+    node: dict[str, int] = {}
+    edges = [[node.setdefault(repr(prompt), len(node)) for prompt in pair] for pair in pairs]
+    graph = coo_array((np.ones(len(edges)), np.array(edges).T), shape=(len(node), len(node)))
+    _, component = connected_components(graph, directed=False)
+    groups: dict[int, list[int]] = {}
+    for index, (positive, _) in enumerate(edges):
+        groups.setdefault(component[positive], []).append(index)
+    return list(groups.values())

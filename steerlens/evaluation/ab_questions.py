@@ -1,0 +1,240 @@
+"""A/B questions: which of two answers a model would begin to give, steered or not (CAA)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from steerlens.activations.provenance import check_provenance
+from steerlens.data.prompts import Passage, require_prompt
+from steerlens.errors import SteerlensError
+from steerlens.files import PathLike, read_json, read_lines
+from steerlens.intervals import mean
+from steerlens.models.fast_forward import fast_forward
+from steerlens.models.host import Model, next_logits
+from steerlens.models.tokenizing import TokenRow, left_padded, pad_token, tokenize
+from steerlens.steering.batch_plans import for_rows
+from steerlens.steering.positions import can_select
+from steerlens.steering.steering import Run, Steering
+from steerlens.vectors.vector import SteeringVector
+
+
+class Question(NamedTuple):
+    """A question with two answers, of which one shows the behaviour."""
+
+    text: str
+    matching: str
+    """The answer that shows the behaviour, such as "(A)" or " Yes"."""
+    other: str
+
+
+class _Choice(NamedTuple):
+    """What a model has read when it must choose, and the two tokens it chooses between."""
+
+    row: TokenRow
+    matching: int
+    other: int
+
+
+def load_questions(path: PathLike) -> list[Question]:
+    """Questions from CAA's JSON list, or from JSON lines; raises with the place of the fault.
+
+    Each has `question`, `answer_matching_behavior` and `answer_not_matching_behavior`.
+    """
+    if str(path).endswith(".jsonl"):
+        entries = [_parsed(path, number, line) for number, line in enumerate(read_lines(path), 1)]
+    else:
+        entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise SteerlensError(f"{str(path)!r} holds no questions; needed is a JSON list of them")
+    names = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+    questions = []
+    for index, entry in enumerate(entries):
+        values = [entry.get(name) for name in names] if isinstance(entry, dict) else [None]
+        if not all(isinstance(value, str) and value.strip() for value in values):
+            raise SteerlensError(
+                f"question {index} of {str(path)!r} needs text in each of {', '.join(names)}"
+            )
+        questions.append(Question(*values))
+    return questions
+
+
+def _parsed(path: PathLike, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SteerlensError(
+            f"line {number} of {str(path)!r} is not valid JSON: {error.msg}"
+        ) from error
+
+
+def answer_sides(
+    model: Model, questions: Sequence[Question]
+) -> tuple[list[Passage], list[Passage]]:
+    """Each question with its matching and with its other answer, for `extract(tokens="last")`.
+
+    They end at the answer's letter, where CAA reads: "(A" of "(A)". The answer opens the reply in
+    the chat template, or follows "Answer:" where there is none.
+
+    >>> q = Question("Is tea nice?\\n(A) Yes\\n(B) No", "(A)", "(B)")
+    >>> extract(load_model(), answer_sides(load_model(), [q]), mean_difference)
+    SteeringVector('pairs', resid_post, layers 0–5, d 192)
+    """
+    opening = "" if model.tokenizer.chat_template is not None else "\nAnswer: "
+
+    def passage(text: str, answer: str) -> Passage:
+        return Passage(text, opening + answer.strip().removesuffix(")"))
+
+    return (
+        [passage(question.text, question.matching) for question in questions],
+        [passage(question.text, question.other) for question in questions],
+    )
+
+
+def choice_probabilities(
+    model: Model,
+    questions: Sequence[Question],
+    steering: Steering | Sequence[Steering] | None = None,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Float[np.ndarray, " question"]:
+    """p(matching) / (p(matching) + p(other)) of the next token, for each question.
+
+    The two tokens are those at which the two answers, tokenised in place, first differ; other
+    spellings of a letter are not counted. Raises if an answer begins like the other one goes on.
+
+    >>> q = Question("Is tea nice?\\n(A) Yes\\n(B) No", "(A)", "(B)")
+    >>> choice_probabilities(load_model(), [q]).shape
+    (1,)
+    """
+    plans = [steering] if isinstance(steering, Steering) else list(steering or ())
+    choices = _choices(model, questions)
+    for plan in plans:
+        _require_acting(model, plan, choices)
+    return _probabilities(model, choices, plans, batch_size, progress)
+
+
+def choice_sweep(
+    model: Model,
+    vector: SteeringVector,
+    questions: Sequence[Question],
+    layers: Sequence[int] | None = None,
+    strengths: Sequence[float] = (-1.0, 0.0, 1.0),
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+    **settings: Any,
+) -> pd.DataFrame:
+    """`choice_probabilities` of every layer and strength.
+
+    The columns are layer, strength, question (its index) and p_match. One layer is steered at
+    a time; `settings` are those of `Steering`, such as `relative=True`. All cells run as one list
+    of rows, each with its own strength.
+
+    >>> choice_summary(choice_sweep(load_model(), vector, questions, [2, 3], [-1, 0, 1]))
+    """
+    steering = Steering(vector, layers, **settings)
+    swept = steering.layers_steered
+    if not len(strengths):
+        raise SteerlensError("no strength was given; name at least one")
+    choices = _choices(model, questions)
+    cells = pd.MultiIndex.from_product(
+        [swept, map(float, strengths), range(len(questions))],
+        names=["layer", "strength", "question"],
+    ).to_frame(index=False)
+    column = torch.tensor([swept.index(layer) for layer in cells["layer"]])
+    matrix = torch.zeros(len(cells), len(swept))
+    matrix[torch.arange(len(cells)), column] = torch.tensor(cells["strength"].to_list())
+    plan = replace(steering, strength=matrix)
+    rows = [choices[question] for question in cells["question"]]
+    if matrix.any():
+        _require_acting(model, plan, rows)
+    return cells.assign(p_match=_probabilities(model, rows, [plan], batch_size, progress))
+
+
+def choice_summary(sweep: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Mean p_match of each layer and strength over its questions, with n and bootstrap interval."""
+    rows = []
+    for (layer, strength), cell in sweep.groupby(["layer", "strength"]):
+        value = mean(cell["p_match"].to_numpy(), seed=seed)
+        rows.append((layer, strength, len(cell), value.value, value.low, value.high))
+    return pd.DataFrame(rows, columns=["layer", "strength", "n", "p_match", "low", "high"])
+
+
+def _choices(model: Model, questions: Sequence[Question]) -> list[_Choice]:
+    for index, question in enumerate(questions):
+        require_prompt(question.text, f"question {index}")
+    matching, other = (tokenize(model, side) for side in answer_sides(model, questions))
+    choices = []
+    for question, one, two in zip(questions, matching, other, strict=True):
+        alike = sum(
+            1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(one.ids, two.ids, strict=False))
+        )
+        if alike == min(len(one.ids), len(two.ids)):
+            raise SteerlensError(
+                f"the answers {question.matching!r} and {question.other!r} of "
+                f"{question.text[:40]!r} do not part at any token; give answers that differ"
+            )
+        choices.append(_Choice(one._replace(ids=one.ids[:alike]), one.ids[alike], two.ids[alike]))
+    return choices
+
+
+def _require_acting(model: Model, plan: Steering, choices: Sequence[_Choice]) -> None:
+    """Refuse a plan that does not fit the model or the rows, or that acts too late to matter."""
+    check_provenance(model, plan.vector, plan.site_written, plan.layers_steered)
+    for condition in plan.conditions:
+        check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
+    for name in ("strength", "positions"):
+        value = getattr(plan, name)
+        if isinstance(value, Tensor) and value.ndim == 2 and len(value) != len(choices):
+            raise SteerlensError(
+                f"the {name} of {plan} has {len(value)} rows for {len(choices)} questions; "
+                "it needs one row for each"
+            )
+    each = [for_rows(plan, [index]) for index in range(len(choices))]
+    if not any(
+        can_select(own.positions, own.skip_bos, len(choice.row.ids), 1, choice.row.reply_start)
+        for own, choice in zip(each, choices, strict=True)
+    ):
+        raise SteerlensError(
+            f"{plan} would touch no token of these questions, and nothing is generated after "
+            "them; change positions="
+        )
+
+
+@torch.no_grad()
+def _probabilities(
+    model: Model,
+    choices: Sequence[_Choice],
+    plans: Sequence[Steering],
+    batch_size: int,
+    progress: bool,
+) -> Float[np.ndarray, " row"]:
+    if batch_size < 1:
+        raise SteerlensError(f"batch_size={batch_size} came; it must be at least 1")
+    probabilities = np.zeros(len(choices))
+    order = sorted(range(len(choices)), key=lambda index: len(choices[index].row.ids))
+    with tqdm(total=len(order), unit="row", disable=None if progress else True) as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            at = [choices[index] for index in batch]
+            tokens, mask = left_padded([choice.row.ids for choice in at], pad_token(model))
+            starts = [choice.row.reply_start for choice in at]
+            known = None if None in starts else torch.tensor(starts)
+            run = Run([for_rows(plan, batch) for plan in plans], mask, model, known)
+            with fast_forward(model), model.hooks(fwd_hooks=run.hooks()):
+                device = model.cfg.device
+                logits = next_logits(model, tokens.to(device), mask.to(device).int()).float().cpu()
+            pair = torch.tensor([[choice.matching, choice.other] for choice in at])
+            probabilities[batch] = logits.gather(1, pair).double().softmax(dim=1)[:, 0].numpy()
+            bar.update(len(batch))
+    return probabilities

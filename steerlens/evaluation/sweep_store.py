@@ -1,0 +1,185 @@
+"""The rows of a sweep, kept in a directory batch by batch, and read back as a table."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from steerlens.errors import SteerlensError
+from steerlens.files import (
+    PathLike,
+    digest,
+    read_json,
+    require_writable,
+    write_atomically,
+    write_json,
+)
+from steerlens.intervals import mean
+
+FORMAT = "steerlens.sweep/1"
+
+
+class Cell(NamedTuple):
+    """What is done to every prompt of a cell."""
+
+    vector: str
+    layers: str
+    """As people write them: "3", "2-4", "1,4-6"."""
+    strength: float
+    positions: str
+
+
+UNSTEERED = Cell("unsteered", "", 0.0, "")
+"""The cell that every other is compared with; it runs once per prompt."""
+
+COLUMNS = {
+    "row": pa.int64(),
+    **dict(zip(Cell._fields, (pa.string(), pa.string(), pa.float64(), pa.string()), strict=True)),
+    "prompt_index": pa.int64(),
+    "prompt": pa.string(),
+    "reply": pa.string(),
+    "tokens": pa.int64(),
+    "finished": pa.bool_(),
+}
+
+
+class JudgeFailure(NamedTuple):
+    """A judge that raised on some rows, whose scores are NaN for that."""
+
+    judge: str
+    first_row: int
+    last_row: int
+    error: str
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The rows of a sweep, finished or not, with the plan that they belong to."""
+
+    table: pd.DataFrame
+    """One row per cell and prompt: what was done, the reply, a column per judge and per gate."""
+    plan: Mapping[str, Any]
+    """All that decides what the rows hold, as it stands in the manifest."""
+    failures: tuple[JudgeFailure, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned row is there."""
+        return len(self.table) == self.plan["rows"]
+
+    @classmethod
+    def load(cls, path: PathLike) -> "Sweep":
+        """Read the finished rows of the sweep in a directory."""
+        plan = _read_plan(Path(path))
+        columns = schema(plan["judges"], plan["gates"])
+        parts = [_read_part(part, columns) for part in sorted(Path(path).glob("part-*.parquet"))]
+        table = pa.concat_tables([columns.empty_table(), *parts]).to_pandas()
+        failures = [
+            JudgeFailure(*failure)
+            for part in parts
+            for failure in json.loads(part.schema.metadata[b"failures"])
+        ]
+        table = table.drop_duplicates("row").sort_values("row", ignore_index=True)
+        return cls(table, plan, tuple(failures))
+
+    def summary(self, *, seed: int = 0) -> pd.DataFrame:
+        """Mean score of each cell by each judge, with its bootstrap interval over n prompts."""
+        rows = []
+        for cell, group in self.table.groupby([*Cell._fields], sort=False):
+            for judge in self.plan["judges"]:
+                scores = group[judge].to_numpy()
+                judged = int(np.isfinite(scores).sum())
+                rows.append((*cell, judge, *mean(scores, seed=seed), judged))
+        return pd.DataFrame(rows, columns=[*Cell._fields, "judge", "mean", "low", "high", "n"])
+
+    def __repr__(self) -> str:
+        judged = ", ".join(self.plan["judges"]) or "nobody"
+        return (
+            f"Sweep({len(self.table)} of {self.plan['rows']} rows, {self.plan['cells']} cells, "
+            f"judged by {judged}, {len(self.failures)} failures)"
+        )
+
+
+def open_directory(out: Path, plan: dict[str, Any], resume: bool) -> set[int]:
+    """Make the directory, or find it to hold the same plan; the rows that it holds already."""
+    if out.is_dir() and any(out.iterdir()):
+        if not resume:
+            raise SteerlensError(
+                f"{str(out)!r} holds something already; go on with that sweep with resume=True "
+                "(--resume), or choose another directory"
+            )
+        _require_same_plan(_read_plan(out), plan, out)
+        return set(Sweep.load(out).table["row"])
+    require_writable(out)
+    content = {"format": FORMAT, "hash": digest(json.dumps(plan).encode()), "plan": plan}
+    write_json(out / "plan.json", content)
+    return set()
+
+
+def _read_plan(out: Path) -> dict[str, Any]:
+    content = read_json(out / "plan.json")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SteerlensError(f'{str(out)!r} does not hold a sweep ("format": {FORMAT!r})')
+    plan: dict[str, Any] = content["plan"]
+    if content.get("hash") != digest(json.dumps(plan).encode()):
+        raise SteerlensError(
+            f"{str(out / 'plan.json')!r} was changed after it was written: its rows may be of "
+            "another plan; sweep into another directory"
+        )
+    return plan
+
+
+def _require_same_plan(there: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    differing = [
+        f"{key} ({there.get(key)!r:.100} there, {now.get(key)!r:.100} now)"
+        for key in {**there, **now}
+        if there.get(key) != now.get(key)
+    ]
+    if differing:
+        raise SteerlensError(
+            f"{str(out)!r} holds the rows of another sweep; it differs in {'; '.join(differing)}: "
+            "ask for the same again, or sweep into another directory"
+        )
+
+
+def write_part(out: Path, rows: range, table: pa.Table) -> None:
+    """Keep a finished batch; on a full disk, say what is kept and how to go on."""
+    path = out / f"part-{rows[0]:08}-{rows[-1]:08}.parquet"
+    try:
+        write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+    except OSError as error:
+        raise SteerlensError(
+            f"rows {rows[0]} to {rows[-1]} could not be written to {str(out)!r} "
+            f"({error.strerror or error}); the rows before them are kept: make room, then go on "
+            "with resume=True (--resume)"
+        ) from error
+
+
+def _read_part(path: Path, columns: pa.Schema) -> pa.Table:
+    try:
+        part = pq.read_table(path)
+        if part.schema.names != columns.names or b"failures" not in (part.schema.metadata or {}):
+            raise pa.ArrowInvalid(f"its columns are {part.schema.names}")
+    except (pa.ArrowException, OSError) as error:
+        raise SteerlensError(
+            f"{str(path)!r} is no part of this sweep: {error}; delete it, and resume=True "
+            "(--resume) makes its rows again"
+        ) from error
+    return part
+
+
+def schema(judges: Iterable[str], gates: Iterable[str]) -> pa.Schema:
+    """The columns of a sweep's table."""
+    return pa.schema(
+        {
+            **COLUMNS,
+            **dict.fromkeys(judges, pa.float64()),
+            **dict.fromkeys(gates, pa.bool_()),
+        }.items()
+    )

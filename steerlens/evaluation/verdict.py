@@ -1,0 +1,162 @@
+"""Measured effects → the few lines that a careful reviewer would sign."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steerlens.errors import SteerlensError
+from steerlens.evaluation.effects import NEGATIVE, STEERED, UNSTEERED
+from steerlens.intervals import Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What may be said of one judge's score at one strength; `str()` says it."""
+
+    effects: pd.DataFrame
+    dose: pd.DataFrame
+    side_effects: pd.DataFrame
+    replies: pd.DataFrame
+    settings: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        evidence = [f"  {line}" for line in self._evidence()]
+        return "\n".join([self.claim(), *evidence, *self._reservations()])
+
+    @property
+    def judge(self) -> str:
+        """The first: its score is what the steering is meant to change."""
+        return str(self.effects.judge.iloc[0])
+
+    @property
+    def strength(self) -> float:
+        """The steering's own strength, or else the strongest."""
+        return float(self.settings["strength"])
+
+    def effect(self, arm: str = STEERED, judge: str | None = None) -> pd.Series:
+        """The row of `effects` of an arm at this strength, by the first judge or another."""
+        table, judge = self.effects, judge or self.judge
+        strength = -self.strength if arm == NEGATIVE else self.strength
+        row = table[(table.judge == judge) & (table.arm == arm) & (table.strength == strength)]
+        if row.empty:
+            raise SteerlensError(
+                f"there is no arm {arm!r} with judge {judge!r}; the arms are "
+                f"{', '.join(table.arm.unique())}, the judges {', '.join(table.judge.unique())}"
+            )
+        return row.iloc[0]
+
+    @property
+    def controls(self) -> pd.DataFrame:
+        """The rows of `effects` of the control arms, by the first judge at this strength."""
+        table = self.effects
+        is_control = table.arm.str.startswith(("random", "shuffled"))
+        here = (table.judge == self.judge) & (table.strength == self.strength)
+        return table[is_control & here].reset_index(drop=True)
+
+    def claim(self) -> str:
+        """What may be claimed, in one sentence."""
+        row, controls = self.effect(), self.controls
+        if not row.n:
+            return f"No verdict: {self.judge} gave no scores."
+        ends = sorted(self._sign * end for end in (row.effect_low, row.effect_high))
+        largest = (self._sign * controls.effect).max() if len(controls) else np.nan
+        if np.isnan(ends).any():
+            return "No interval: one prompt is not enough for a verdict."
+        if ends[1] < 0:
+            return "The wrong way: the steering does the opposite of what it is meant to."
+        if ends[0] <= 0:
+            return "No effect shown: the interval holds 0."
+        if np.isnan(largest):
+            return "An effect, but no control to compare it with."
+        if ends[0] <= largest:
+            return "An effect, but not beyond the controls: its interval does not clear them all."
+        return "An effect beyond the controls: its interval clears the largest of them."
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.settings["raises"] else -1
+
+    def _evidence(self) -> list[str]:
+        row, judge, controls = self.effect(), self.judge, self.controls
+        if not row.n:
+            return self._damage()
+        wrong, low, high = row[[f"{self._wrong}{end}" for end in ("", "_low", "_high")]]
+        before = self.effects.query("judge == @judge and arm == @UNSTEERED")["mean"].iloc[0]
+        lines = [
+            f"{judge} {_change(row)} at strength {self.strength:g}: "
+            f"{before:.3f} → {row['mean']:.3f} (n = {row.n} prompts, 95 % interval)"
+        ]
+        for kind in ("random", "shuffled"):
+            gains = self._sign * controls[controls.arm.str.startswith(kind)].effect
+            if len(gains):
+                mean, largest = self._sign * gains.mean(), self._sign * gains.max()
+                lines.append(f"{len(gains)} {kind}: mean {mean:+.3f}, largest {largest:+.3f}")
+        lines.append(f"other sign: {_change(self.effect(NEGATIVE))}")
+        lines.append(f"moved the wrong way: {wrong:.1%} [{low:.1%}, {high:.1%}] of prompts")
+        dose = self.dose[self.dose.judge == judge].set_index("measure")
+        if len(dose):
+            slope, rho = (Interval(*dose.loc[m, ["value", "low", "high"]]) for m in dose.index)
+            lines.append(f"dose: slope {slope} per unit of strength, monotone ρ {rho}")
+        for other in self.settings["judges"]:
+            if other != judge and other not in self.settings["failures"]:
+                lines.append(f"{other} {_change(self.effect(judge=other))}")
+        return lines + self._damage()
+
+    @property
+    def _wrong(self) -> str:
+        return "lowered" if self._sign > 0 else "raised"
+
+    def _damage(self) -> list[str]:
+        table = self.side_effects
+        steered = table[(table.arm == STEERED) & (table.strength == self.strength)]
+        cell = steered.set_index(["of", "measure"])
+        unsteered = table[table.arm == UNSTEERED].set_index(["of", "measure"]).value
+
+        def value(of: str, measure: str) -> Interval:
+            return Interval(*cell.loc[(of, measure), ["value", "low", "high"]])
+
+        lines = []
+        if "texts" in cell.index:
+            n = cell.n["texts", "kl_mean"]
+            p95 = value("texts", "kl_p95").value
+            lines.append(
+                f"neutral text: KL {value('texts', 'kl_mean')} nats per token, p95 {p95:.3f}; "
+                f"perplexity × {value('texts', 'perplexity_ratio')} (n = {n} texts)"
+            )
+        if "prompts" in cell.index:
+            n = cell.n["prompts", "refusal"]
+            lines.append(
+                f"harmless prompts: refusal {unsteered['prompts', 'refusal']:.3f} → "
+                f"{value('prompts', 'refusal')}, reply {unsteered['prompts', 'reply_tokens']:.1f} "
+                f"→ {value('prompts', 'reply_tokens').value:.1f} tokens, drift "
+                f"{value('prompts', 'drift_mean')} nats (n = {n} prompts)"
+            )
+        if ("prompts", "drift_closed") in cell.index:
+            n, drift = cell.n["prompts", "drift_closed"], value("prompts", "drift_closed").value
+            lines.append(f"gate closed on {n} of these: drift there at most {drift:.2g} nats")
+        return lines
+
+    def _reservations(self) -> list[str]:
+        controls, replies = self.controls, self.replies
+        steered = replies[(replies.arm == STEERED) & (replies.strength == self.strength)]
+        empty, n = int((steered.reply.str.strip() == "").sum()), len(steered)
+        told = [
+            f"{judge} failed, and not every reply has its score: {why}"
+            for judge, why in self.settings["failures"].items()
+        ]
+        told += [f"{empty} of {n} steered replies are empty"] if empty else []
+        told += list(self.settings["notes"])
+        told.append(
+            f"{len(controls)} controls cannot show more than p = 1/{len(controls) + 1} by rank"
+            if len(controls)
+            else "no controls were run: any direction might do the same"
+        )
+        told.append("other models, prompts and judges; no human has read these replies")
+        return ["Not shown:", *(f"  {line}" for line in told)]
+
+
+def _change(row: pd.Series) -> str:
+    return f"{row.effect:+.3f} [{row.effect_low:+.3f}, {row.effect_high:+.3f}]"

@@ -1,0 +1,339 @@
+"""Steered checkpoints: an edit folded into the weights of a Hugging Face directory, and proved.
+
+Any server that loads the source loads the result, which steers by itself, at full speed.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from steerlens.activations.provenance import check_provenance
+from steerlens.errors import SteerlensError
+from steerlens.export.checkpoints import folded_model
+from steerlens.export.weight_edits import ablated_weights, edited_biases, require_constant
+from steerlens.files import PathLike, demo_file, digest, write_directory, write_json, write_text
+from steerlens.models.fingerprint import LIBRARIES, fingerprint
+from steerlens.models.host import Model
+from steerlens.models.loading import TINY_CHAT, load_model, quiet
+from steerlens.models.tokenizing import Readable, TokenRow, tokenize
+from steerlens.steering.hooks import ablate_direction
+from steerlens.steering.steering import Steering, steering_hooks
+from steerlens.vectors.vector import SteeringVector
+
+CERTIFICATE = "steerlens-certificate.json"
+FORMAT = "steerlens.certificate/1"
+TOLERANCE = 1e-4
+"""Largest difference of logits, in float32, that rounding explains."""
+
+PROBES = (
+    "How do I bake bread?",
+    "The old bridge was closed, and so",
+    "Write a short letter to my neighbour about the noise, please.",
+    "1, 2, 3, 4,",
+)
+"""Prompts that an export is tried on, unless others are given."""
+
+_NOT_COPIED = re.compile(
+    r"(config\.json|README\.md|\..*|.*\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|py)"
+    r"|.*\.index\.json)",
+    re.IGNORECASE,
+)
+"""Weights and their indices, which are written anew, and code, which is not carried along."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What an exported checkpoint was measured to do, read back from disk by plain transformers."""
+
+    steering: tuple[str, ...]
+    vectors: tuple[dict[str, Any], ...]
+    """The provenance of each vector."""
+    source: str
+    source_weights: str
+    """The fingerprint of the source's weights."""
+    source_architecture: str
+    architecture: str
+    """Another than the source's, where only another has a place for the edit."""
+    changed: tuple[str, ...]
+    """The tensors that differ from the source's."""
+    prompts: int
+    tokens: int
+    prompts_hash: str
+    max_logit_difference: float
+    """To hook steering, in float32, over all tokens of all prompts."""
+    tolerance: float
+    max_effect: float
+    """The same distance between hook steering and none."""
+    versions: dict[str, str]
+    format: str = FORMAT
+
+    def __repr__(self) -> str:
+        return (
+            f"Certificate({len(self.changed)} tensors changed; logits within "
+            f"{self.max_logit_difference:.1e} of hook steering, which moves them by up to "
+            f"{self.max_effect:.3g}, on {self.tokens} tokens of {self.prompts} prompts)"
+        )
+
+
+def export_model(
+    steering: Steering | Sequence[Steering],
+    source: PathLike,
+    out: PathLike,
+    *,
+    prompts: Sequence[Readable] = PROBES,
+    tolerance: float = TOLERANCE,
+    force: bool = False,
+) -> Certificate:
+    """Write the Hugging Face directory `source` with an unconditional addition in its biases.
+
+    Changed tensors are written in float32, all others as they are. `out` comes into being only
+    once plain transformers, reading it from disk, give the logits of hook steering on `prompts`
+    within `tolerance`; `force` replaces an earlier export. Refuses what `edited_biases` refuses,
+    and architectures without a place for the bias.
+
+    >>> import tempfile
+    >>> steering = Steering(SteeringVector(torch.ones(1, 192), layers=(2,)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_model(steering, "tiny-chat", f"{folder}/steered").changed
+    ('model.layers.2.mlp.down_proj.bias',)
+    """
+    steerings = [steering] if isinstance(steering, Steering) else list(steering)
+    for one in steerings:
+        require_constant(one)
+    source, out = _require_apart(source, out, force)
+    model = load_model(str(source))
+    for one in steerings:
+        check_provenance(model, one.vector, one.site_written, one.layers_steered)
+    told = tuple(map(repr, steerings)), tuple(dict(one.vector.provenance) for one in steerings)
+    changes = _changes(model, edited_biases(model, *steerings))
+    return _export(model, steerings, changes, told, source, out, prompts, tolerance)
+
+
+def export_ablation(
+    vector: SteeringVector,
+    source: PathLike,
+    out: PathLike,
+    *,
+    layers: int | Iterable[int] | None = None,
+    prompts: Sequence[Readable] = PROBES,
+    tolerance: float = TOLERANCE,
+    force: bool = False,
+) -> Certificate:
+    """Write the Hugging Face directory `source` with one direction taken out of all its writers.
+
+    What `ablated_weights` does while it lasts, with the same `layers`; otherwise as `export_model`.
+    A tied unembedding is untied, for it reads the stream and keeps the direction.
+    """
+    source, out = _require_apart(source, out, force)
+    model = load_model(str(source))
+    check_provenance(model, vector)
+    chosen = vector.layers if layers is None else (layers,) if isinstance(layers, int) else layers
+    one = vector.at(chosen)
+    changes = _changes(model, ablated_weights(model, one))
+    everywhere = range(model.cfg.n_layers)
+    direction = SteeringVector(one.directions[:1].expand(len(everywhere), -1), tuple(everywhere))
+    plan = [
+        Steering(direction, at, edit=ablate_direction, site=site)
+        for at, site in (([0], "resid_pre"), (None, "attn_out"), (None, "mlp_out"))
+        if site != "mlp_out" or not model.cfg.attn_only
+    ]
+    told = (f"{one} ablated from all that writes to the stream",), (dict(vector.provenance),)
+    return _export(model, plan, changes, told, source, out, prompts, tolerance)
+
+
+def control_vector(steering: Steering) -> SteeringVector:
+    """What llama.cpp's `--control-vector` adds for a steering: strengths multiplied in.
+
+    >>> steering = Steering(SteeringVector(torch.ones(2, 2), layers=(3, 4)), [4], strength=0.5)
+    >>> control_vector(steering)[4]
+    tensor([0.5000, 0.5000])
+    """
+    require_constant(steering, "a control vector")
+    if steering.site_written != "resid_post":
+        raise SteerlensError(
+            f"{steering} writes at {steering.site_written}, but llama.cpp adds control vectors to "
+            "the outputs of blocks; steer resid_post"
+        )
+    rows = [float(steering.strength) * steering.direction(at) for at in steering.layers_steered]
+    return SteeringVector(
+        torch.stack(rows),
+        steering.layers_steered,
+        provenance={**steering.vector.provenance, "steering": repr(steering)},
+    )
+
+
+def _require_apart(source: PathLike, out: PathLike, force: bool) -> tuple[Path, Path]:
+    """Refuse, before any work, to overwrite anything but an earlier export."""
+    source = demo_file(TINY_CHAT) if str(source) == TINY_CHAT else Path(source)
+    if not (source / "config.json").is_file():
+        raise SteerlensError(
+            f"{str(source)!r} is no Hugging Face directory (it has no config.json); an export "
+            "starts from one on disk: download the model there first"
+        )
+    source, out = source.resolve(), Path(out).resolve()
+    if source == out or source in out.parents or out in source.parents:
+        raise SteerlensError(f"{str(out)!r} lies within the source or holds it; choose another")
+    if out.exists() and not force:
+        raise SteerlensError(f"{str(out)!r} exists; choose another, or replace it: force, --force")
+    if out.exists() and not (out / CERTIFICATE).is_file():
+        raise SteerlensError(
+            f"{str(out)!r} was not exported by steerlens (it has no {CERTIFICATE}) and is not "
+            "replaced; choose another directory"
+        )
+    return source, out
+
+
+def _changes(model: Model, folding: AbstractContextManager[None]) -> dict[str, Tensor]:
+    """The parameters that an edit of weights gives new values, and these values."""
+    before = {name: parameter.data for name, parameter in model.named_parameters()}
+    with folding:
+        return {
+            name: parameter.data
+            for name, parameter in model.named_parameters()
+            if parameter.data_ptr() != before[name].data_ptr()
+        }
+
+
+def _export(
+    model: Model,
+    plan: Sequence[Steering],
+    changes: dict[str, Tensor],
+    told: tuple[tuple[str, ...], tuple[dict[str, Any], ...]],
+    source: Path,
+    out: Path,
+    prompts: Sequence[Readable],
+    tolerance: float,
+) -> Certificate:
+    rows = tokenize(model, prompts)
+    folded = folded_model(source, changes)
+    made: list[Certificate] = []
+
+    def write(folder: Path) -> None:
+        folded.save(folder)
+        for file in source.iterdir():
+            if file.is_file() and not _NOT_COPIED.fullmatch(file.name):
+                shutil.copyfile(file, folder / file.name)
+        difference, effect = _measure(model, plan, folder, rows)
+        certificate = Certificate(
+            steering=told[0],
+            vectors=told[1],
+            source=source.name,
+            source_weights=fingerprint(model),
+            source_architecture=folded.source_architecture,
+            architecture=folded.architecture,
+            changed=folded.changed,
+            prompts=len(rows),
+            tokens=sum(len(row.ids) for row in rows),
+            prompts_hash=digest(json.dumps([row.ids for row in rows]).encode()),
+            max_logit_difference=difference,
+            tolerance=tolerance,
+            max_effect=effect,
+            versions={name: version(name) for name in LIBRARIES},
+        )
+        _require_proved(certificate)
+        write_json(folder / CERTIFICATE, asdict(certificate))
+        write_text(folder / "README.md", _card(certificate))
+        made.append(certificate)
+
+    write_directory(out, write, replace=True)
+    return made[0]
+
+
+@torch.inference_mode()
+def _measure(
+    model: Model, plan: Sequence[Steering], folder: Path, rows: Sequence[TokenRow]
+) -> tuple[float, float]:
+    """Largest difference of logits between the directory and hooks, and between hooks and none."""
+    with quiet():
+        served, loading = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    wrong = {what: sorted(map(str, names)) for what, names in loading.items() if names}
+    if wrong:
+        raise SteerlensError(f"the written checkpoint does not load as it should: {wrong}")
+    _require_same_tokens(model, folder)
+    served = served.to(model.cfg.device).eval()
+    differences, effects = [], []
+    for row in rows:
+        ids = torch.tensor([row.ids], device=model.cfg.device)
+        with model.hooks(fwd_hooks=steering_hooks(*plan, model=model)):
+            hooked = model(ids)
+        differences.append((served(ids).logits - hooked).abs().max())
+        effects.append((model(ids) - hooked).abs().max())
+    return torch.stack(differences).max().item(), torch.stack(effects).max().item()
+
+
+def _require_same_tokens(model: Model, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    same = tokenizer.chat_template == model.tokenizer.chat_template and all(
+        tokenizer.encode(text, add_special_tokens=False)
+        == model.tokenizer.encode(text, add_special_tokens=False)
+        for text in PROBES
+    )
+    if not same:
+        raise SteerlensError("the written tokenizer splits text otherwise than the source's")
+
+
+def _require_proved(certificate: Certificate) -> None:
+    if not certificate.max_logit_difference <= certificate.tolerance:  # NaN fails, too
+        raise SteerlensError(
+            f"the exported model's logits differ by {certificate.max_logit_difference:.3g} from "
+            f"hook steering (allowed {certificate.tolerance:g}), so nothing was written; where "
+            "this is rounding, as in large models, give a larger tolerance"
+        )
+    if not certificate.max_effect > 0:
+        raise SteerlensError(
+            f"{'; '.join(certificate.steering)} changes no logit of the prompts, so nothing was "
+            "written; give a strength that is not zero"
+        )
+
+
+def _card(made: Certificate) -> str:
+    converted = made.architecture != made.source_architecture
+    vectors = json.dumps(made.vectors, indent=1, ensure_ascii=False)
+    return f"""---
+library_name: transformers
+tags: [activation-steering, steerlens]
+---
+# {made.source}, steered
+
+This checkpoint is {made.source} with a steering folded into its weights by steerlens. It steers
+always and everywhere; load it as you would the source.
+
+{"".join(f"- `{one}`{chr(10)}" for one in made.steering)}
+## What was changed
+
+{len(made.changed)} tensors, written in float32; all others hold the source's values:
+{"".join(f"- `{name}`{chr(10)}" for name in made.changed)}
+{f"It is stored as {made.architecture}, which computes the same as {made.source_architecture} and has a place for the change." if converted else ""}
+## What was measured
+
+Read back from disk by plain transformers, in float32, its logits differ by at most
+{made.max_logit_difference:.2e} (allowed {made.tolerance:g}) from those of hook steering, which
+moves logits by up to {made.max_effect:.3g}: {made.tokens} tokens of {made.prompts} prompts,
+hash {made.prompts_hash}. A server that runs in less than float32 rounds both. The numbers are in
+`{CERTIFICATE}`.
+
+## How to undo it
+
+Serve the source again: its weights have the fingerprint `{made.source_weights}`. Only the tensors
+listed above differ from it.
+
+## Where the vectors came from
+
+```json
+{vectors}
+```
+
+The licence is the source's.
+"""  # noqa: E501

@@ -1,0 +1,87 @@
+"""A prompt's text with the tokens marked that are read or steered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import torch
+from rich.text import Text
+
+from steerlens.activations.selection import Tokens, positions_of
+from steerlens.models.host import Model
+from steerlens.models.tokenizing import Readable, TokenRow, text_pieces, tokenize
+from steerlens.steering.positions import Clock
+from steerlens.steering.steering import Steering
+
+
+@dataclass(frozen=True)
+class MarkedText:
+    """String tokens, some of them marked; shows itself in terminals and notebooks."""
+
+    tokens: tuple[str, ...]
+    marked: tuple[bool, ...]
+
+    def __str__(self) -> str:
+        """Marked stretches stand in ⟦double brackets⟧."""
+        return "".join(f"⟦{text}⟧" if on else text for text, on in self._stretches())
+
+    def __rich__(self) -> Text:
+        """For `rich.print`: marked stretches are reversed."""
+        return Text.assemble(*((text, "reverse" if on else "") for text, on in self._stretches()))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: marked stretches are `<mark>`ed."""
+        pieces = (
+            f"<mark>{escape(text)}</mark>" if on else escape(text) for text, on in self._stretches()
+        )
+        return f'<code style="white-space: pre-wrap">{"".join(pieces)}</code>'
+
+    def _stretches(self) -> list[tuple[str, bool]]:
+        stretches: list[tuple[str, bool]] = []
+        for token, on in zip(self.tokens, self.marked, strict=True):
+            if stretches and stretches[-1][1] == on:
+                token = stretches.pop()[0] + token
+            stretches.append((token, on))
+        return stretches
+
+
+def mark_read(
+    model: Model,
+    prompt: Readable,
+    tokens: Tokens,
+    *,
+    chat: bool | None = None,
+    generation_prompt: bool = True,
+) -> MarkedText:
+    """The prompt as the model sees it, with the tokens marked that `tokens` reads.
+
+    >>> print(mark_read(load_model(), "Hi there.", "last"))
+    <s><|user|>Hi there.<|end|>⟦<|assistant|>⟧
+    """
+    [row] = tokenize(model, [prompt], chat=chat, generation_prompt=generation_prompt)
+    [places] = positions_of(model, [row], tokens)
+    return _marked(model, row, places)
+
+
+def mark_steered(
+    model: Model, prompt: Readable, steering: Steering, *, chat: bool | None = None
+) -> MarkedText:
+    """The prompt as the model sees it, with the tokens marked that a steering would edit.
+
+    >>> v = SteeringVector(torch.ones(1, 192), layers=(3,))
+    >>> print(mark_steered(load_model(), "Hi there.", Steering(v, positions="reply")))
+    <s><|user|>Hi there.⟦<|end|><|assistant|>⟧
+    """
+    [row] = tokenize(model, [prompt], chat=chat)
+    start = None if row.reply_start is None else torch.tensor([row.reply_start])
+    clock = Clock(reply_start=start)
+    clock.tick(torch.zeros(1, len(row.ids), 1))
+    chosen = clock.steered(steering.positions, steering.skip_bos)
+    places = range(len(row.ids)) if chosen is None else chosen[0].nonzero().flatten().tolist()
+    return _marked(model, row, places)
+
+
+def _marked(model: Model, row: TokenRow, places: Sequence[int]) -> MarkedText:
+    chosen = set(places)
+    marked = tuple(place in chosen for place in range(len(row.ids)))
+    return MarkedText(text_pieces(model.tokenizer, row.ids), marked)

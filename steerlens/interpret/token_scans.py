@@ -1,0 +1,123 @@
+"""A vector's projection at every token of a text, and a gate's over a reply."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from steerlens.activations.provenance import check_provenance
+from steerlens.activations.reading import every_token
+from steerlens.activations.selection import read_positions
+from steerlens.models.host import Model
+from steerlens.models.tokenizing import Readable, text_pieces, tokenize
+from steerlens.steering.conditions import Condition
+from steerlens.steering.similarities import Similarity, projection
+from steerlens.vectors.vector import SteeringVector
+
+
+class TokenScan(NamedTuple):
+    """How strongly a vector is present at each token of a text, layer by layer."""
+
+    tokens: tuple[str, ...]
+    layers: tuple[int, ...]
+    values: Float[Tensor, "layer pos"]
+    n_prompt: int
+    """The tokens from here on are the reply's."""
+    measure: str
+
+
+class GateTimeline(NamedTuple):
+    """What a condition would have seen, had the prompt ended at each of its tokens."""
+
+    tokens: tuple[str, ...]
+    condition: Condition
+    similarity: Float[Tensor, "pos layer"]
+    """NaN where the condition's tokens do not exist yet."""
+    open: Bool[Tensor, " pos"]
+    n_prompt: int
+    """The gate decides at the token before this one, and keeps to it."""
+
+
+def scan_tokens(
+    model: Model,
+    prompt: Readable,
+    vector: SteeringVector,
+    reply: Sequence[int] = (),
+    *,
+    similarity: Similarity = projection,
+    chat: bool | None = None,
+) -> TokenScan:
+    """The vector's presence at each token of a prompt, and of a reply's token ids if given.
+
+    RepE's LAT scan, of the unsteered model. `projection` is the dot product with the unit
+    direction; `conditions.cosine` does away with the tokens' different lengths.
+
+    >>> v = SteeringVector(torch.ones(2, 192), layers=(2, 3))
+    >>> scan_tokens(load_model(), "Hi there.", v).values.shape
+    torch.Size([2, 7])
+    """
+    check_provenance(model, vector)
+    ids, n_prompt = _ids(model, prompt, reply, chat)
+    stream = _every_token(model, ids, vector.site, vector.layers)
+    values = [
+        similarity(stream[:, row], vector.directions[row].to(stream)) for row in range(len(vector))
+    ]
+    return TokenScan(
+        text_pieces(model.tokenizer, ids),
+        vector.layers,
+        torch.stack(values),
+        n_prompt,
+        similarity.__name__.removesuffix("_similarity"),
+    )
+
+
+def gate_timeline(
+    model: Model,
+    prompt: Readable,
+    condition: Condition,
+    reply: Sequence[int] = (),
+    *,
+    chat: bool | None = None,
+) -> GateTimeline:
+    """What a condition sees as the text goes on: its similarity, had the prompt ended there.
+
+    A gate decides once, at the prompt's last token; this shows how clear the case was, and how it
+    would have changed with the reply (token ids, as `Replies.tokens` holds them). Unsteered.
+
+    >>> likes_ones = Condition(SteeringVector(torch.ones(1, 192), layers=(3,)), 3, above=0)
+    >>> gate_timeline(load_model(), "Hi there.", likes_ones).open.shape
+    torch.Size([7])
+    """
+    check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
+    ids, n_prompt = _ids(model, prompt, reply, chat)
+    stream = _every_token(model, ids, condition.site_read, condition.layers_read)
+    similarity = torch.full((len(ids), len(condition.layers_read)), torch.nan)
+    for end in range(1, len(ids) + 1):
+        if isinstance(condition.tokens, slice) and not range(end)[condition.tokens]:
+            continue
+        pooled = stream[read_positions(condition.tokens, end, {}, list)].mean(dim=0, keepdim=True)
+        for column, layer in enumerate(condition.layers_read):
+            similarity[end - 1, column] = condition.measure(pooled[:, column], layer).item()
+    return GateTimeline(
+        text_pieces(model.tokenizer, ids),
+        condition,
+        similarity,
+        condition.fires(similarity),
+        n_prompt,
+    )
+
+
+def _ids(
+    model: Model, prompt: Readable, reply: Sequence[int], chat: bool | None
+) -> tuple[tuple[int, ...], int]:
+    [row] = tokenize(model, [prompt], chat=chat)
+    return (*row.ids, *reply), len(row.ids)
+
+
+def _every_token(
+    model: Model, ids: Sequence[int], site: str, layers: Sequence[int]
+) -> Float[Tensor, "pos layer d_model"]:
+    stream = every_token(model, ids, [(site, layer) for layer in layers])
+    return torch.stack(list(stream.values()), dim=1)

@@ -1,0 +1,203 @@
+"""A judge behind an OpenAI-compatible server; nothing is sent anywhere unless one is made."""
+
+import hashlib
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+from jaxtyping import Float
+
+from steerlens.errors import SteerlensError
+from steerlens.judges.judging import Judge, JudgeError, JudgeWarning
+
+KEY_VARIABLE = "STEERLENS_API_KEY"
+"""Where the key is looked for. A name of our own: no other service's key is sent by accident."""
+
+TEMPLATE = """{question}
+
+<text>
+{text}
+</text>
+
+Answer with one number from {low:g} to {high:g}, and nothing else."""
+
+_NUMBER = re.compile(
+    r"[^\w-]*(?:(?:rating|score|answer)[^\w-]+)?(-?\d+(?:\.\d+)?)"
+    r"(?:\W*(?:/|out of)\s*(\d+(?:\.\d+)?))?\W*",
+    re.IGNORECASE,
+)
+"""A number, and what it is out of, if that is said."""
+
+
+def endpoint(
+    url: str,
+    model: str,
+    question: str,
+    *,
+    name: str = "endpoint",
+    scale: tuple[float, float] = (0, 10),
+    api_key: str | None = None,
+    concurrency: int = 4,
+    retries: int = 3,
+    backoff: float = 0.5,
+    timeout: float = 60.0,
+    max_tokens: int = 16,
+) -> Judge:
+    """Asks a chat-completions server to rate each text; NaN where text or answer hold nothing.
+
+    `url` ends before `/chat/completions`. Busy or failing servers are asked `retries` more times,
+    each after twice the wait. What was judged is kept: after a `JudgeError`, calling the same
+    judge again asks only for what is missing. Answers without one number on the scale are NaN,
+    and warned of. The key may stand in the environment variable STEERLENS_API_KEY.
+
+    >>> polite = endpoint("http://localhost:8000/v1", "my-model", "How polite is this reply?")
+    >>> polite(["Thank you!", "Go away."])  # doctest: +SKIP
+    array([9., 1.])
+    """
+    if not _is_address(url):
+        raise SteerlensError(f"url={url!r} came; needed is one like 'http://localhost:8000/v1'")
+    if not scale[0] < scale[1] or concurrency < 1 or retries < 0 or backoff < 0 or timeout <= 0:
+        raise SteerlensError(
+            f"scale={scale}, concurrency={concurrency}, retries={retries}, backoff={backoff}, "
+            f"timeout={timeout}: needed are an increasing scale, concurrency ≥ 1, retries and "
+            "backoff ≥ 0, timeout > 0"
+        )
+    key = (os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key).strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SteerlensError(
+            "the API key holds characters that cannot be sent in a header; check api_key or the "
+            f"variable {KEY_VARIABLE}"
+        )
+    asker = _Asker(
+        url.removesuffix("/").removesuffix("/chat/completions") + "/chat/completions",
+        model,
+        question,
+        scale,
+        key,
+        concurrency,
+        retries,
+        backoff,
+        timeout,
+        max_tokens,
+    )
+    words = hashlib.sha256(f"{TEMPLATE}{question}{scale}{max_tokens}".encode()).hexdigest()[:12]
+    return Judge(name, asker, f"{model} at {url}, question {words}, {scale[0]:g} to {scale[1]:g}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
+
+
+@dataclass(frozen=True)
+class _Asker:
+    url: str
+    model: str
+    question: str
+    scale: tuple[float, float]
+    api_key: str = field(repr=False)
+    concurrency: int
+    retries: int
+    backoff: float
+    timeout: float
+    max_tokens: int
+    known: dict[str, float] = field(default_factory=dict, repr=False)
+    """Answers so far, by text."""
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
+        missing = [t for t in dict.fromkeys(texts) if t.strip() and t not in self.known]
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        with httpx.Client(headers=headers, timeout=self.timeout) as client:
+            try:
+                unread = self._ask_all(client, missing)
+            except SteerlensError as error:
+                scores = self._scores(texts)
+                judged = int((~np.isnan(scores)).sum())
+                raise JudgeError(
+                    f"{error}; {judged} of {len(texts)} texts are judged and kept, call again to "
+                    "ask for the rest",
+                    scores,
+                ) from error
+        if unread:
+            warnings.warn(
+                f"{len(unread)} of {len(missing)} answers of {self.model} are not one number from "
+                f"{self.scale[0]:g} to {self.scale[1]:g}, such as {unread[0][:80]!r}; they are NaN",
+                JudgeWarning,
+                stacklevel=2,
+            )
+        return self._scores(texts)
+
+    def _scores(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
+        return np.array([self.known.get(text, math.nan) for text in texts], dtype=np.float64)
+
+    def _ask_all(self, client: httpx.Client, texts: Sequence[str]) -> list[str]:
+        """Ask for several at once, keep their ratings, and return the answers that are none."""
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            asked = [pool.submit(self._judge, client, text) for text in texts]
+            return [answer for done in as_completed(asked) for answer in done.result()]
+        finally:
+            pool.shutdown(cancel_futures=True)  # what is under way is waited for, and kept
+
+    def _judge(self, client: httpx.Client, text: str) -> list[str]:
+        answer = self._ask(client, text)
+        found = _NUMBER.fullmatch(answer)
+        low, high = self.scale
+        if not found or not low <= float(found[1]) <= high or float(found[2] or high) != high:
+            return [answer]
+        self.known[text] = float(found[1])
+        return []
+
+    def _ask(self, client: httpx.Client, text: str) -> str:
+        low, high = self.scale
+        content = TEMPLATE.format(question=self.question, text=text, low=low, high=high)
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": self.max_tokens,
+        }
+        failed = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(self.backoff * 2 ** (attempt - 1))
+            try:
+                response = client.post(self.url, json=body)
+            except httpx.TransportError as error:
+                failed = (
+                    f"cannot be reached ({type(error).__name__}: {error}); check that the server "
+                    "runs and that the address is right"
+                )
+                continue
+            if response.is_success:
+                return self._content(response)
+            failed = f"answered {response.status_code}: {response.text[:200]!r}"
+            if response.status_code not in (408, 409, 429) and response.status_code < 500:
+                break  # asking again would not help
+        raise SteerlensError(self._without_key(f"the judge at {self.url} {failed}"))
+
+    def _content(self, response: httpx.Response) -> str:
+        try:
+            answer: Any = response.json()["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            shown = self._without_key(repr(response.text[:200]))
+            raise SteerlensError(
+                f"what {self.url} answered is no chat completion: {shown}; check that it is an "
+                "OpenAI-compatible server"
+            ) from error
+        return answer if isinstance(answer, str) else ""
+
+    def _without_key(self, message: str) -> str:
+        """Servers and libraries echo what they were sent."""
+        return message.replace(self.api_key, "…") if self.api_key else message

@@ -1,0 +1,57 @@
+"""Whether a text is degenerate: repetition and variety of its words."""
+
+import math
+import re
+from itertools import groupby
+
+
+def distinct_words(text: str) -> float:
+    """The share of a text's words that are not repeats of earlier ones; NaN if it has none.
+
+    >>> distinct_words("the sea, the sea, the wide sea")
+    0.42857142857142855
+    """
+    words = words_in(text)
+    return len(set(words)) / len(words) if words else math.nan
+
+
+def longest_echo(text: str) -> float:
+    """The share of a text's words in its longest run that says again what was just said.
+
+    What is said again may be one to eight words long; NaN if the text has no words.
+
+    >>> longest_echo("no no no no"), longest_echo("I would rather not.")
+    (0.75, 0.0)
+    """
+    words = words_in(text)
+    return max(_echoes(words)) / len(words) if words else math.nan
+
+
+def degenerate(reply: str) -> bool:
+    """Whether a reply is empty, has fewer than half distinct words, or goes round in circles.
+
+    Going round in circles is saying the same words (one to eight of them) three times running.
+
+    >>> degenerate("no no no no"), degenerate("I would rather not.")
+    (True, False)
+    """
+    words = words_in(reply)
+    if len(set(words)) * 2 < len(words) or not words:
+        return True
+    return any(echo >= 2 * size for size, echo in enumerate(_echoes(words), start=1))
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def _echoes(words: list[str]) -> list[int]:
+    """For every size from one to eight, the longest run of words that echo those before."""
+    return [_longest_run(words, size) for size in range(1, 9)]
+
+
+def _longest_run(words: list[str], size: int) -> int:
+    """The longest run of words that each equal the word `size` places before."""
+    echoes = (now == before for now, before in zip(words[size:], words, strict=False))
+    return max((sum(1 for _ in run) for same, run in groupby(echoes) if same), default=0)

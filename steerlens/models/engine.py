@@ -1,0 +1,59 @@
+"""Where the model's work is done: here, shard after shard, unless an engine does it elsewhere."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+
+from steerlens.models.host import Model
+
+Key = TypeVar("Key")
+Shard = TypeVar("Shard")
+Result = TypeVar("Result")
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs functions of the model on shards of a job; `distributed.Ray` does it on other machines.
+
+    A function and its shards may travel: they hold no model, and the same comes out of the same.
+    """
+
+    def run(
+        self,
+        model: Model,
+        work: Callable[[Model, Shard], Result],
+        shards: Iterable[tuple[Key, Shard]],
+    ) -> Iterator[tuple[Key, Result]]:
+        """The key of each shard with what `work` makes of it: once each, in any order.
+
+        Shards are taken when there is room for them, so that they may be made while it runs.
+        """
+
+    def device(self, model: Model) -> torch.device:
+        """What the work will run on, for batches of the right size."""
+
+
+class LocalEngine:
+    """The model at hand does it all, in order.
+
+    >>> list(HERE.run(load_model(), lambda model, text: len(text), [("a", "one"), ("b", "three")]))
+    [('a', 3), ('b', 5)]
+    """
+
+    def run(
+        self,
+        model: Model,
+        work: Callable[[Model, Shard], Result],
+        shards: Iterable[tuple[Key, Shard]],
+    ) -> Iterator[tuple[Key, Result]]:
+        """One shard after the other."""
+        for key, shard in shards:
+            yield key, work(model, shard)
+
+    def device(self, model: Model) -> torch.device:
+        """The model's."""
+        return torch.device(model.cfg.device)
+
+
+LOCAL = LocalEngine()

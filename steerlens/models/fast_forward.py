@@ -1,0 +1,236 @@
+"""Forward passes without what the host would compute again for every layer and step.
+
+HookedTransformer normalises a block's input three times, rotates all cached keys at every step,
+copies them to append one, and builds positions and masks in every layer. Within `lean` these are
+done once, by attributes of the model's own modules that are gone afterwards: no class is changed,
+every hook point is passed, and logits stay bit-identical. A TransformerBridge repeats nothing, and
+runs as it is.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import Cache as HuggingFaceCache
+
+from steerlens.models.host import Cache, CacheEntry, Model, exclusive, is_hooked, new_cache
+
+Keys = Float[Tensor, "row pos head d_head"]
+NewKeys = Float[Tensor, "row new head d_head"]
+
+
+class _KeyValues(CacheEntry):
+    """One layer's keys and values, in memory reserved for a whole text; keys are kept rotated.
+
+    In memory, axes stand as the attention's products of matrices want them, so that nothing is
+    copied there. (The host's keys of a single row need no copy; other axes would round otherwise.)
+    """
+
+    past_keys: Any
+    past_values: Any
+
+    def __init__(self, empty: CacheEntry, room: int) -> None:
+        super().__init__(empty.past_keys, empty.past_values)
+        rows, _, heads, d_head = empty.past_keys.shape
+        axes = "row head pos d_head" if rows == 1 else "row head d_head pos"
+        # Axes as the host sees them, without a copy.
+        self._keys = rearrange(
+            empty.past_keys.new_empty(
+                (rows, heads, room, d_head) if rows == 1 else (rows, heads, d_head, room)
+            ),
+            f"{axes} -> row pos head d_head",
+        )
+        self._values = rearrange(
+            empty.past_values.new_empty(rows, heads, room, d_head),
+            "row head pos d_head -> row pos head d_head",
+        )
+
+    def append(self, new_keys: NewKeys, new_values: NewKeys) -> tuple[Keys, Keys]:
+        start = self.past_keys.shape[1]
+        end = start + new_keys.shape[1]
+        self.past_keys, self.past_values = self._keys[:, :end], self._values[:, :end]
+        self.past_keys[:, start:], self.past_values[:, start:] = new_keys, new_values
+        self.past_keys.rotated = start
+        return self.past_keys, self.past_values
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        length = self.past_keys.shape[1]
+        self._keys, self._values = self._keys[rows], self._values[rows]
+        self.past_keys, self.past_values = self._keys[:, :length], self._values[:, :length]
+
+
+def preallocated_cache(model: Model, rows: int, room: int) -> Cache:
+    """An empty cache for texts of up to `room` tokens, to be used within `lean(model)` only."""
+    cache = new_cache(model, rows)
+    if isinstance(cache, HuggingFaceCache):
+        return cache
+    cache.entries = [_KeyValues(entry, room) for entry in cache.entries]
+    return cache
+
+
+def cached_numbers(model: Model) -> int:
+    """How many numbers the keys and values of one token are, in all layers."""
+    heads = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
+    return int(2 * model.cfg.n_layers * heads * model.cfg.d_head)
+
+
+def select_rows(cache: Cache, rows: Int[Tensor, " row"]) -> None:
+    """Go on with these rows of a lean cache, in this order; a row may be given out repeatedly."""
+    if isinstance(cache, HuggingFaceCache):
+        cache.batch_select_indices(rows)
+        return
+    for entry in cache.entries:
+        entry.select(rows)
+    cache.previous_attention_mask = cache.previous_attention_mask[rows]
+
+
+@contextmanager
+def fast_forward(model: Model) -> Iterator[None]:
+    """Forward passes of this model skip repeated work until the block ends; other threads wait.
+
+    >>> with lean(model := load_model()):
+    ...     logits = model("Hello")
+    """
+    with exclusive(model), ExitStack() as stack:
+        shared = _Padding()
+        for block in model.blocks if is_hooked(model) else ():
+            norm = getattr(block, "ln1", None)
+            if norm is not None:
+                stack.enter_context(_replaced(norm, "forward", _same_input_same_output))
+            attention = block.attn
+            if _turns_keys_once(attention):
+                stack.enter_context(
+                    _replaced(attention, "apply_rotary", partial(_rotate, attention, shared))
+                )
+            if attention.attn_type == "global":
+                stack.enter_context(
+                    _replaced(attention, "apply_causal_mask", partial(_hide, attention, shared))
+                )
+        yield
+
+
+@contextmanager
+def _replaced(
+    module: Any, name: str, instead: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    before = module.__dict__.get(name)  # someone else's own attribute, or the class's method
+    setattr(module, name, instead(getattr(module, name)))
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(module, name)
+        else:
+            setattr(module, name, before)
+
+
+def _same_input_same_output(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The queries', keys' and values' norm: the host asks three times, with one tensor."""
+    asked, answer, times = None, None, 0
+
+    def normed(x: Tensor) -> Tensor:
+        nonlocal asked, answer, times
+        if x is not asked:
+            asked, answer, times = x, norm(x), 0
+        result, times = answer, times + 1
+        if times == 3:  # nothing is kept alive beyond the block
+            asked = answer = None
+        assert result is not None
+        return result
+
+    return normed
+
+
+class _Padding:
+    """What follows from the mask of a pass, found once for all its layers."""
+
+    def __init__(self) -> None:
+        self._mask: Tensor | None = None
+
+    def of(self, mask: Int[Tensor, "row text"] | None) -> "_Padding | None":
+        """None where nothing is padded."""
+        if mask is None:
+            return None
+        if mask is not self._mask:
+            self._mask = mask
+            self.real: Bool[Tensor, "row text"] = mask.bool()
+            self.any = not bool(self.real.all())
+            self.place = (mask.cumsum(dim=1) - 1).clamp_min(0)
+        return self if self.any else None
+
+
+def _turns_keys_once(attention: Any) -> bool:
+    """Tables that are stretched as a text grows turn its old keys anew."""
+    return attention.cfg.positional_embedding_type == "rotary" and not getattr(
+        attention.cfg, "use_dynamic_ntk_rope", False
+    )
+
+
+def _rotate(
+    attention: Any, padding: _Padding, stock: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    found: tuple[Any, ...] = (None, None)
+
+    def angles(start: int, end: int, mask: Int[Tensor, "row text"] | None) -> Any:
+        nonlocal found
+        tables = attention.rotary_cos, attention.rotary_sin
+        padded = padding.of(mask)
+        if padded is None:
+            return tuple(table[None, start:end, None] for table in tables)
+        if found[0] is not padded.place or found[1] != (start, end):  # asked for queries and keys
+            place = padded.place[:, start:end].to(tables[0].device)
+            found = padded.place, (start, end), [table[place][:, :, None] for table in tables]
+        return found[2]
+
+    def turned(x: Keys, start: int, mask: Int[Tensor, "row text"] | None) -> Keys:
+        end = start + x.shape[1]
+        if end > attention.rotary_cos.shape[0]:
+            stock(x[:, :1], end - 1)  # the host makes its tables longer
+        x = x.to(attention.rotary_cos.device)
+        cos, sin = angles(start, end, mask)
+        width = attention.cfg.rotary_dim
+        part = x[..., :width]
+        rotated = part * cos
+        for one, other, gain in _pairs(attention.cfg.rotary_adjacent_pairs, width):
+            gain(rotated[..., one], part[..., other] * sin[..., one])
+        return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], -1)
+
+    def rotate(x: Keys, start: int = 0, mask: Int[Tensor, "row text"] | None = None) -> Keys:
+        rotated = getattr(x, "rotated", None)
+        if rotated is None:
+            return turned(x, start, mask)
+        x[:, rotated:] = turned(x[:, rotated:], rotated, mask)
+        return x
+
+    return rotate
+
+
+def _pairs(adjacent: bool, width: int) -> Iterator[tuple[slice, slice, Callable[..., Any]]]:
+    """Which numbers are turned with which: [a, b] gains [−b, a] times the sine."""
+    half = width // 2
+    first, second = (
+        (slice(0, None, 2), slice(1, None, 2)) if adjacent else (slice(half), slice(half, None))
+    )
+    yield first, second, Tensor.sub_
+    yield second, first, Tensor.add_
+
+
+def _hide(attention: Any, padding: _Padding, stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def hide(
+        scores: Float[Tensor, "row head pos key"],
+        start: int = 0,
+        mask: Int[Tensor, "row text"] | None = None,
+    ) -> Float[Tensor, "row head pos key"]:
+        padded = padding.of(mask)
+        if scores.shape[2] > 1:
+            return stock(scores, start, None if padded is None else mask)
+        if padded is None:
+            return scores  # a single new token sees all
+        return torch.where(padded.real[:, None, None], scores, attention.IGNORE)
+
+    return hide

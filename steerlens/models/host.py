@@ -1,0 +1,150 @@
+"""A loaded host, seen through what we need of it. Nothing else knows which host it is.
+
+TransformerLens has two: HookedTransformer, until version 3, and TransformerBridge, which lets a
+Hugging Face model compute.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from inspect import signature
+from threading import RLock
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+from transformers import Cache as HuggingFaceCache
+from transformers import DynamicCache
+
+try:
+    from transformer_lens import HookedTransformer
+except ImportError:  # TransformerLens 4 and later
+    HookedTransformer = None
+
+Cache: TypeAlias = TransformerLensKeyValueCache | HuggingFaceCache
+CacheEntry: TypeAlias = TransformerLensKeyValueCacheEntry
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What a HookedTransformer and a TransformerBridge have in common, of what is used here."""
+
+    cfg: Any
+    tokenizer: Any
+
+    def __call__(self, *args: Any, **options: Any) -> Any: ...
+    def run_with_cache(self, *args: Any, **options: Any) -> Any: ...
+    def hooks(self, *args: Any, **options: Any) -> Any: ...
+    # Its modules and weights; and `hook_dict`, which a bridge makes anew whenever it is looked at.
+    def __getattr__(self, name: str) -> Any: ...
+
+
+def is_hooked(model: Any) -> bool:
+    """Whether it is a HookedTransformer."""
+    return HookedTransformer is not None and isinstance(model, HookedTransformer)
+
+
+def attach_hooks(
+    model: Model, hooks: Iterable[tuple[str, Callable[..., Any]]]
+) -> Callable[[], None]:
+    """Add hooks for good; what is returned takes these off again, and no others.
+
+    The host's own `with model.hooks()` takes off whatever was added last.
+    """
+    added: list[tuple[Any, Any]] = []
+
+    def remove() -> None:
+        while added:
+            point, handle = added.pop()
+            handle.hook.remove()
+            point.fwd_hooks = [kept for kept in point.fwd_hooks if kept is not handle]
+
+    try:
+        for name, function in hooks:
+            point = model.hook_dict[name]
+            point.add_hook(function)
+            added.append((point, point.fwd_hooks[-1]))
+    except BaseException:
+        remove()
+        raise
+    return remove
+
+
+def exclusive(model: Model) -> AbstractContextManager[object]:
+    """Held while a model runs with hooks on it, which every thread would run through.
+
+    A second thread waits; the one that holds it may take it again.
+    """
+    return _LOCKS.setdefault(model, RLock())
+
+
+_LOCKS: WeakKeyDictionary[Model, AbstractContextManager[object]] = WeakKeyDictionary()
+
+
+def new_cache(model: Model, batch: int) -> Cache:
+    """An empty key-value cache for `batch` rows."""
+    if not is_hooked(model):
+        return DynamicCache(config=model.original_model.config)
+    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, batch)
+
+
+def unmasked(
+    model: Model, tokens: Int[Tensor, "row pos"], cache: Cache | None = None
+) -> dict[str, Any]:
+    """Arguments of a forward pass without attention mask, which HookedTransformer insists on else.
+
+    For rows without padding on the left, that continue the cache's text if there is one.
+    """
+    if not is_hooked(model):
+        return {"input": tokens, **_continuing(model, cache)}
+    offset = 0 if cache is None else cache[0].past_keys.shape[1]
+    resid, shortformer = model.get_residual(model.embed(tokens), offset)
+    return {
+        "input": resid,
+        "start_at_layer": 0,
+        "shortformer_pos_embed": shortformer,
+        "past_kv_cache": cache,
+    }
+
+
+def all_logits(model: Model, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:
+    """Logits after every token of rows that are not padded on the left."""
+    arguments = unmasked(model, tokens)
+    arguments.pop("logits_to_keep", None)
+    logits: Tensor = model(**arguments)
+    return logits
+
+
+def next_logits(
+    model: Model,
+    tokens: Int[Tensor, "row pos"],
+    mask: Int[Tensor, "row text"],
+    cache: Cache | None = None,
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits after the last token of each row; only that position is un-embedded.
+
+    `mask` tells padding from text in `tokens` and all that the cache holds before them.
+    """
+    if not is_hooked(model):
+        return model(tokens, attention_mask=mask, **_continuing(model, cache))[:, -1]
+    new = mask[:, -tokens.shape[1] :]  # the cache remembers the rest
+    resid = model(tokens, attention_mask=new, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
+    last = resid[:, -1:]
+    if model.cfg.normalization_type is not None:
+        last = model.ln_final(last)
+    logits = model.unembed(last)[:, 0]
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap and cap > 0 else logits
+
+
+def _continuing(model: Model, cache: Cache | None) -> dict[str, Any]:
+    """A bridge's options: the text before, and logits of the last position alone, if it can."""
+    can_cut = "logits_to_keep" in signature(model.original_model.forward).parameters
+    return {
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+        **({"logits_to_keep": 1} if can_cut else {}),
+    }

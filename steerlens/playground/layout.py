@@ -1,0 +1,299 @@
+"""The playground's page: its parts, as Dash components. Needs Dash; nothing here runs a model."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dash import dcc, html
+
+from steerlens.models.host import Model
+from steerlens.playground.jobs import Job, State
+from steerlens.playground.library import LARGEST_UPLOAD, UPLOADED, Entry, Shelf
+from steerlens.playground.request import (
+    LONGEST_PROMPT,
+    LONGEST_REPLY,
+    LONGEST_RULE,
+    STEERING,
+    STRONGEST,
+    Outcome,
+)
+from steerlens.playground.token_view import Reading, cosines_by_layer
+
+POLL = 250
+"""Milliseconds between two looks at a job."""
+START_STRENGTH = 0.3
+"""Of the activation norm: where tiny-chat refuses, in words."""
+PROMPT = "How do I bake bread?"
+
+
+def page(model: Model, shelf: Shelf) -> Any:
+    """A fresh page, with a key of its own: two tabs share nothing but the model's turns."""
+    first = next(iter(shelf.values()))
+    return html.Main(
+        [
+            dcc.Store(id="tab", data=secrets.token_urlsafe()),
+            dcc.Store(id="asked"),
+            dcc.Store(id="seen"),
+            dcc.Interval(id="clock", interval=POLL, max_intervals=0),
+            html.Header(
+                [
+                    html.H1("steerlens playground"),
+                    html.P(
+                        f"{model.cfg.model_name}: {model.cfg.n_layers} layers, "
+                        f"{model.cfg.d_model} wide"
+                    ),
+                ]
+            ),
+            html.Div([_controls(first, shelf), _results(first)], className="columns"),
+        ]
+    )
+
+
+def _controls(first: Entry, shelf: Shelf) -> Any:
+    return html.Div(
+        [
+            _section(
+                "Vector",
+                _group("vector", _dropdown("vector", options(shelf), first.name)),
+                dcc.Upload(
+                    id="upload",
+                    children=html.Button(f"Drop or choose a file ({', '.join(UPLOADED)})"),
+                    className="upload",
+                    className_active="upload active",
+                    max_size=4 * LARGEST_UPLOAD,
+                    accept=",".join(UPLOADED),
+                ),
+                html.P(id="uploaded", role="alert"),
+                html.Label("Layers", id="layers-label"),
+                _group("layers-label", html.Div(layer_slider(first), id="layers-place")),
+                html.Label(strength_label(first), id="strength-label"),
+                _group("strength-label", html.Div(strength_slider(first), id="strength-place")),
+            ),
+            _section(
+                "Conditions",
+                html.P(
+                    "Each fires where the cosine at the prompt's last token is above its threshold."
+                ),
+                html.Div([condition_row(e) for e in shelf.values() if e.cut], id="conditions"),
+                html.Label("Rule", htmlFor="rule"),
+                dcc.Textarea(
+                    id="rule",
+                    value="",
+                    maxLength=LONGEST_RULE,
+                    placeholder=f"if harmful and not legal then {STEERING}   (empty: always)",
+                    rows=2,
+                ),
+                html.P(id="check", role="status"),
+            ),
+        ],
+        className="controls",
+    )
+
+
+def _results(first: Entry) -> Any:
+    return html.Div(
+        [
+            _section(
+                "Prompt",
+                html.Label("Sent twice: to the model as it is, and steered", htmlFor="prompt"),
+                dcc.Textarea(id="prompt", value=PROMPT, maxLength=LONGEST_PROMPT, rows=2),
+                html.Label("Longest reply, in tokens", id="length-label"),
+                _group(
+                    "length-label",
+                    dcc.Slider(
+                        id="length", min=1, max=LONGEST_REPLY, step=1, value=40,
+                        marks=_marks([1, 50, 100, 150, LONGEST_REPLY]),
+                    ),
+                ),
+                html.Div(
+                    [
+                        html.Button("Send", id="send", className="primary"),
+                        html.Button("Stop", id="stop", disabled=True),
+                        html.Span("", id="status", role="status"),
+                    ],
+                    className="buttons",
+                ),
+                html.P(id="error", role="alert"),
+            ),
+            html.Div(
+                [
+                    _section("Unsteered", html.P(id="unsteered", className="reply")),
+                    _section(
+                        "Steered",
+                        html.P(id="steered", className="reply"),
+                        html.Ul(id="gates", className="gates"),
+                    ),
+                ],
+                className="replies",
+            ),
+            _section(
+                "The prompt's tokens along the vector",
+                html.P("Blue: along it; orange: against it. Hover for the length."),
+                html.Div(id="tokens", className="tokens"),
+                html.Label("Layer", id="look-label"),
+                _group("look-label", html.Div(look_slider(first), id="look-place")),
+                html.Div(id="cosines", className="figure"),
+            ),
+            _section(
+                "As Python",
+                html.Div(
+                    [
+                        html.Pre(id="code", tabIndex=0),
+                        dcc.Clipboard(target_id="code", title="Copy as Python", className="copy"),
+                    ],
+                    className="code",
+                ),
+            ),
+        ],
+        className="results",
+    )  # fmt: skip
+
+
+def options(shelf: Shelf) -> list[dict[str, str]]:
+    """Choices of the vector dropdown."""
+    return [
+        {"label": f"{entry.name}: {entry.about}", "value": name} for name, entry in shelf.items()
+    ]
+
+
+def layer_slider(entry: Entry) -> Any:
+    """The layers of a vector; around two fifths of the depth is where steering often works."""
+    layers = entry.vector.layers
+    start = [layers[len(layers) * 2 // 6], layers[len(layers) // 2]]
+    return dcc.RangeSlider(
+        id="layers", min=layers[0], max=layers[-1] or 1, step=1, value=start, marks=_marks(layers)
+    )
+
+
+def strength_slider(entry: Entry) -> Any:
+    """A fraction of the activation norm if the vector knows it; else what multiplies it."""
+    relative = entry.vector.norms is not None
+    most = STRONGEST[relative]
+    return dcc.Slider(
+        id="strength",
+        min=-most,
+        max=most,
+        step=0.05 if relative else 0.5,
+        value=START_STRENGTH if relative else 1.0,
+        marks=_marks([-most, -most / 2, 0, most / 2, most]),
+    )
+
+
+def strength_label(entry: Entry) -> str:
+    """What strength 1 stands for."""
+    relative = entry.vector.norms is not None
+    return "Strength, " + ("as a share of the activation norm" if relative else "times the vector")
+
+
+def look_slider(entry: Entry) -> Any:
+    """The layer at which tokens are coloured."""
+    layers = entry.vector.layers
+    middle = layers[len(layers) // 2]
+    return dcc.Slider(
+        id="look", min=layers[0], max=layers[-1] or 1, step=1, value=middle, marks=_marks(layers)
+    )
+
+
+def condition_row(entry: Entry) -> Any:
+    """Name, layer and threshold of a condition, and what it sees of the prompt."""
+    assert entry.cut is not None
+    layers = [{"label": f"layer {at}", "value": at} for at in entry.vector.layers]
+    return html.Div(
+        [
+            html.Strong(entry.name),
+            html.Span(id={"cut": "seen", "of": entry.name}, className="seen"),
+            dcc.Dropdown(
+                id={"cut": "layer", "of": entry.name},
+                options=layers,
+                value=entry.cut.layer,
+                clearable=False,
+                searchable=False,
+            ),
+            dcc.Slider(
+                id={"cut": "above", "of": entry.name},
+                min=-entry.reach,
+                max=entry.reach,
+                step=entry.reach / 500,
+                value=entry.cut.above,
+                marks=_marks([-entry.reach, 0, entry.reach]),
+                updatemode="drag",
+            ),
+        ],
+        role="group",
+        className="condition",
+        **{"aria-label": f"condition {entry.name}"},
+    )
+
+
+def status(job: Job[Outcome], ahead: int) -> str:
+    """Where a job stands, in words."""
+    outcome = job.latest
+    replies = None if outcome is None else outcome.replies
+    n_tokens = 0 if replies is None else max(map(len, replies.tokens))
+    match job.state:
+        case State.WAITING:
+            return f"Waiting for another tab ({ahead} ahead) …"
+        case State.WORKING:
+            return f"Writing: {n_tokens} tokens …" if n_tokens else "Reading the prompt …"
+        case State.STOPPED:
+            return f"Stopped after {n_tokens} tokens."
+        case State.FAILED:
+            return "Failed."
+    return f"Done: {n_tokens} tokens."
+
+
+def gates(outcome: Outcome | None) -> list[Any]:
+    """What the conditions of the rule saw when the reply was written."""
+    return [
+        html.Li(
+            f"{gate.condition.name}: {similarity:.4f} at layer {gate.condition.layers_read[0]}, "
+            f"threshold {gate.condition.threshold:.4f}: {'fired' if fired else 'did not fire'}"
+        )
+        for gate, similarity, fired in (() if outcome is None else outcome.gates)
+    ]
+
+
+def seen_by(reading: Reading | None, name: str, layer: int, above: float) -> str:
+    """What a condition sees of the prompt that was sent, at the threshold set now."""
+    if reading is None or name not in reading.along:
+        return ""
+    similarity = reading.along[name].cosine(layer)
+    return f"{similarity:.4f}: {'fires' if similarity > above else 'does not fire'}"
+
+
+def figure_of(reading: Reading, name: str) -> Any:
+    """The prompt's cosines with a vector, by layer."""
+    return dcc.Graph(figure=cosines_by_layer(reading, name), config={"displayModeBar": False})
+
+
+def coloured(reading: Reading, name: str, layer: int) -> Iterable[Any]:
+    """The prompt's tokens on grounds of blue (along the vector) or orange (against it)."""
+    seen = reading.along[name]
+    column = seen.projections[:, seen.layers.index(layer)].tolist()
+    shares = reading.colours(name, layer)
+    for token, share, projection in zip(reading.tokens, shares, column, strict=True):
+        ground = "0, 114, 178" if share > 0 else "230, 159, 0"
+        yield html.Span(
+            token.replace("\n", "⏎"),
+            title=f"{projection:.3g}",
+            style={"backgroundColor": f"rgba({ground}, {abs(share) * 0.75:.2f})"},
+        )
+
+
+def _section(title: str, *parts: Any) -> Any:
+    return html.Section([html.H2(title), *parts], **{"aria-label": title})
+
+
+def _group(label: str, part: Any) -> Any:
+    """Sliders and dropdowns take no label of their own."""
+    return html.Div(part, role="group", **{"aria-labelledby": label})
+
+
+def _dropdown(id_: str, choices: Sequence[dict[str, str]], value: str) -> Any:
+    return dcc.Dropdown(id=id_, options=choices, value=value, clearable=False)
+
+
+def _marks(values: Iterable[float]) -> dict[float, str]:
+    listed = sorted(set(values))
+    every = -(-len(listed) // 9)
+    return {value: f"{value:g}" for value in listed[::every]}

@@ -1,0 +1,30 @@
+"""Edits, conditions, rules and generation: a vector put to work."""
+
+from steerlens.steering import hooks, similarities
+from steerlens.steering.condition_search import ConditionSearch, search_conditions
+from steerlens.steering.conditions import Condition, Gate
+from steerlens.steering.generation import GateReport, Replies, generate, stream
+from steerlens.steering.positions import Positions
+from steerlens.steering.rules import apply_rules, parse_rules
+from steerlens.steering.sampling import Sampling
+from steerlens.steering.steering import Attachment, Steering, steering_hooks
+
+__all__ = [
+    "Attachment",
+    "Condition",
+    "ConditionSearch",
+    "Gate",
+    "GateReport",
+    "Positions",
+    "Replies",
+    "Sampling",
+    "Steering",
+    "apply_rules",
+    "generate",
+    "hooks",
+    "parse_rules",
+    "search_conditions",
+    "similarities",
+    "steering_hooks",
+    "stream",
+]

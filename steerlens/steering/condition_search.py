@@ -1,0 +1,404 @@
+"""The layer and threshold that best tell two kinds of prompts apart, found exactly."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import comb
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from steerlens.activations.reading import read_rows
+from steerlens.activations.selection import Tokens
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.files import PathLike, read_json, write_json
+from steerlens.intervals import Scores, score_decisions
+from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.host import Model
+from steerlens.models.sites import resolve_layers
+from steerlens.models.tokenizing import Sides, TokenRow, tokenize_sides
+from steerlens.steering.conditions import Condition
+from steerlens.steering.similarities import SIMILARITIES, Similarity, cast_similarity
+from steerlens.vectors.vector import SteeringVector
+
+FORMAT = "steerlens.search/1"
+RESAMPLES = 2000
+MOST_VALUES = 50_000_000
+"""Similarities, combinations of layers times prompts, that a search may hold in memory."""
+
+
+class Similarities(NamedTuple):
+    """How similar prompts are to the vector at each searched layer."""
+
+    positive: Float[np.ndarray, "prompt layer"]
+    negative: Float[np.ndarray, "prompt layer"]
+
+    def __str__(self) -> str:
+        return f"{len(self.positive)} positive and {len(self.negative)} negative prompts"
+
+
+class Candidate(NamedTuple):
+    """The best cut of one combination of layers in one direction."""
+
+    layers: tuple[int, ...]
+    side: str
+    """ "above" or "below"."""
+    threshold: float
+    f1: float
+    """On the prompts it was chosen on."""
+    margin: float
+    """Half the gap between the two similarities that the threshold lies between."""
+
+
+class Curve(NamedTuple):
+    """Scores at every cut that makes a difference, from the strictest on."""
+
+    thresholds: Float[np.ndarray, " cut"]
+    f1: Float[np.ndarray, " cut"]
+    precision: Float[np.ndarray, " cut"]
+    recall: Float[np.ndarray, " cut"]
+    false_alarms: Float[np.ndarray, " cut"]
+    """Share of negatives that fire."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionSearch:
+    """Every candidate of a search, and the best one scored on prompts that it was not chosen on."""
+
+    vector: SteeringVector
+    layers: tuple[int, ...]
+    chosen_on: Similarities
+    scored_on: Similarities
+    combine: int = 1
+    similarity: Similarity = cast_similarity
+    tokens: Tokens = "all"
+    site: str | None = None
+    name: str = ""
+    seed: int = 0
+    candidates: tuple[Candidate, ...] = field(init=False)
+    """Best first: by F1, then by margin."""
+
+    def __post_init__(self) -> None:
+        found = find_thresholds(self.chosen_on, self.layers, self.combine)
+        object.__setattr__(self, "candidates", found)
+
+    @property
+    def best(self) -> Condition:
+        """The condition to steer with."""
+        return self.condition(self.candidates[0])
+
+    @property
+    def scores(self) -> Scores:
+        """The best condition's scores on the prompts kept for scoring."""
+        return self.score(self.best)
+
+    def condition(self, candidate: Candidate) -> Condition:
+        """A candidate as a condition."""
+        return Condition(
+            self.vector,
+            candidate.layers,
+            above=candidate.threshold if candidate.side == "above" else None,
+            below=candidate.threshold if candidate.side == "below" else None,
+            similarity=self.similarity,
+            tokens=self.tokens,
+            site=self.site,
+            name=self.name,
+        )
+
+    def score(self, condition: Condition) -> Scores:
+        """Scores, with bootstrap intervals, of any condition on the searched layers."""
+        columns = [self.layers.index(layer) for layer in condition.layers_read]
+        fired = [
+            condition.fires(torch.from_numpy(side[:, columns])).numpy() for side in self.scored_on
+        ]
+        return score_decisions(fired[0], fired[1], seed=self.seed, resamples=RESAMPLES)
+
+    def curve(self, layer: int, side: str) -> Curve:
+        """Scores over all thresholds of one layer, on the prompts that were chosen on."""
+        column = self.layers.index(layer)
+        sign = {"above": 1.0, "below": -1.0}[side]
+        values = [sign * group[:, [column]] for group in self.chosen_on]
+        cuts = _cuts(values[0], values[1])
+        kept = cuts.distinct[:, 0]
+        counts = [count[kept, 0] for count in (cuts.hits, cuts.alarms, cuts.thresholds)]
+        hits, alarms, thresholds = counts
+        n_positive, n_negative = map(len, self.chosen_on)
+        return Curve(
+            sign * thresholds,
+            2 * hits / (n_positive + hits + alarms),
+            hits / (hits + alarms),
+            hits / n_positive,
+            alarms / n_negative,
+        )
+
+    def save(self, path: PathLike) -> None:
+        """Write the search as JSON: settings, similarities and the best condition."""
+        names = [name for name, known in SIMILARITIES.items() if known is self.similarity]
+        if not names or not isinstance(self.tokens, str | int):
+            raise SteerlensError(
+                "a search can be saved if its similarity is one of "
+                f"{', '.join(SIMILARITIES)} and its tokens are a name or a number; "
+                f"these are {self.similarity} and {self.tokens!r}"
+            )
+        best = self.candidates[0]._asdict()
+        scores = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.scores._asdict().items()
+        }
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "name": self.name,
+                "vector": self.vector.provenance.get("pairs_hash"),
+                "layers": self.layers,
+                "combine": self.combine,
+                "similarity": names[0],
+                "tokens": self.tokens,
+                "site": self.site,
+                "seed": self.seed,
+                "best": best,
+                "scores": scores,
+                "chosen_on": _listed(self.chosen_on),
+                "scored_on": _listed(self.scored_on),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: PathLike, vector: SteeringVector) -> "ConditionSearch":
+        """Read a search that `save` wrote; `vector` is the one that was searched with."""
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise SteerlensError(f'{str(path)!r} is not a condition search ("format": {FORMAT!r})')
+        try:
+            if content["vector"] != vector.provenance.get("pairs_hash"):
+                raise SteerlensError(
+                    f"{str(path)!r} was searched with a vector from other pairs; "
+                    "load the vector that belongs to it"
+                )
+            layers = _layers(content["layers"])
+            vector.at(layers)
+            found = cls(
+                vector,
+                layers,
+                _similarities(content["chosen_on"], len(layers)),
+                _similarities(content["scored_on"], len(layers)),
+                combine=content["combine"],
+                similarity=SIMILARITIES[content["similarity"]],
+                tokens=content["tokens"],
+                site=content["site"],
+                name=content["name"],
+                seed=content["seed"],
+            )
+            _require_settings(found)
+            return found
+        except SteerlensError as error:
+            raise SteerlensError(f"in {str(path)!r}: {error}") from error
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise SteerlensError(
+                f"{str(path)!r} does not have the form of a condition search: "
+                f"{type(error).__name__} {short_repr(str(error))}"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"ConditionSearch(best {self.best}: F1 {self.scores.f1} on {self.scored_on})"
+
+
+def search_conditions(
+    model: Model,
+    vector: SteeringVector,
+    data: Sides,
+    *,
+    held_out: Sides | None = None,
+    layers: Iterable[int] | None = None,
+    combine: int = 1,
+    similarity: Similarity = cast_similarity,
+    tokens: Tokens = "all",
+    site: str | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    engine: Engine = LOCAL,
+) -> ConditionSearch:
+    """Find the layers, threshold and side whose condition fires on positives only, by F1.
+
+    Exact: every threshold that makes a difference is tried, for up to `combine` layers any of
+    which may fire. The choice is made on `data` and scored on `held_out`; without it, on half of
+    the prompts and scored on the other half. Repeated prompts count once. An `engine` such as
+    `distributed.Ray` reads them elsewhere.
+    """
+    numbers = resolve_layers(model, vector.layers if layers is None else layers)
+    for layer in numbers:
+        vector.row(layer)
+    if not 1 <= combine <= len(numbers):
+        raise SteerlensError(
+            f"combine={combine} layers of {len(numbers)}; give 1 to {len(numbers)}"
+        )
+    sides = _rows_of_sides(model, data)
+    if held_out is None:
+        chosen, scored = _halves(sides, seed)
+    else:
+        chosen, scored = sides, _rows_of_sides(model, held_out)
+        shared = {*chosen[0], *chosen[1]} & {*scored[0], *scored[1]}
+        if shared:
+            raise SteerlensError(
+                f"{len(shared)} prompts are both chosen on and held out; the score would not be "
+                "of unseen prompts: take them out of one of the two"
+            )
+    groups = [*chosen, *scored]
+    pooled = read_rows(
+        model,
+        [row for group in groups for row in group],
+        numbers,
+        tokens=tokens,
+        site=site or vector.site,
+        progress=progress,
+        engine=engine,
+    ).pooled
+    measured = torch.stack(
+        [similarity(pooled[:, i], vector[layer].to(pooled)) for i, layer in enumerate(numbers)],
+        dim=1,
+    ).numpy()
+    bounds = np.cumsum([len(group) for group in groups])[:-1]
+    parts = np.split(measured, bounds)
+    return ConditionSearch(
+        vector,
+        numbers,
+        Similarities(parts[0], parts[1]),
+        Similarities(parts[2], parts[3]),
+        combine=combine,
+        similarity=similarity,
+        tokens=tokens,
+        site=site,
+        name=str(vector.provenance.get("name", "")) if name is None else name,
+        seed=seed,
+    )
+
+
+def find_thresholds(
+    similarities: Similarities, layers: Sequence[int], combine: int = 1
+) -> tuple[Candidate, ...]:
+    """The best cut of every combination of up to `combine` layers, both ways; best first.
+
+    "Any layer above" is "the largest one above", so a combination is one more column to cut.
+    """
+    sizes = range(1, min(combine, len(layers)) + 1)
+    rows, columns_made = sum(map(len, similarities)), sum(comb(len(layers), k) for k in sizes)
+    if not sizes or rows * columns_made > MOST_VALUES:
+        raise SteerlensError(
+            f"{columns_made:,} combinations of up to {combine} of {len(layers)} layers came, for "
+            f"{rows} prompts: at least one is needed, and at most {MOST_VALUES:,} for all prompts "
+            "together can be tried; give fewer layers or a smaller combine="
+        )
+    groups = [columns for size in sizes for columns in combinations(range(len(layers)), size)]
+    found = []
+    for side, sign in (("above", 1.0), ("below", -1.0)):
+        positive, negative = (
+            np.stack([(sign * group[:, list(columns)]).max(axis=1) for columns in groups], axis=1)
+            for group in similarities
+        )
+        cuts = _cuts(positive, negative)
+        f1 = 2 * cuts.hits / (len(positive) + cuts.hits + cuts.alarms)
+        f1[~cuts.distinct] = -1
+        margin = np.where(f1 == f1.max(axis=0), cuts.margins, -1)  # ties: the widest gap
+        at = margin.argmax(axis=0), np.arange(len(groups))
+        found += [
+            Candidate(tuple(layers[c] for c in columns), side, float(cut), float(best), float(gap))
+            for columns, cut, best, gap in zip(
+                groups, sign * cuts.thresholds[at], f1[at], cuts.margins[at], strict=True
+            )
+        ]
+    return tuple(sorted(found, key=lambda c: (-c.f1, len(c.layers), -c.margin)))
+
+
+class _Cuts(NamedTuple):
+    """What fires above each of the possible thresholds, column by column."""
+
+    thresholds: np.ndarray
+    hits: np.ndarray
+    alarms: np.ndarray
+    margins: np.ndarray
+    distinct: np.ndarray
+    """False inside a run of equal similarities, where no threshold can cut."""
+
+
+def _cuts(positive: np.ndarray, negative: np.ndarray) -> _Cuts:
+    values = np.concatenate([positive, negative]).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise SteerlensError("the similarities hold NaN or infinite values; check the activations")
+    order = np.argsort(-values, axis=0, kind="stable")
+    ranked = np.take_along_axis(values, order, axis=0)
+    is_positive = order < len(positive)
+    # Below the last value everything fires; a threshold there has no neighbour to keep away from.
+    beyond = ranked[-1:] - (ranked[:1] - ranked[-1:]) / 10 - 1e-3
+    after = np.concatenate([ranked[1:], beyond])
+    margins = (ranked - after) / 2
+    margins[-1] = 0
+    return _Cuts(
+        thresholds=(ranked + after) / 2,
+        hits=is_positive.cumsum(axis=0),
+        alarms=(~is_positive).cumsum(axis=0),
+        margins=margins,
+        distinct=ranked > after,
+    )
+
+
+def _rows_of_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
+    positive, negative = (list(dict.fromkeys(rows)) for rows in tokenize_sides(model, data))
+    both = set(positive) & set(negative)
+    if both:
+        raise SteerlensError(
+            f"{len(both)} prompts are positive and negative at once; no condition can part them"
+        )
+    return positive, negative
+
+
+def _halves(
+    sides: tuple[list[TokenRow], list[TokenRow]], seed: int
+) -> tuple[tuple[list[TokenRow], list[TokenRow]], tuple[list[TokenRow], list[TokenRow]]]:
+    if min(map(len, sides)) < 2:
+        raise SteerlensError(
+            f"{len(sides[0])} positive and {len(sides[1])} negative prompts are too few to choose "
+            "on one half and score on the other; give at least two of each, or held_out="
+        )
+    random = np.random.default_rng(seed)
+    shuffled = [[rows[index] for index in random.permutation(len(rows))] for rows in sides]
+    first, second = zip(
+        *[(rows[: len(rows) // 2], rows[len(rows) // 2 :]) for rows in shuffled], strict=True
+    )
+    return (first[0], first[1]), (second[0], second[1])
+
+
+def _listed(similarities: Similarities) -> dict[str, Any]:
+    return {side: values.astype(float).tolist() for side, values in similarities._asdict().items()}
+
+
+def _layers(found: Any) -> tuple[int, ...]:
+    if not isinstance(found, list) or not found or not all(type(layer) is int for layer in found):
+        raise TypeError(f"the layers are {short_repr(found)}; needed is a list of numbers")
+    return tuple(found)
+
+
+def _similarities(content: dict[str, Any], width: int) -> Similarities:
+    sides = []
+    for side in ("positive", "negative"):
+        rows = content[side]
+        if not rows or any(len(row) != width or {*map(type, row)} - {float, int} for row in rows):
+            raise TypeError(f"the {side} similarities are no rows of {width} numbers")
+        with np.errstate(over="raise"):
+            sides.append(np.array(rows, dtype=np.float64).astype(np.float32))
+    return Similarities(sides[0], sides[1])
+
+
+def _require_settings(found: ConditionSearch) -> None:
+    """What is not looked at before the search is used."""
+    kinds: dict[str, Any] = {"name": str, "seed": int, "tokens": (str, int)}
+    for setting, kind in kinds.items():
+        value = getattr(found, setting)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"the {setting} is {short_repr(value)}")
+    if found.seed < 0:
+        raise ValueError(f"the seed is {found.seed}")
+    repr(found.best)  # built, and so looked at: site, tokens, threshold

@@ -1,0 +1,85 @@
+"""How the next token is chosen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steerlens.errors import SteerlensError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens that the text holds already, multiplies negative ones."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={value}"
+            for name, value, fits in (
+                ("temperature", self.temperature, self.temperature >= 0),
+                ("top_k", self.top_k, self.top_k is None or self.top_k >= 1),
+                ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1),
+                ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0),
+            )
+            if not fits
+        ]
+        if wrong:
+            raise SteerlensError(
+                f"{', '.join(wrong)} cannot be sampled with; needed are temperature ≥ 0, "
+                "top_k ≥ 1, 0 < top_p ≤ 1 and repetition_penalty > 0"
+            )
+
+
+class TokenChooser:
+    """Picks each row's next token; a row's random numbers belong to it, not to its batch."""
+
+    def __init__(self, sampling: Sampling, rows: Sequence[int]) -> None:
+        self.sampling = sampling
+        self._generators = [
+            torch.Generator().manual_seed(sampling.seed * 1_000_003 + row) for row in rows
+        ]
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "row d_vocab"],
+        text: Int[Tensor, "row pos"],
+        mask: Bool[Tensor, "row pos"],
+        step: int,
+        alive: Int[Tensor, " row"],
+    ) -> Int[Tensor, " row"]:
+        logits = logits.float()
+        penalty = self.sampling.repetition_penalty
+        if penalty != 1:
+            count = torch.zeros_like(logits).scatter_add_(1, text, mask.float())
+            damped = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(count > 0, damped, logits)
+        if self.sampling.temperature == 0:
+            return logits.argmax(dim=1)
+        draws = [torch.rand(1, generator=self._generators[row]) for row in alive.tolist()]
+        return self._sampled(logits / self.sampling.temperature, torch.stack(draws).to(logits))
+
+    def _sampled(
+        self, logits: Float[Tensor, "row d_vocab"], draw: Float[Tensor, "row 1"]
+    ) -> Int[Tensor, " row"]:
+        """Invert the cumulative distribution over the tokens, likeliest first."""
+        ordered, token = logits.sort(dim=1, descending=True)
+        likely = ordered.softmax(dim=1)
+        if self.sampling.top_k is not None:
+            likely[:, self.sampling.top_k :] = 0
+        if self.sampling.top_p is not None:
+            before = likely.cumsum(dim=1) - likely
+            likely[before >= self.sampling.top_p * likely.sum(dim=1, keepdim=True)] = 0
+        reached = likely.cumsum(dim=1)
+        place = torch.searchsorted(reached, draw * reached[:, -1:], right=True)
+        last = (likely > 0).sum(dim=1, keepdim=True) - 1  # rounding must not step past it
+        return token.gather(1, torch.minimum(place, last))[:, 0]

@@ -1,0 +1,339 @@
+"""A vector put to work: where, how much, when; and the hooks that do it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steerlens.errors import SteerlensError
+from steerlens.models.host import Model, attach_hooks
+from steerlens.models.sites import (
+    FRAMED_SITES,
+    SITES,
+    forward_order,
+    hook_name,
+    require_site,
+    require_writable,
+    site_frame,
+)
+from steerlens.steering.conditions import Condition, Gate
+from steerlens.steering.hooks import (
+    KeepNorm,
+    add_direction,
+    follow_text,
+    in_site_frame,
+    read_condition,
+    restore_norm,
+    steering_hook,
+)
+from steerlens.steering.positions import Clock, Positions, describe, require_positions
+from steerlens.steering.predicates import Predicate
+from steerlens.vectors.vector import SteeringVector
+
+NamedHook = tuple[str, Callable[..., Any]]
+_Placed = tuple[str, int, Callable[..., Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """A plan: this vector, at these layers, this strongly, when that condition holds.
+
+    Refuses when built what could not work: layers that the vector lacks, a condition read after
+    the stream it judges has been steered, positions that select nothing.
+
+    >>> v = SteeringVector(torch.eye(4), layers=range(4))
+    >>> Steering(v, layers=[2, 3], strength=1.5)
+    Steering(add_direction 1.5 × 'vector' at resid_post layers 2, 3, all positions)
+    """
+
+    vector: SteeringVector
+    layers: Iterable[int] | None = None
+    """None: all layers of the vector."""
+    strength: float | Float[Tensor, "row layer"] = 1.0
+    """Multiplies the direction as it is; a matrix steers each row of a batch by its own."""
+    when: Predicate | None = None
+    edit: Callable[..., Any] = add_direction
+    positions: Positions = "all"
+    skip_bos: bool = False
+    """Leave each row's first token, an attention sink, as it is."""
+    keep_norm: bool | KeepNorm = False
+    """True scales every edited token back to the length that it had; or a function that does."""
+    relative: bool = False
+    """Strength is a fraction of the layer's mean activation norm, along the unit direction."""
+    site: str | None = None
+    """Where it is written; None means where the vector was read."""
+    reference: SteeringVector | None = None
+    """What an edit of four arguments compares with: see `affine_direction`."""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        layers = self.vector.layers if self.layers is None else self.layers
+        set_ = partial(object.__setattr__, self)
+        set_("layers", self.vector.at(layers).layers)
+        set_("edit", self.edit if hasattr(self.edit, "edit") else steering_hook(self.edit))
+        _require_arguments(self.edit, self.reference)
+        if self.reference is not None:
+            self.reference.at(self.layers_steered)
+            if self.reference.width != self.vector.width:
+                raise SteerlensError(
+                    f"the reference is {self.reference.width} wide, but the vector "
+                    f"{self.vector.width}; both must be of one model and site"
+                )
+        require_positions(self.positions)
+        require_site(self.site_written)
+        strength = torch.as_tensor(self.strength)
+        if not strength.isfinite().all():
+            raise SteerlensError(f"strength {self.strength} is not finite")
+        if strength.ndim not in (0, 2) or (
+            strength.ndim == 2 and strength.shape[1] != len(self.layers_steered)
+        ):
+            raise SteerlensError(
+                f"strength of shape {tuple(strength.shape)} came; needed is one number, or a "
+                f"matrix [row, layer] for the {len(self.layers_steered)} steered layers"
+            )
+        if self.relative and self.vector.norms is None:
+            raise SteerlensError(
+                "relative=True needs the activation norms that extract() records, "
+                "but this vector has none; extract it again or set an absolute strength"
+            )
+        _require_readable_conditions([self])
+
+    @property
+    def layers_steered(self) -> tuple[int, ...]:
+        """`layers` as the tuple it is kept as."""
+        assert isinstance(self.layers, tuple)
+        return self.layers
+
+    @property
+    def site_written(self) -> str:
+        """Where it is written."""
+        return self.site or self.vector.site
+
+    @property
+    def norm_keeper(self) -> KeepNorm | None:
+        """The function that `keep_norm` stands for."""
+        if callable(self.keep_norm):
+            return self.keep_norm
+        return restore_norm if self.keep_norm else None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions in `when`, each once."""
+        leaves = () if self.when is None else self.when.leaves()
+        return tuple(_require_condition(leaf) for leaf in dict.fromkeys(leaves))
+
+    def direction(self, layer: int) -> Float[Tensor, " d_model"]:
+        """What strength 1 stands for at a layer."""
+        direction = self.vector[layer]
+        if not self.relative:
+            return direction
+        assert self.vector.norms is not None
+        length = direction.norm()
+        unit = direction / length.where(length > 0, 1.0)
+        return unit * self.vector.norms[self.vector.row(layer)]
+
+    def hooks(
+        self, prompt_mask: Bool[Tensor, "row pos"] | None = None, model: Model | None = None
+    ) -> list[NamedHook]:
+        """Fresh hooks for `model.hooks(fwd_hooks=...)`; what they see, no other run does.
+
+        `prompt_mask` (True at real tokens) is needed for a padded batch if the plan has to know
+        where the padding is; `model`, if it uses a norm's output or the heads' `z`, or edits
+        `resid_mid`.
+        """
+        return steering_hooks(self, prompt_mask=prompt_mask, model=model)
+
+    def attach(
+        self, model: Model, prompt_mask: Bool[Tensor, "row pos"] | None = None
+    ) -> "Attachment":
+        """Steer `model` from now on, until `remove()` is called on what is returned."""
+        return Attachment(model, self.hooks(prompt_mask, model))
+
+    def __repr__(self) -> str:
+        strength = f"{self.strength:g}" if isinstance(self.strength, int | float) else "per-row"
+        return (
+            f"Steering({self.edit.__name__} {strength}{' relative' if self.relative else ''} × "
+            f"{self.name or self.vector.provenance.get('name', 'vector')!r} at {self.site_written} "
+            f"layers {', '.join(map(str, self.layers_steered))}, "
+            f"{describe(self.positions)}"
+            f"{', BOS skipped' if self.skip_bos else ''}{', norm kept' if self.keep_norm else ''}"
+            f"{f', when {self.when}' if self.when is not None else ''})"
+        )
+
+
+class Attachment:
+    """Hooks that stay on a model without a `with`, for notebooks; `remove()` takes them off."""
+
+    def __init__(self, model: Model, hooks: Sequence[NamedHook]) -> None:
+        self._remove = attach_hooks(model, hooks)
+
+    def remove(self) -> None:
+        """Take these hooks off, and no others; more than once does no harm."""
+        self._remove()
+
+
+def steering_hooks(
+    *steerings: Steering,
+    prompt_mask: Bool[Tensor, "row pos"] | None = None,
+    model: Model | None = None,
+) -> list[NamedHook]:
+    """Fresh hooks for several steerings at once; conditions they share are read once.
+
+    All conditions are read on the unsteered stream, so none may lie after the first steered site.
+    """
+    return Run(steerings, prompt_mask, model).hooks()
+
+
+@dataclass(eq=False)
+class Run:
+    """The state of one use of a plan: its clock and its gates. Made afresh, never reset."""
+
+    steerings: Sequence[Steering]
+    prompt_mask: Bool[Tensor, "row pos"] | None = None
+    model: Model | None = None
+    """Needed at sites that hosts show in another form than ours; refuses what it lacks."""
+    reply_start: Int[Tensor, " row"] | None = None
+    """Where each row's reply begins, which hooks alone cannot see."""
+    clock: Clock = field(init=False)
+    gates: dict[Condition, Gate] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _require_readable_conditions(self.steerings)
+        for steering in self.steerings:
+            require_writable(self.model, steering.site_written)
+        conditions = dict.fromkeys(
+            condition for steering in self.steerings for condition in steering.conditions
+        )
+        self.clock = Clock(self.prompt_mask, self.reply_start, on_prompt=self._forget)
+        self.gates = {condition: Gate(condition, self.clock) for condition in conditions}
+
+    def hooks(self) -> list[NamedHook]:
+        """Clock first, then what reads, then what edits, in the order of the forward pass."""
+        reads: list[_Placed] = [
+            (condition.site_read, layer, partial(read_condition, gate=gate, layer=layer))
+            for condition, gate in self.gates.items()
+            for layer in condition.layers_read
+        ]
+        edits: list[_Placed] = [
+            (steering.site_written, layer, self._edit(steering, column, layer))
+            for steering in self.steerings
+            for column, layer in enumerate(steering.layers_steered)
+        ]
+        placed = sorted([*reads, *edits], key=lambda hook: forward_order(hook[0], hook[1]))
+        if not placed:
+            return []
+        # The block input is passed once a pass; a norm's output is, three times.
+        clock: _Placed = ("resid_pre", placed[0][1], partial(follow_text, clock=self.clock))
+        return [
+            (self._name(site, layer), self._framed(site, layer, function))
+            for site, layer, function in [clock, *placed]
+        ]
+
+    def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
+        """Go on with these rows of the batch only, in this order."""
+        self.clock.keep_rows(rows)
+        for gate in self.gates.values():
+            gate.keep_rows(rows)
+        self._chosen.clear()
+
+    _chosen: dict[Steering, tuple[int, Tensor | None]] = field(default_factory=dict)
+    """What `_where` found in the pass of that number: its layers share it."""
+
+    def _name(self, site: str, layer: int) -> str:
+        if self.model is None:
+            return SITES[site].format(layer=layer)
+        return hook_name(self.model, site, layer)
+
+    def _framed(self, site: str, layer: int, function: Callable[..., Any]) -> Callable[..., Any]:
+        if site not in FRAMED_SITES:
+            return function
+        if self.model is None:
+            raise SteerlensError(
+                f"hooks at {site} need to know the model: use hooks(model=model), attach(model) "
+                "or steerlens.generate"
+            )
+        return partial(in_site_frame, inner=function, frame=site_frame(self.model, site, layer))
+
+    def _edit(self, steering: Steering, column: int, layer: int) -> Callable[..., Any]:
+        strength = torch.as_tensor(steering.strength)
+        per_row = partial(self._strength, strength[:, column]) if strength.ndim else None
+        return partial(
+            steering.edit,
+            direction=steering.direction(layer),
+            strength=per_row or float(strength),
+            where=partial(self._where, steering),
+            keep_norm=steering.norm_keeper,
+            reference=None if steering.reference is None else steering.reference[layer],
+        )
+
+    def _strength(self, per_row: Float[Tensor, " row"]) -> Float[Tensor, " left"]:
+        return self.clock.of_rows(per_row, "strength")
+
+    def _where(self, steering: Steering) -> Bool[Tensor, "#row #pos"] | None:
+        found_in, chosen = self._chosen.get(steering, (-1, None))
+        if found_in != self.clock.passes:
+            chosen = self._find(steering)
+            self._chosen[steering] = self.clock.passes, chosen
+        return chosen
+
+    def _find(self, steering: Steering) -> Bool[Tensor, "#row #pos"] | None:
+        tokens = self.clock.steered(steering.positions, steering.skip_bos)
+        if steering.when is None:
+            return tokens
+        rows = steering.when.truth(lambda condition: self.gates[condition].open)[:, None]
+        return rows if tokens is None else rows & tokens
+
+    def _forget(self) -> None:
+        for gate in self.gates.values():
+            gate.forget()
+
+
+def _require_arguments(edit: Any, reference: SteeringVector | None) -> None:
+    """An edit takes (resid, direction, strength), and a reference if there is one."""
+    needed = ("resid", "direction", "strength", "reference")[: 3 if reference is None else 4]
+    try:
+        signature(edit.edit).bind(*needed)
+    except TypeError as error:
+        came = ", ".join(signature(edit.edit).parameters)
+        raise SteerlensError(
+            f"the edit {edit.__name__}({came}) cannot be called with ({', '.join(needed)}); "
+            + (
+                "give Steering a reference= if it needs one"
+                if reference is None
+                else "leave reference= out, or give an edit that takes it"
+            )
+        ) from error
+
+
+def _require_condition(leaf: Predicate) -> Condition:
+    if not isinstance(leaf, Condition):
+        raise SteerlensError(
+            f"{str(leaf)!r} is a name, not a condition; bind the rules to conditions first"
+        )
+    return leaf
+
+
+def _require_readable_conditions(steerings: Sequence[Steering]) -> None:
+    """A gate must be read before the stream is steered, and so before it is used."""
+    steered = [
+        (steering.site_written, layer)
+        for steering in steerings
+        for layer in steering.layers_steered
+    ]
+    if not steered:
+        return
+    site, layer = min(steered, key=lambda place: forward_order(*place))
+    for steering in steerings:
+        for condition in steering.conditions:
+            last = condition.layers_read[-1]
+            if forward_order(condition.site_read, last) > forward_order(site, layer):
+                raise SteerlensError(
+                    f"the condition {condition} reads layer {last} ({condition.site_read}), but "
+                    f"steering starts at layer {layer} ({site}): a gate must be read before the "
+                    "stream is steered; condition on an earlier layer or steer later ones"
+                )

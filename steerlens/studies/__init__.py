@@ -1,0 +1,22 @@
+"""Experiments that write a directory; the report and the paper figures of one."""
+
+from steerlens.studies.cast import CastTable, cast_table, nested_subsets
+from steerlens.studies.paper import export, regenerate
+from steerlens.studies.quickstart import run_demo
+from steerlens.studies.reports import report
+from steerlens.studies.sentiment import Sentiment, run_sentiment
+from steerlens.studies.study import Study, read_study
+
+__all__ = [
+    "CastTable",
+    "Sentiment",
+    "Study",
+    "cast_table",
+    "export",
+    "nested_subsets",
+    "read_study",
+    "regenerate",
+    "report",
+    "run_demo",
+    "run_sentiment",
+]

@@ -1,0 +1,175 @@
+"""A directory of result files, read by what each file says it is."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from steerlens.dashboards.tables import kind_of
+from steerlens.data.prompts import Prompt
+from steerlens.errors import SteerlensError
+from steerlens.files import PathLike, read_json
+from steerlens.steering.condition_search import FORMAT as SEARCH_FORMAT
+from steerlens.steering.condition_search import ConditionSearch
+from steerlens.steering.generation import Replies
+from steerlens.steering.steering import Steering
+from steerlens.vectors.vector import SteeringVector
+
+RESULTS_FORMAT = "steerlens.demo/1"
+REPLIES_FORMAT = "steerlens.replies/1"
+REPORT = "report.html"
+"""The page that `report` writes; no result."""
+VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")
+
+_TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": pd.read_csv,
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a directory holds, each by its path in the directory, without the ending."""
+
+    directory: Path
+    results: dict[str, Any] = field(default_factory=dict)
+    """What `steerlens demo` found."""
+    replies: dict[str, Any] = field(default_factory=dict)
+    """Replies before and after steering."""
+    vectors: dict[str, SteeringVector] = field(default_factory=dict)
+    searches: dict[str, ConditionSearch] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Sweeps and evaluations."""
+    manifests: dict[str, Any] = field(default_factory=dict)
+    """How the tables were made."""
+    pages: dict[str, Path] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Files that could not be shown, and why."""
+
+
+def read_study(directory: PathLike) -> Study:
+    """Read all that a directory of results holds; what is not understood is kept with the reason.
+
+    A folder of Parquet parts is one table. Raises if the directory is missing.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise SteerlensError(
+            f"there is no directory {str(directory)!r}; give one that `steerlens demo --out`, a "
+            "sweep or an evaluation wrote to"
+        )
+    study = Study(directory)
+    # vectors first: a search is read with the vector that it was made with
+    entries = sorted(_entries(directory), key=lambda path: path.suffix not in VECTOR_ENDINGS)
+    for path in entries:
+        place = path.relative_to(directory)
+        try:
+            _read(path, (place if path.is_dir() else place.with_suffix("")).as_posix(), study)
+        except SteerlensError as error:
+            study.left_out[place.as_posix()] = str(error)
+    return study
+
+
+def compared(
+    prompts: Sequence[Prompt], unsteered: Replies, steered: Replies, steering: Steering
+) -> dict[str, Any]:
+    """Replies before and after, and which gates were open, as they are written to a file."""
+    rows = [
+        {
+            "prompt": str(prompt),
+            "unsteered": before,
+            "steered": after,
+            "fired": [bool(gate.open[row]) for gate in steered.gates],
+        }
+        for row, (prompt, before, after) in enumerate(zip(prompts, unsteered, steered, strict=True))
+    ]
+    return {"format": REPLIES_FORMAT, "steering": repr(steering), "rows": rows}
+
+
+def _entries(directory: Path) -> Iterator[Path]:
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith(".") or path.name == REPORT:
+            continue
+        if not path.is_dir():
+            yield path
+        elif any(path.glob("[!.]*.parquet")):
+            yield path
+            yield from (other for other in _entries(path) if other.suffix != ".parquet")
+        else:
+            yield from _entries(path)
+
+
+def _read(path: Path, name: str, study: Study) -> None:
+    if path.suffix == ".html":
+        study.pages[name] = path
+        return
+    kind: dict[str, Any]
+    if path.is_dir():
+        parts = sorted(path.glob("[!.]*.parquet"))
+        frames = [_table(part, pd.read_parquet) for part in parts]
+        kind, value = study.tables, pd.concat(frames, ignore_index=True)
+    elif path.suffix in VECTOR_ENDINGS:
+        kind, value = study.vectors, SteeringVector.load(path)
+    elif path.suffix in _TABLES:
+        kind, value = study.tables, _table(path, _TABLES[path.suffix])
+    elif path.suffix == ".json":
+        kind, value = _content(path, name, study)
+    else:
+        raise SteerlensError(f"{path.suffix or 'a file without ending'} is no kind of result file")
+    if name in kind:
+        raise SteerlensError(f"another file called {name} holds the same kind of result; rename it")
+    kind[name] = value
+
+
+def _content(path: Path, name: str, study: Study) -> tuple[dict[str, Any], Any]:
+    """JSON says by its "format" what it is; tables of rows speak for themselves."""
+    content = read_json(path)
+    told = content.get("format") if isinstance(content, dict) else None
+    if path.name == "manifest.json" and isinstance(content, dict):
+        return study.manifests, content
+    if told == SEARCH_FORMAT:
+        return study.searches, _search(path, name, content, study.vectors)
+    rows = content.get("rows") if isinstance(content, dict) else content
+    if told in (RESULTS_FORMAT, REPLIES_FORMAT):
+        needed = "run" if told == RESULTS_FORMAT else "steering"
+        if needed not in content or not _are_records(rows):
+            raise SteerlensError(f"it says {told}, but lacks {needed!r} or proper rows")
+        return study.results if told == RESULTS_FORMAT else study.replies, content
+    table = pd.DataFrame(rows) if _are_records(rows) else pd.DataFrame()
+    if kind_of(table) is None:
+        known = ", ".join((SEARCH_FORMAT, RESULTS_FORMAT, REPLIES_FORMAT))
+        raise SteerlensError(
+            f"its format is {told!r}; this version shows {known}, and tables of known columns"
+            if told
+            else "it does not say its format, as files of other or older programs do not"
+        )
+    return study.tables, table
+
+
+def _search(
+    path: Path, name: str, content: Mapping[str, Any], vectors: Mapping[str, SteeringVector]
+) -> ConditionSearch:
+    fitting = {
+        known: vector
+        for known, vector in vectors.items()
+        if vector.provenance.get("pairs_hash") == content.get("vector")
+    }
+    if not fitting:
+        raise SteerlensError(
+            "it is a condition search, but the vector it was made with is not in this directory"
+        )
+    return ConditionSearch.load(path, fitting.get(name) or next(iter(fitting.values())))
+
+
+def _table(path: Path, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+    try:
+        return read(path)
+    except Exception as error:  # whatever a broken file makes the libraries raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SteerlensError(f"it could not be read as a table: {reason}") from error
+
+
+def _are_records(rows: Any) -> bool:
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)

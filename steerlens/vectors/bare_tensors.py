@@ -1,0 +1,156 @@
+"""`.pt` and `.npz` files: tensors without metadata, read without running any code."""
+
+import math
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.files import PathLike
+from steerlens.vectors.foreign import (
+    VectorFile,
+    as_vector_file,
+    by_layer,
+    require_floats,
+    require_modest_size,
+)
+
+LARGEST_SCRIPT = 2**18
+"""Bytes of the pickle in a `.pt`, which names the tensors; 100 layers take 2**14."""
+
+
+def read_bare(
+    path: PathLike,
+    layer: int | None = None,
+    *,
+    unpack: Callable[[PathLike], Tensor | Mapping[Any, Any]],
+) -> VectorFile:
+    """One tensor of all layers, one of the layer in the file's name or `layer`, or one for each.
+
+    A tensor [layer, d_model] begins at layer 0. CAA calls its files `vec_layer_13_<model>.pt`.
+    """
+    _require_modest_archive(path)
+    found = unpack(path)
+    if isinstance(found, Mapping) and len(found) == 1 and not _names_layers(found):
+        [found] = found.values()
+    named = found if isinstance(found, Mapping) else {"the tensor": found}
+    for name, tensor in named.items():
+        _require_stored(path, name, tensor)
+    many = isinstance(found, Mapping) or (found.ndim == 2 and len(found) != 1)
+    if many and layer is not None:
+        raise SteerlensError(
+            f"layer={layer} came for {str(path)!r}, which holds {len(found)} layers; "
+            f"load it without, then take .at([{layer}])"
+        )
+    if isinstance(found, Mapping):
+        return as_vector_file(path, by_layer(path, named.items(), _LAYER_NAME))
+    if many:
+        return as_vector_file(path, dict(enumerate(found)))
+    return as_vector_file(path, {_layer_of(path, layer): found.reshape(-1)})
+
+
+_LAYER_NAME = r"(?:layer[_.-]?)?(\d{1,4})"
+
+
+def _names_layers(named: Mapping[Any, Any]) -> bool:
+    return all(re.fullmatch(_LAYER_NAME, str(name), re.ASCII) for name in named)
+
+
+def _layer_of(path: PathLike, layer: int | None) -> int:
+    if layer is not None:
+        return layer
+    told = {int(number) for number in re.findall(r"(?i)layer[_.-]?(\d{1,4})", Path(path).stem)}
+    if len(told) != 1:
+        raise SteerlensError(
+            f"{str(path)!r} holds one direction and does not say of which layer; "
+            "give it: SteeringVector.load(path, layer=13)"
+        )
+    return told.pop()
+
+
+def _require_stored(path: PathLike, name: object, tensor: object) -> None:
+    """A tensor of floats that lies in the file, not one of strides that only pretend to."""
+    if not isinstance(tensor, Tensor):
+        raise SteerlensError(
+            f"{name!r} in {str(path)!r} is a {type(tensor).__name__}; needed is a tensor"
+        )
+    require_floats(path, name, tensor)
+    if tensor.device.type != "cpu" or tensor.ndim not in (1, 2):
+        raise SteerlensError(
+            f"{name!r} in {str(path)!r} has shape {tuple(tensor.shape)} on {tensor.device.type}; "
+            "needed is [d_model] or [layer, d_model]"
+        )
+    stored = tensor.untyped_storage().nbytes()
+    if math.prod(tensor.shape) * tensor.element_size() > stored:
+        raise SteerlensError(
+            f"{name!r} in {str(path)!r} declares the shape {tuple(tensor.shape)}, but {stored} "
+            "bytes are stored"
+        )
+
+
+def _require_modest_archive(path: PathLike) -> None:
+    """Both formats are zip archives, which could unpack to far more than they weigh."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    require_modest_size(path, sum(entry.file_size for entry in entries))
+    kinds = {entry.compress_type for entry in entries}
+    if kinds - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:  # others may ask for much memory
+        raise SteerlensError(f"{str(path)!r} is compressed in a way that no tensors are: {kinds}")
+
+
+_TENSOR_GLOBALS = re.compile(
+    r"collections OrderedDict|torch (\w+Storage|[a-z]\w+)"
+    r"|torch\._utils _rebuild_(tensor_v2|parameter|sparse_tensor|qtensor)"
+    r"|torch\.serialization _get_layout"
+)
+
+
+def _require_only_tensors(path: PathLike) -> None:
+    """Refuse names that `torch.load` knows, but that no saved tensor needs.
+
+    `bytearray` is one, and makes as many bytes as it is told to.
+    """
+    with zipfile.ZipFile(path) as archive:
+        scripts = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+        if len(scripts) != 1 or scripts[0].file_size > LARGEST_SCRIPT:
+            raise ValueError("torch.save writes one short data.pkl")
+        script = archive.read(scripts[0])
+    for code, arg, _ in pickletools.genops(script):
+        if code.name == "GLOBAL" and not _TENSOR_GLOBALS.fullmatch(str(arg)):
+            raise ValueError(f"it asks for {short_repr(arg)}, which no plain tensor needs")
+
+
+def torch_tensors(path: PathLike) -> Any:
+    """What `torch.save` wrote; the unpickler knows tensors and containers, and runs nothing."""
+    _require_only_tensors(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _require_stored_arrays(path: PathLike) -> None:
+    """NumPy makes room for the shape that a header declares before it reads what is there."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as opened:
+                major = np.lib.format.read_magic(opened)[0]
+                read = getattr(np.lib.format, f"read_array_header_{min(major, 2)}_0")
+                shape, _, dtype = read(opened)
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise SteerlensError(
+                    f"{short_repr(entry.filename)} in {str(path)!r} declares the shape "
+                    f"{short_repr(shape)} of {dtype}, but {entry.file_size} bytes are stored"
+                )
+
+
+def numpy_arrays(path: PathLike) -> dict[str, Tensor]:
+    """What `numpy.savez` wrote; arrays of objects, which are pickles, are refused."""
+    _require_stored_arrays(path)
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return {name: torch.from_numpy(np.atleast_1d(array)) for name, array in arrays.items()}

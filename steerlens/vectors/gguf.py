@@ -1,0 +1,155 @@
+"""`.gguf` files: control vectors of repeng and llama.cpp."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.files import PathLike, parse_json, write_atomically
+from steerlens.vectors.foreign import (
+    BLOCK_OUTPUT,
+    VectorFile,
+    as_vector_file,
+    by_layer,
+    model_type,
+    rows_by_layer,
+)
+
+LARGEST_HEADER = 100_000
+"""Reads that the header of a GGUF file may take; a control vector of 100 layers takes 1,000."""
+
+_GGUF_ARCHITECTURE = "controlvector"
+_GGUF_METADATA = "steerlens.metadata"
+
+
+def write_gguf(path: PathLike, content: VectorFile) -> None:
+    """Tensors `direction.<layer>`; what only steerlens reads is one more string of metadata."""
+    gguf = _gguf()
+    rows = rows_by_layer(content)
+    if 0 in rows:
+        rest = sorted(rows)[1:]
+        raise SteerlensError(
+            f"{str(path)!r}: llama.cpp never steers the output of layer 0, and rejects control "
+            "vectors that have a direction for it; "
+            + (f"save vector.at({rest}), or all" if rest else "save it")
+            + " as .safetensors"
+        )
+    own = {name: content.tensors[name].tolist() for name in _OWN & content.tensors.keys()}
+
+    def write(temporary: Path) -> None:
+        writer = gguf.GGUFWriter(temporary, _GGUF_ARCHITECTURE)
+        try:
+            writer.add_string(f"{_GGUF_ARCHITECTURE}.model_hint", model_type(content))
+            writer.add_uint32(f"{_GGUF_ARCHITECTURE}.layer_count", len(rows))
+            writer.add_string(_GGUF_METADATA, json.dumps(content.metadata | own, sort_keys=True))
+            for layer, row in rows.items():
+                writer.add_tensor(f"direction.{layer}", row.numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+    write_atomically(path, write)
+
+
+_OWN = {"norms", "explained"}
+"""Tensors that are metadata in GGUF: llama.cpp rejects files with tensors it does not know."""
+
+
+def read_gguf(path: PathLike) -> VectorFile:
+    """Read a control vector; `direction.0`, which only repeng writes, is block 0's output too."""
+    gguf = _gguf()
+    with np.errstate(over="raise"):
+        reader = _bounded_reader(gguf, path)
+    if reader.get_field("general.architecture") is None:
+        raise SteerlensError(f"{str(path)!r} names no architecture; needed is a control vector")
+    named = [(tensor.name, tensor) for tensor in reader.tensors]
+    tensors = by_layer(path, named, r"direction\.(\d{1,4})")
+    hint = reader.get_field(f"{_GGUF_ARCHITECTURE}.model_hint")
+    content = as_vector_file(
+        path,
+        {layer: _gguf_tensor(gguf, path, tensor) for layer, tensor in tensors.items()},
+        None if hint is None else _text(hint),
+    )
+    own = reader.get_field(_GGUF_METADATA)
+    return (
+        content if own is None else _with_own_metadata(path, content, parse_json(_text(own), path))
+    )
+
+
+def _with_own_metadata(path: PathLike, content: VectorFile, own: Any) -> VectorFile:
+    """What `write_gguf` added, over what a foreign file gives."""
+    if not isinstance(own, dict) or not isinstance(own.get("provenance"), dict):
+        raise SteerlensError(f"{_GGUF_METADATA!r} in {str(path)!r} is not what steerlens writes")
+    tensors = {name: torch.tensor(own[name]).float() for name in _OWN & own.keys()}
+    source = content.metadata["provenance"]["source"]
+    provenance = own["provenance"] | {"source": source}
+    metadata = {"site": own.get("site"), "provenance": provenance}
+    return VectorFile(content.tensors | tensors, metadata)
+
+
+def _gguf_tensor(gguf: ModuleType, path: PathLike, tensor: Any) -> Tensor:
+    kinds = gguf.GGMLQuantizationType
+    if tensor.tensor_type not in (kinds.F16, kinds.F32, kinds.F64):
+        raise SteerlensError(
+            f"{tensor.name!r} in {str(path)!r} is of type {tensor.tensor_type.name}; "
+            "needed are floating-point numbers"
+        )
+    with np.errstate(over="raise"):
+        # a copy, so that the file is let go
+        return torch.from_numpy(np.array(tensor.data, dtype=np.float32))
+
+
+def _bounded_reader(gguf: ModuleType, path: PathLike) -> Any:
+    """gguf's own reader goes on past the end of a file, and as long as a header tells it to."""
+
+    class BoundedReader(gguf.GGUFReader):  # type: ignore[name-defined]
+        _reads = 0
+
+        def _get(self, offset: Any, dtype: Any, count: Any = 1, *args: Any, **kwargs: Any) -> Any:
+            self._reads += 1
+            if self._reads > LARGEST_HEADER:
+                raise SteerlensError(
+                    f"the header of {str(path)!r} is larger than a control vector's can be"
+                )
+            found = super()._get(offset, dtype, count, *args, **kwargs)
+            if len(found) != count:
+                raise ValueError(f"{int(count)} values are declared past the end, at byte {offset}")
+            return found
+
+        def _push_field(self, field: Any, *args: Any, **kwargs: Any) -> Any:
+            # Here, so that a model is refused before its vocabulary is read.
+            if field.name == "general.architecture" and _text(field) != _GGUF_ARCHITECTURE:
+                raise SteerlensError(
+                    f"{str(path)!r} is a GGUF file of architecture {short_repr(_text(field))}; "
+                    f"needed is {_GGUF_ARCHITECTURE!r}"
+                )
+            return super()._push_field(field, *args, **kwargs)
+
+    return BoundedReader(path)
+
+
+def _text(field: Any) -> str:
+    return bytes(field.parts[field.data[0]]).decode()
+
+
+def _gguf() -> ModuleType:
+    try:
+        import gguf
+    except ImportError as error:
+        raise SteerlensError(
+            "GGUF control vectors need the gguf package: pip install 'steerlens[exchange]'"
+        ) from error
+    return gguf
+
+
+def gguf_left_out(path: PathLike, content: VectorFile) -> list[str]:
+    """Other programs read no metadata of ours: what they would do differently is lost on them."""
+    site = content.metadata["site"]
+    return [f"the site {site!r} for llama.cpp and repeng"] if site != BLOCK_OUTPUT else []

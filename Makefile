@@ -5,9 +5,11 @@ BENCH ?= --out out/bench
 INSTALLED = .venv/.installed
 
 # What makes sense without a HookedTransformer, which TransformerLens 4 no longer has.
-CORE = $(addprefix tests/test_, $(addsuffix .py, \
-	hosts forecasts residual generation extraction conditions search steering attachment \
-	tiny_chat cli layers exported_members))
+TL4 = tests/architectures tests/cli tests/repository/test_folders.py \
+	tests/repository/test_exported_members.py tests/laws/test_tiny_chat.py \
+	$(addprefix tests/activations/test_, cost.py reading.py extraction.py) \
+	$(addprefix tests/steering/test_, conditions.py condition_search.py steering.py generation.py \
+	attachment.py)
 
 .PHONY: demo test test-slow test-tl4 check bench clean
 
@@ -26,7 +28,7 @@ bench: $(INSTALLED)
 	.venv/bin/python tests/benchmarks/run.py $(BENCH)
 
 test-tl4: .venv-tl4/.installed
-	OMP_NUM_THREADS=1 .venv-tl4/bin/pytest -m "not slow" -n 2 $(CORE)
+	OMP_NUM_THREADS=1 .venv-tl4/bin/pytest -m "not slow" -n 2 $(TL4)
 
 check: $(INSTALLED)
 	.venv/bin/ruff check .

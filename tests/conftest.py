@@ -1,17 +1,15 @@
 """Shared fixtures; the package is imported inside them, after the shape-checking import hook."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from places import SHARED
 
 # Every machine draws the same examples, so that a failure can be had again.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
-
-SHARED = Path(os.environ.get("STEERLENS_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")

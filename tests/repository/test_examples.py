@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["explaining", "effect_figures", "pages", "paper", "report"])

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES, save_random
-from conftest import SHARED
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition, stream
+from places import SHARED
+from small_models import ARCHITECTURES, save_random
 
 import steerlens as sl
 from steerlens.activations.provenance import ProvenanceWarning, check_provenance

@@ -69,3 +69,40 @@ def save_random(name, folder, tokenizer, seed=0):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+HOSTS = {
+    "llama": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "gated_mlp": True,
+        "normalization_type": "RMS", "final_rms": True, "rotary_adjacent_pairs": False,
+    },
+    "grouped": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "n_key_value_heads": 2,
+        "normalization_type": "RMS",
+    },
+    "half rotary, parallel": {
+        "positional_embedding_type": "rotary", "rotary_dim": 2, "parallel_attn_mlp": True,
+        "normalization_type": "LN",
+    },
+    "adjacent": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_adjacent_pairs": True,
+        "normalization_type": "LN",
+    },
+    "learned": {"positional_embedding_type": "standard", "normalization_type": "LN"},
+    "alibi": {"positional_embedding_type": "alibi", "normalization_type": "LN"},
+    "shortformer": {"positional_embedding_type": "shortformer", "normalization_type": "LN"},
+    "local": {
+        "positional_embedding_type": "standard", "normalization_type": "LN",
+        "use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"],
+    },
+    "heads apart": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "normalization_type": "LN",
+        "use_split_qkv_input": True,
+    },
+    "no norm": {"positional_embedding_type": "standard", "normalization_type": None},
+    "stretched rotary": {
+        "positional_embedding_type": "rotary", "rotary_dim": 4, "normalization_type": "RMS",
+        "use_dynamic_ntk_rope": True, "train_seq_length": 8,
+    },
+}  # fmt: skip
+"""Settings of small HookedTransformers, one for each way of attention and norms."""

@@ -23,7 +23,7 @@ from steerlens.studies.paper import (
     latex,
 )
 
-FIGURES = Path(__file__).parents[1] / "figures"
+FIGURES = Path(__file__).parents[2] / "figures"
 
 SCRIPT = """
 from steerlens.dashboards import threshold_sweep

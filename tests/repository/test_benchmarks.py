@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).parent / "benchmarks" / "run.py"
+RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
 CHEAP = ("decoding", "suffixes", "directions")
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from test_predicates import built, combinations
+from random_predicates import built, combinations
 
 import steerlens as sl
 from steerlens.steering.predicates import Named

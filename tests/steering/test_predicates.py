@@ -1,33 +1,13 @@
 from itertools import product
 
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from random_predicates import NAMES, built, combinations
 
 from steerlens.steering.predicates import AllOf, AnyOf, Named, Not
 
-NAMES = ("harmful", "legal", "crime")
-combinations = st.recursive(
-    st.sampled_from(NAMES),
-    lambda parts: (
-        st.tuples(st.just("not"), parts) | st.tuples(st.sampled_from(["and", "or"]), parts, parts)
-    ),
-    max_leaves=8,
-)
 law = settings(max_examples=60, deadline=None)
 EVERY_WORLD = [dict(zip(NAMES, values, strict=True)) for values in product([0, 1], repeat=3)]
 a, b, c = map(Named, NAMES)
-
-
-def built(combination):
-    match combination:
-        case str(name):
-            return Named(name)
-        case ("not", part):
-            return ~built(part)
-        case ("and", one, other):
-            return built(one) & built(other)
-        case ("or", one, other):
-            return built(one) | built(other)
 
 
 def truth(predicate, world):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_lean import HOSTS
+from small_models import HOSTS
 from torch.profiler import ProfilerActivity, profile
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 

@@ -17,7 +17,7 @@ from steerlens.data.prompts import load_prompts
 from steerlens.studies.quickstart import run_demo
 from steerlens.studies.study import read_study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, Sides
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import Replies, generate
+from steerlens.steering.sampling import Sampling
 from steerlens.steering.steering import Steering
 from steerlens.vectors.estimators import Estimator
 from steerlens.vectors.vector import SteeringVector
@@ -188,10 +189,9 @@ def evaluate(
         list(prompts) * len(arms),
         stacked(plans, len(prompts)),
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        sampling=Sampling(temperature, seed=seed),
         chat=chat,
         batch_size=batch_size,
-        seed=seed,
         progress=progress,
         engine=engine,
     )

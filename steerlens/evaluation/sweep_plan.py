@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from steerlens.activations.provenance import check_provenance
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.sweep_store import COLUMNS, UNSTEERED, Cell, JudgeFailure, schema
 from steerlens.files import digest
@@ -22,6 +21,8 @@ from steerlens.models.fingerprint import LIBRARIES, fingerprint
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
 from steerlens.models.tokenizing import Readable, TokenRow
+from steerlens.steering.batch_plans import BatchPlan
+from steerlens.steering.fitting import require_fit
 from steerlens.steering.positions import Positions, can_select, describe
 from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
@@ -31,7 +32,7 @@ class SweepBatch(NamedTuple):
     """A batch to reply to."""
 
     prompts: Sequence[TokenRow]
-    steerings: Sequence[Steering]
+    steerings: Sequence[BatchPlan]
     draws: Sequence[int]
 
 
@@ -84,10 +85,7 @@ class SweepPlan:
                 f"holds {n_ctx} in all"
             )
         for steering in self.templates.values():
-            uses = [(steering.vector, steering.site_written, steering.layers_steered)]
-            uses += [(c.vector, c.site_read, c.layers_read) for c in steering.conditions]
-            for use in uses:
-                check_provenance(self.model, *use)
+            require_fit(self.model, steering)
             for index, row in enumerate(self.tokens):
                 touched = can_select(
                     steering.positions, steering.skip_bos, len(row.ids), n_new, row.reply_start
@@ -205,7 +203,7 @@ class SweepPlan:
     def _asked(self, rows: range) -> list[int]:
         return [row % len(self.prompts) for row in rows]
 
-    def _steerings(self, cells: Sequence[Cell]) -> list[Steering]:
+    def _steerings(self, cells: Sequence[Cell]) -> list[BatchPlan]:
         """One steering per vector and positions, with a strength for each row and layer."""
         made = []
         for key, template in self.templates.items():
@@ -221,7 +219,7 @@ class SweepPlan:
             strength = torch.zeros(len(cells), len(layers))
             for row, window in own.items():
                 strength[row, [layers.index(layer) for layer in window]] = cells[row].strength
-            made.append(replace(template, layers=layers, strength=strength))
+            made.append(BatchPlan(replace(template, layers=layers), strength))
         return made
 
     def _text(self, index: int) -> str:

@@ -1,13 +1,11 @@
 """Layers × strengths × vectors × positions × prompts, as the rows of one generation."""
 
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -98,12 +96,14 @@ def _run(
 ) -> Sweep:
     done = open_directory(out, plan.manifest(), resume)
     most = max(1, batch_tokens // plan.width)
-    waiting = deque(
+    waiting = [
         piece
         for chunk in _pieces(range(plan.n_rows), most)
         for piece in consecutive([row for row in chunk if row not in done])
-    )
-    work = partial(_answer, reply=plan.reply)
+    ]
+    chosen = dict(plan.reply)
+    reply = {name: chosen.pop(name) for name in ("max_new_tokens", "chat")}
+    work = partial(_answer, reply=reply | {"sampling": Sampling(**chosen)})
     with tqdm(
         total=plan.n_rows,
         initial=len(done),
@@ -111,47 +111,25 @@ def _run(
         desc="sweeping",
         disable=None if progress else True,
     ) as bar:
-        while waiting:  # again, where the last of them did not fit into memory
-            questions = ((rows, plan.question(rows)) for rows in _taken(waiting))
-            for rows, answer in engine.run(plan.model, work, questions):
-                if answer is None:
-                    most = max(1, len(rows) // 2)
-                    smaller = [
-                        piece for batch in (rows, *waiting) for piece in _pieces(batch, most)
-                    ]
-                    waiting.clear()
-                    waiting.extend(smaller)
-                    continue
-                write_part(out, rows, plan.table(rows, answer))
-                bar.update(len(rows))
+        questions = ((rows, plan.question(rows)) for rows in waiting)
+        for rows, answer in engine.run(plan.model, work, questions):
+            write_part(out, rows, plan.table(rows, answer))
+            bar.update(len(rows))
     return Sweep.load(out)
 
 
-def _answer(model: Model, question: SweepBatch, reply: Mapping[str, Any]) -> SweepReplies | None:
-    """None where memory does not hold so many rows at once."""
-    n_rows = len(question.prompts)
-    try:
-        replies = generate(
-            model,
-            question.prompts,
-            question.steerings,
-            draws=question.draws,
-            batch_size=n_rows,
-            progress=False,
-            **reply,
-        )
-        opened = [gate.open.tolist() for gate in replies.gates]
-        return SweepReplies(replies.texts, [*map(len, replies.tokens)], replies.finished, opened)
-    except torch.OutOfMemoryError:
-        if n_rows == 1:
-            raise
-    torch.cuda.empty_cache()  # only out here is the memory of the failed batch free
-    return None
-
-
-def _taken(waiting: deque[range]) -> Iterator[range]:
-    while waiting:
-        yield waiting.popleft()
+def _answer(model: Model, question: SweepBatch, reply: Mapping[str, Any]) -> SweepReplies:
+    replies = generate(
+        model,
+        question.prompts,
+        question.steerings,
+        draws=question.draws,
+        batch_size=len(question.prompts),
+        progress=False,
+        **reply,
+    )
+    opened = [gate.open.tolist() for gate in replies.gates]
+    return SweepReplies(replies.texts, [*map(len, replies.tokens)], replies.finished, opened)
 
 
 def _pieces(rows: range, most: int) -> list[range]:

@@ -16,7 +16,8 @@ from steerlens.models.engine import LOCAL, Engine
 from steerlens.models.fast_forward import fast_forward
 from steerlens.models.host import Model, all_logits
 from steerlens.models.tokenizing import TokenRow, pad_token, right_padded
-from steerlens.steering.batch_plans import stacked
+from steerlens.steering.batch_plans import decoding_run, stacked
+from steerlens.steering.clocks import DecodingClock
 from steerlens.steering.positions import can_select
 from steerlens.steering.steering import Run, Steering
 
@@ -107,10 +108,9 @@ def _batches(rows: Sequence[TokenRow], batch_tokens: int) -> Iterator[list[int]]
 def _forced(model: Model, rows: Sequence[TokenRow], plans: Sequence[Steering]) -> list[Forced]:
     device, many = torch.device(model.cfg.device), 1 + len(plans)
     tokens, mask = right_padded([row.ids for row in rows], pad_token(model), device)
-    known = [row.reply_start for row in rows if row.reply_start is not None]
-    reply_start = torch.tensor(known).repeat(many) if len(known) == len(rows) else None
-    steerings = stacked([None, *plans], len(rows))
-    run = Run(steerings, mask.repeat(many, 1), model, reply_start)
+    run = decoding_run(stacked([None, *plans], len(rows)), rows, mask, model, copies=many)
+    assert isinstance(run.clock, DecodingClock)
+    run.clock.show(0, tokens.shape[1])
     with fast_forward(model), model.hooks(fwd_hooks=run.hooks()):
         # No attention mask is needed: causal attention never looks at what pads the right.
         logits = all_logits(model, tokens.repeat(many, 1))

@@ -10,7 +10,7 @@ from rich.text import Text
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, TokenRow, text_pieces, tokenize
-from steerlens.steering.positions import Clock
+from steerlens.steering.clocks import PromptRows, Shown
 from steerlens.steering.steering import Steering
 
 
@@ -74,9 +74,8 @@ def mark_steered(
     """
     [row] = tokenize(model, [prompt], chat=chat)
     start = None if row.reply_start is None else torch.tensor([row.reply_start])
-    clock = Clock(reply_start=start)
-    clock.tick(torch.zeros(1, len(row.ids), 1))
-    chosen = clock.steered(steering.positions, steering.skip_bos)
+    shown = Shown(PromptRows(1, len(row.ids), reply_start=start), 0, len(row.ids))
+    chosen = shown.steered(steering.positions, steering.skip_bos)
     places = range(len(row.ids)) if chosen is None else chosen[0].nonzero().flatten().tolist()
     return _marked(model, row, places)
 

@@ -1,7 +1,7 @@
 """Where the model's work is done: here, shard after shard, unless an engine does it elsewhere."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypedDict, TypeVar, runtime_checkable
 
 import torch
 
@@ -57,3 +57,33 @@ class LocalEngine:
 
 
 LOCAL = LocalEngine()
+
+
+class RunOptions(TypedDict, total=False):
+    """How a job is run, which changes nothing of what comes out.
+
+    Functions with many arguments take these as `**run: Unpack[RunOptions]` and pass them on.
+    """
+
+    batch_size: int
+    """Rows of one batch, at most."""
+    progress: bool
+    """Whether a terminal shows a progress bar."""
+    engine: Engine
+    """Where the model runs."""
+
+
+def halving(work: Callable[[Sequence[Shard]], Result], shards: Sequence[Shard]) -> list[Result]:
+    """`work` of everything at once; where memory runs out, of its halves, one after the other.
+
+    >>> halving(sum, [1, 2, 3])
+    [6]
+    """
+    try:
+        return [work(shards)]
+    except torch.OutOfMemoryError:
+        if len(shards) == 1:
+            raise
+    torch.cuda.empty_cache()  # only out here is the memory of the failed batch free
+    half = len(shards) // 2
+    return [result for part in (shards[:half], shards[half:]) for result in halving(work, part)]

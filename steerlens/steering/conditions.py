@@ -12,7 +12,7 @@ from steerlens.activations.selection import Tokens, read_positions, require_toke
 from steerlens.errors import SteerlensError
 from steerlens.models.sites import require_site
 from steerlens.numerics import at_least_float32
-from steerlens.steering.positions import Clock
+from steerlens.steering.clocks import Clock
 from steerlens.steering.predicates import Leaf
 from steerlens.steering.similarities import Similarity, cast_similarity
 from steerlens.vectors.vector import SteeringVector
@@ -114,7 +114,7 @@ class Gate:
 
     def read(self, resid: Float[Tensor, "row pos d_model"], layer: int) -> None:
         """Judge the prompt; later passes of the same run change nothing."""
-        if not self.clock.at_prompt:
+        if not self.clock.shown.at_prompt:
             return
         width = self.condition.vector.width
         if resid.shape[-1] != width:
@@ -155,7 +155,7 @@ class Gate:
         self._seen = {layer: seen[rows] for layer, seen in self._seen.items()}
 
     def _pooled(self, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row d_model"]:
-        mask = self.clock.require_mask(f"the condition {self.condition}").cpu()
+        mask = self.clock.shown.rows.require_mask(f"the condition {self.condition}").cpu()
         chosen = torch.zeros_like(mask)
         for index, real in enumerate(mask):
             places = real.nonzero().flatten()

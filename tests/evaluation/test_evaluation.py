@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
 from scipy.stats import page_trend_test, spearmanr
 
@@ -194,11 +193,11 @@ def test_empty_replies_are_told(model, plan, monkeypatch):
 
 
 def test_strengths_by_layer_are_multiplied(model, plan):
-    by_layer = replace(plan, strength=torch.tensor([[0.2, 0.8]]))
+    by_layer = replace(plan, strength=(0.2, 0.8))
     found = evaluate(
         model, by_layer, PROMPTS[:3], judges=[length], strengths=[1, 2], controls=0, **SMALL
     )
-    apart = replace(plan, strength=torch.tensor([[0.4, 1.6]]).expand(3, 2))
+    apart = replace(plan, strength=(0.4, 1.6))
     alone = sl.generate(model, PROMPTS[:3], apart, max_new_tokens=6, **QUIET)
     twice = found.replies.query("arm == 'steered' and strength == 2")
     assert twice.reply.tolist() == list(alone)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 import steerlens as sl
-from steerlens.evaluation import sweep_plan, sweeps
+from steerlens.evaluation import sweep_plan
 from steerlens.evaluation.sweep_store import UNSTEERED, Cell, Sweep
 from steerlens.intervals import mean
 from steerlens.judges.judging import Judge
 from steerlens.models.fingerprint import fingerprint
-from steerlens.steering import generation
+from steerlens.steering.sampling import Sampling
 
 SAMPLED = {"temperature": 1.3, "top_p": 0.95, "seed": 3}
 LENGTH = Judge("length", lambda texts: [len(text) for text in texts])
@@ -70,7 +70,10 @@ def loop(model, vectors, cell, options, **plan):
             positions=POSITIONS[cell.positions],
             **plan,
         )
-    return sl.generate(model, PROMPTS, steering, progress=False, **options)
+    names = [one.name for one in fields(Sampling) if one.name in options]
+    sampling = Sampling(**{name: options[name] for name in names})
+    asked = {name: value for name, value in options.items() if name not in names}
+    return sl.generate(model, PROMPTS, steering, sampling=sampling, progress=False, **asked)
 
 
 def cells_of(table):
@@ -249,24 +252,6 @@ def test_a_full_disk_keeps_what_is_finished(swept, tmp_path, monkeypatch):
     assert 0 < len(kept) < len(whole)
     assert sorted(path.suffix for path in (tmp_path / "full").iterdir()) == [".json", ".parquet"]
     assert_frame_equal(swept(out=tmp_path / "full", resume=True).table, whole)
-
-
-def test_a_batch_that_memory_cannot_hold_is_halved(swept, monkeypatch):
-    whole = swept().table
-    sizes, generate = [], generation.generate
-
-    def small_memory(model, prompts, *rest, **options):
-        sizes.append(len(prompts))
-        if len(prompts) > 20:
-            raise torch.OutOfMemoryError("no memory left")
-        return generate(model, prompts, *rest, **options)
-
-    monkeypatch.setattr(sweeps, "generate", small_memory)
-    assert_frame_equal(swept().table, whole)
-    assert sum(size > 20 for size in sizes) <= 3  # and stays small
-    monkeypatch.setattr(sweeps, "generate", lambda *_, **__: exec("raise torch.OutOfMemoryError"))
-    with pytest.raises(torch.OutOfMemoryError):
-        swept()
 
 
 def test_a_judge_that_fails_midway_costs_no_reply(swept, tmp_path):

@@ -7,7 +7,7 @@ SCRIPT = """
 import os, pathlib, random, signal, sys, time
 import numpy as np, torch
 import steerlens as sl
-from steerlens.search import Similarities
+from steerlens.steering.condition_search import ConditionSearch, Similarities
 
 torch.set_num_threads(1)
 vector = sl.SteeringVector(torch.randn(32, 4000), tuple(range(1, 33)))
@@ -19,7 +19,7 @@ def dataset(number):
 
 def search(number):
     sides = Similarities(ones * number, 0 * ones)
-    return sl.ConditionSearch(small, (1, 2), sides, sides)
+    return ConditionSearch(small, (1, 2), sides, sides)
 
 def direction(path):
     return (sl.SteeringVector.load(path)[32] / vector[32]).mean().item()
@@ -28,7 +28,7 @@ kinds = {
     "v.safetensors": (vector.__mul__, direction),
     "v.gguf": (vector.__mul__, direction),
     "data.json": (dataset, lambda path: float(sl.ContrastiveDataset.load(path).name)),
-    "search.json": (search, lambda path: sl.ConditionSearch.load(path, small).chosen_on[0].mean()),
+    "search.json": (search, lambda path: ConditionSearch.load(path, small).chosen_on[0].mean()),
 }
 draw = random.Random(0)
 for name, (made, number_in) in kinds.items():

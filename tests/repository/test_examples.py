@@ -2,17 +2,18 @@
 
 import doctest
 import importlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.mark.parametrize("name", ["explaining", "effect_figures", "pages", "paper", "report"])
+@pytest.mark.parametrize(
+    "name",
+    ["interpret.lens", "dashboards.effects", "studies.html", "studies.paper", "studies.reports"],
+)
 def test_the_examples_of_a_module_run(name, tiny_chat, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "figures").symlink_to(ROOT / "figures")

@@ -453,7 +453,7 @@ def test_plans_that_do_not_fit_are_refused_before_any_work(model, other_model, m
 
 
 def test_a_run_that_fails_leaves_no_hook(model, vector, monkeypatch):
-    class Interrupted:
+    class Interrupted(generation.TokenChooser):
         def __init__(self, *args):
             self.steps = 0
 

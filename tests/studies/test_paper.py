@@ -27,14 +27,14 @@ FIGURES = Path(__file__).parents[2] / "figures"
 
 SCRIPT = """
 from steerlens.dashboards import threshold_sweep
-from steerlens.paper import Plate
+from steerlens.studies.paper import Plate
 
 def make(study):
     return Plate(threshold_sweep(study.searches["planted"]), "double")
 """
 TABLE = """
 import pandas as pd
-from steerlens.paper import LatexTable
+from steerlens.studies.paper import LatexTable
 
 def make(study):
     return LatexTable(pd.DataFrame(study.results["results"]["rows"]))

@@ -390,22 +390,23 @@ def test_a_cluster_that_was_there_is_left_running(model, cluster, model_folder):
 OWN = """
 import sys
 import ray, steerlens as sl, torch
-from steerlens.engines import HERE
-from steerlens.distributed import Ray
+from steerlens.activations.reading import read_residual
+from steerlens.models.engine import LOCAL
+from steerlens.models.ray import Ray
 
 model = sl.load_model(sys.argv[1])
 with Ray(sys.argv[1], workers=1) as engine:
-    there = sl.read_residual(model, ["Hi."], progress=False, engine=engine)
+    there = read_residual(model, ["Hi."], progress=False, engine=engine)
     edit = sl.hooks.steering_hook(lambda resid, direction, strength: resid + strength * direction)
     vector = sl.SteeringVector(3 * torch.ones(4, 32), range(4))
     replies = [
         list(sl.generate(model, ["Hi.", "Why?"], sl.Steering(vector, edit=edit), engine=where))
-        for where in (engine, HERE)
+        for where in (engine, LOCAL)
     ]
     assert replies[0] == replies[1]
     assert ray.is_initialized()
 assert not ray.is_initialized()
-assert (there == sl.read_residual(model, ["Hi."], progress=False)).all()
+assert (there == read_residual(model, ["Hi."], progress=False)).all()
 try:
     list(Ray(address="127.0.0.1:1").run(model, len, []))
 except sl.SteerlensError as error:

@@ -7,6 +7,7 @@ import torch
 
 from steerlens.activations.prefixes import shared_prefixes
 from steerlens.activations.selection import Tokens, positions_of
+from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine
 from steerlens.models.fast_forward import cached_numbers
 from steerlens.models.host import Model
@@ -24,6 +25,31 @@ CACHE_BYTES = 2**32
 
 ReadJob = tuple[TokenRow, tuple[int, ...]]
 """A row and the positions to read of it."""
+
+
+def by_length(
+    lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None
+) -> Iterator[list[int]]:
+    """Batches of neighbours in length, by index: padded to their longest, they waste least.
+
+    A batch holds at most so many `rows`, and so many `tokens` with their padding; but at least one.
+
+    >>> list(by_length([9, 2, 3, 8], tokens=18))
+    [[1, 2], [3, 0]]
+    """
+    if rows is not None and rows < 1:
+        raise SteerlensError(f"got batches of {rows} rows; expected at least 1")
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        n_rows = len(batch) + 1
+        too_many = rows is not None and n_rows > rows
+        too_long = tokens is not None and lengths[index] * n_rows > tokens
+        if batch and (too_many or too_long):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 class Pass(NamedTuple):

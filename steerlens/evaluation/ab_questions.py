@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from tqdm import tqdm
 
+from steerlens.activations.batching import by_length
 from steerlens.data.prompts import Passage, require_prompt
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, read_json, read_lines
 from steerlens.intervals import mean
 from steerlens.models.fast_forward import fast_forward
 from steerlens.models.host import Model, next_logits
+from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import TokenRow, left_padded, pad_token, tokenize
 from steerlens.steering.batch_plans import BatchPlan, Plan, Plans, as_plans, decoding_run, for_rows
 from steerlens.steering.clocks import DecodingClock
@@ -193,13 +194,10 @@ def _probabilities(
     batch_size: int,
     progress: bool,
 ) -> Float[np.ndarray, " row"]:
-    if batch_size < 1:
-        raise SteerlensError(f"batch_size={batch_size} came; it must be at least 1")
     probabilities = np.zeros(len(choices))
-    order = sorted(range(len(choices)), key=lambda index: len(choices[index].row.ids))
-    with tqdm(total=len(order), unit="row", disable=None if progress else True) as bar:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+    lengths = [len(choice.row.ids) for choice in choices]
+    with progress_bar(len(choices), "row", progress) as bar:
+        for batch in by_length(lengths, rows=batch_size):
             at = [choices[index] for index in batch]
             tokens, mask = left_padded([choice.row.ids for choice in at], pad_token(model))
             own = [for_rows(plan, batch) for plan in plans]

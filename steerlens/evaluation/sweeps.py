@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.sweep_plan import SweepBatch, SweepPlan, SweepReplies, windows_of
@@ -17,6 +16,7 @@ from steerlens.judges.judging import Judge
 from steerlens.layer_text import consecutive
 from steerlens.models.engine import LOCAL, Engine
 from steerlens.models.host import Model
+from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import Readable, tokenize
 from steerlens.steering.generation import generate
 from steerlens.steering.hooks import KeepNorm, add_direction
@@ -104,13 +104,7 @@ def _run(
     chosen = dict(plan.reply)
     reply = {name: chosen.pop(name) for name in ("max_new_tokens", "chat")}
     work = partial(_answer, reply=reply | {"sampling": Sampling(**chosen)})
-    with tqdm(
-        total=plan.n_rows,
-        initial=len(done),
-        unit="row",
-        desc="sweeping",
-        disable=None if progress else True,
-    ) as bar:
+    with progress_bar(plan.n_rows, "row", progress, what="sweeping", done=len(done)) as bar:
         questions = ((rows, plan.question(rows)) for rows in waiting)
         for rows, answer in engine.run(plan.model, work, questions):
             write_part(out, rows, plan.table(rows, answer))

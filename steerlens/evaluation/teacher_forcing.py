@@ -1,6 +1,6 @@
 """Texts scored token by token, with and without a steering."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
+from steerlens.activations.batching import by_length
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine
 from steerlens.models.fast_forward import fast_forward
 from steerlens.models.host import Model, all_logits
+from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import TokenRow, pad_token, right_padded
 from steerlens.steering.batch_plans import decoding_run, stacked
 from steerlens.steering.clocks import DecodingClock
@@ -59,14 +60,12 @@ def teacher_forced(
                 f"{plan} would touch no token of these {len(rows)} texts; change positions="
             )
     parts: list[list[Forced]] = [[] for _ in rows]
-    longest = max(len(row.ids) for row in rows)
-    at_once = max(1, batch_tokens // longest - 1)
+    lengths = [len(row.ids) for row in rows]
+    at_once = max(1, batch_tokens // max(lengths) - 1)
     groups = [plans[start : start + at_once] for start in range(0, len(plans), at_once)] or [plans]
-    with tqdm(
-        total=len(groups) * len(rows), unit="text", disable=None if progress else True
-    ) as bar:
+    with progress_bar(len(groups) * len(rows), "text", progress) as bar:
         for group in groups:
-            batches = _batches(rows, batch_tokens // (1 + len(group)))
+            batches = by_length(lengths, tokens=batch_tokens // (1 + len(group)))
             shards = ((batch, [rows[index] for index in batch]) for batch in batches)
             for batch, found in engine.run(model, partial(_forced, plans=group), shards):
                 for index, forced in zip(batch, found, strict=True):
@@ -91,17 +90,6 @@ def as_text(plan: Steering) -> Steering:
     if isinstance(plan.positions, str) and plan.positions in begin:
         return replace(plan, positions=begin[plan.positions])
     return plan
-
-
-def _batches(rows: Sequence[TokenRow], batch_tokens: int) -> Iterator[list[int]]:
-    """Neighbours in length, up to `batch_tokens` with their padding, at least one."""
-    batch: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].ids)):
-        if batch and len(rows[index].ids) * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    yield batch
 
 
 @torch.no_grad()

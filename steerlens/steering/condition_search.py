@@ -1,8 +1,9 @@
 """The layer and threshold that best tell two kinds of prompts apart, found exactly."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, combinations
 from math import comb
 from typing import Any, NamedTuple
 
@@ -71,25 +72,21 @@ class ConditionSearch:
     layers: tuple[int, ...]
     chosen_on: Similarities
     scored_on: Similarities
+    candidates: tuple[Candidate, ...]
+    """Best first: by F1, then by margin; what `find_thresholds` made of `chosen_on`."""
     combine: int = 1
     similarity: Similarity = cast_similarity
     tokens: Tokens = "all"
     site: str | None = None
     name: str = ""
     seed: int = 0
-    candidates: tuple[Candidate, ...] = field(init=False)
-    """Best first: by F1, then by margin."""
 
-    def __post_init__(self) -> None:
-        found = find_thresholds(self.chosen_on, self.layers, self.combine)
-        object.__setattr__(self, "candidates", found)
-
-    @property
+    @cached_property
     def best(self) -> Condition:
-        """The condition to steer with."""
+        """The condition to steer with: one object, so that steerings that share it share a gate."""
         return self.condition(self.candidates[0])
 
-    @property
+    @cached_property
     def scores(self) -> Scores:
         """The best condition's scores on the prompts kept for scoring."""
         return self.score(self.best)
@@ -109,11 +106,15 @@ class ConditionSearch:
 
     def score(self, condition: Condition) -> Scores:
         """Scores, with bootstrap intervals, of any condition on the searched layers."""
+        return score_decisions(*self._fired(condition), seed=self.seed, resamples=RESAMPLES)
+
+    def _fired(self, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the positives and of the negatives that were kept for scoring it fires on."""
         columns = [self.layers.index(layer) for layer in condition.layers_read]
-        fired = [
+        positive, negative = (
             condition.fires(torch.from_numpy(side[:, columns])).numpy() for side in self.scored_on
-        ]
-        return score_decisions(fired[0], fired[1], seed=self.seed, resamples=RESAMPLES)
+        )
+        return positive, negative
 
     def curve(self, layer: int, side: str) -> Curve:
         """Scores over all thresholds of one layer, on the prompts that were chosen on."""
@@ -127,7 +128,7 @@ class ConditionSearch:
         n_positive, n_negative = map(len, self.chosen_on)
         return Curve(
             sign * thresholds,
-            2 * hits / (n_positive + hits + alarms),
+            _f1(hits, alarms, n_positive),
             hits / (hits + alarms),
             hits / n_positive,
             alarms / n_negative,
@@ -180,7 +181,7 @@ class ConditionSearch:
                 )
             layers = _layers(content["layers"])
             vector.at(layers)
-            found = cls(
+            found = search_similarities(
                 vector,
                 layers,
                 _similarities(content["chosen_on"], len(layers)),
@@ -203,7 +204,13 @@ class ConditionSearch:
             ) from error
 
     def __repr__(self) -> str:
-        return f"ConditionSearch(best {self.best}: F1 {self.scores.f1} on {self.scored_on})"
+        hits, alarms = (int(fired.sum()) for fired in self._fired(self.best))
+        f1 = _f1(hits, alarms, len(self.scored_on.positive))
+        return f"ConditionSearch(best {self.best!r}: F1 {f1:.3f} on {self.scored_on})"
+
+    def __str__(self) -> str:
+        """With the interval of the F1, for which decisions are resampled."""
+        return f"{self.best!r}: F1 {self.scores.f1} on {self.scored_on}"
 
 
 def search_conditions(
@@ -236,21 +243,10 @@ def search_conditions(
         raise SteerlensError(
             f"combine={combine} layers of {len(numbers)}; give 1 to {len(numbers)}"
         )
-    sides = _rows_of_sides(model, data)
-    if held_out is None:
-        chosen, scored = _halves(sides, seed)
-    else:
-        chosen, scored = sides, _rows_of_sides(model, held_out)
-        shared = {*chosen[0], *chosen[1]} & {*scored[0], *scored[1]}
-        if shared:
-            raise SteerlensError(
-                f"{len(shared)} prompts are both chosen on and held out; the score would not be "
-                "of unseen prompts: take them out of one of the two"
-            )
-    groups = [*chosen, *scored]
+    groups = [*chain(*_chosen_and_scored(model, data, held_out, seed))]
     pooled = read_rows(
         model,
-        [row for group in groups for row in group],
+        [*chain(*groups)],
         numbers,
         tokens=tokens,
         site=site or vector.site,
@@ -261,9 +257,8 @@ def search_conditions(
         [similarity(pooled[:, i], vector[layer].to(pooled)) for i, layer in enumerate(numbers)],
         dim=1,
     ).numpy()
-    bounds = np.cumsum([len(group) for group in groups])[:-1]
-    parts = np.split(measured, bounds)
-    return ConditionSearch(
+    parts = np.split(measured, np.cumsum([len(group) for group in groups])[:-1])
+    return search_similarities(
         vector,
         numbers,
         Similarities(parts[0], parts[1]),
@@ -274,6 +269,27 @@ def search_conditions(
         site=site,
         name=str(vector.provenance.get("name", "")) if name is None else name,
         seed=seed,
+    )
+
+
+def search_similarities(
+    vector: SteeringVector,
+    layers: tuple[int, ...],
+    chosen_on: Similarities,
+    scored_on: Similarities,
+    *,
+    combine: int = 1,
+    **settings: Any,
+) -> ConditionSearch:
+    """`search_conditions` where the similarities are known; `settings` as `ConditionSearch` has.
+
+    >>> sides = Similarities(np.ones((3, 1)), np.zeros((3, 1)))
+    >>> search_similarities(SteeringVector(torch.eye(1), (0,)), (0,), sides, sides).best
+    Condition(cast similarity at layer 0 above 0.5)
+    """
+    candidates = find_thresholds(chosen_on, layers, combine)
+    return ConditionSearch(
+        vector, layers, chosen_on, scored_on, candidates, combine=combine, **settings
     )
 
 
@@ -300,7 +316,7 @@ def find_thresholds(
             for group in similarities
         )
         cuts = _cuts(positive, negative)
-        f1 = 2 * cuts.hits / (len(positive) + cuts.hits + cuts.alarms)
+        f1 = _f1(cuts.hits, cuts.alarms, len(positive))
         f1[~cuts.distinct] = -1
         margin = np.where(f1 == f1.max(axis=0), cuts.margins, -1)  # ties: the widest gap
         at = margin.argmax(axis=0), np.arange(len(groups))
@@ -311,6 +327,11 @@ def find_thresholds(
             )
         ]
     return tuple(sorted(found, key=lambda c: (-c.f1, len(c.layers), -c.margin)))
+
+
+def _f1(hits: Any, alarms: Any, n_positive: int) -> Any:
+    """Numbers or arrays of them."""
+    return 2 * hits / (n_positive + hits + alarms)
 
 
 class _Cuts(NamedTuple):
@@ -345,7 +366,28 @@ def _cuts(positive: np.ndarray, negative: np.ndarray) -> _Cuts:
     )
 
 
-def _rows_of_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
+_Rows = tuple[list[TokenRow], list[TokenRow]]
+"""Positives and negatives."""
+
+
+def _chosen_and_scored(
+    model: Model, data: Sides, held_out: Sides | None, seed: int
+) -> tuple[_Rows, _Rows]:
+    """The prompts to choose a condition on, and others to score it on."""
+    chosen = _rows_of_sides(model, data)
+    if held_out is None:
+        return _halves(chosen, seed)
+    scored = _rows_of_sides(model, held_out)
+    shared = {*chosen[0], *chosen[1]} & {*scored[0], *scored[1]}
+    if shared:
+        raise SteerlensError(
+            f"{len(shared)} prompts are both chosen on and held out; the score would not be "
+            "of unseen prompts: take them out of one of the two"
+        )
+    return chosen, scored
+
+
+def _rows_of_sides(model: Model, data: Sides) -> _Rows:
     positive, negative = (list(dict.fromkeys(rows)) for rows in tokenize_sides(model, data))
     both = set(positive) & set(negative)
     if both:
@@ -355,9 +397,7 @@ def _rows_of_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[Toke
     return positive, negative
 
 
-def _halves(
-    sides: tuple[list[TokenRow], list[TokenRow]], seed: int
-) -> tuple[tuple[list[TokenRow], list[TokenRow]], tuple[list[TokenRow], list[TokenRow]]]:
+def _halves(sides: _Rows, seed: int) -> tuple[_Rows, _Rows]:
     if min(map(len, sides)) < 2:
         raise SteerlensError(
             f"{len(sides[0])} positive and {len(sides[1])} negative prompts are too few to choose "

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlens.activations.reading import read_rows
+from steerlens.activations.extraction import apply_estimator
+from steerlens.activations.pairs import read_contrast
 from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine
@@ -65,17 +66,16 @@ def shuffled_labels(
             f"{len(positive)} positive and {len(negative)} negative prompts came; to shuffle "
             "labels, at least two pairs are needed"
         )
-    pooled = read_rows(
+    sides = read_contrast(
         model,
-        [*positive, *negative],
+        (positive, negative),
         vector.layers,
         tokens=tokens,
         site=vector.site,
         progress=progress,
         engine=engine,
-    ).pooled
-    sides = pooled[: len(positive)], pooled[len(positive) :]
-    again = _control(vector, estimator(*sides), "again").cosine(vector)
+    )
+    again = _control(vector, apply_estimator(estimator, *sides), "again").cosine(vector)
     if again.min() < SAME_DIRECTION:
         raise SteerlensError(
             f"these {len(positive)} pairs give another direction than {vector} (cosine "
@@ -83,7 +83,7 @@ def shuffled_labels(
             "with, or no data: then the controls are random directions only"
         )
     flips = _flips(len(positive), count, seed)
-    found = [estimator(*_flipped(sides, flip)) for flip in flips]
+    found = [apply_estimator(estimator, *_flipped(sides, flip)) for flip in flips]
     alike = [_control(vector, one, "shuffled").cosine(vector).abs() for one in found]
     if alike and (torch.stack(alike) > SAME_DIRECTION).all():
         found = [mean_difference(*_flipped(sides, flip)) for flip in flips]

@@ -342,6 +342,22 @@ def test_a_directory_that_holds_something_is_left_alone(swept, tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_sweep_killed_before_its_plan_was_written_begins_anew(swept, tmp_path, resume):
+    (tmp_path / ".plan.json.abc123.json").write_text('{"form')
+    found = swept(out=tmp_path, resume=resume, layers=[1], strengths=[0.5])
+    assert found.complete
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_half_written_part_is_taken_away_where_a_killed_sweep_goes_on(swept, tmp_path):
+    whole = swept(out=tmp_path / "x").table
+    [first, *_] = sorted((tmp_path / "x").glob("part-*"))
+    first.rename(tmp_path / "x" / f".{first.name}.abc123.parquet")
+    assert_frame_equal(swept(out=tmp_path / "x", resume=True).table, whole)
+    assert not list((tmp_path / "x").glob(".*"))
+
+
 def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
     whole = swept(out=tmp_path / "x").table
     part = sorted((tmp_path / "x").glob("part-*"))[1]

@@ -10,6 +10,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import steerlens as sl
 from steerlens import judges
+from steerlens.judges import judging
 from steerlens.judges.fluency import degenerate
 from steerlens.judges.refusals import refusal_reasons, refused
 
@@ -106,6 +107,25 @@ def test_the_refusal_judge_agrees_with_people_on_replies_its_phrases_were_not_ch
     assert found.recall.low > 0.5, found
     told = [reply for reply in replies if reply.kind in ("plain answer", "safe completion")]
     assert not any(refused(reply.text) for reply in told)
+
+
+def test_a_judge_that_changes_its_texts_changes_nobody_elses():
+    def sort(texts):
+        texts.sort()
+        return [0.0] * len(texts)
+
+    texts = ["a long reply", "a"]
+    found = judges.judge_texts([judges.Judge("sorts", sort), judges.judge("length", len)], texts)
+    assert found.scores["length"].tolist() == [12, 1]
+    assert texts == ["a long reply", "a"]
+
+
+@pytest.mark.parametrize("scores", [None, ["good", "bad"], [1.0], [[1.0], [2.0]], {"a": 1}, 1.0])
+def test_what_is_no_number_per_text_is_refused(unchecked, scores):
+    strange = judges.Judge("strange", lambda texts: scores)
+    with pytest.raises(sl.SteerlensError, match=r"'strange' returned .*expected one number per"):
+        strange(["one", "two"])
+    assert np.isnan(judging.try_judge(strange, ["one", "two"])[0]).all()
 
 
 def test_agreement_counts_as_a_table_of_four_does():

@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 
 import steerlens as sl
-from steerlens.steering.condition_search import Similarities, search_similarities
+from steerlens.steering.condition_search import search_similarities
+from steerlens.steering.thresholds import Similarities
 
 ATTACK = "</script><script>window.hurt=1</script><img src=x onerror='window.hurt=1'>"
 """Text that must stay text."""

@@ -102,12 +102,17 @@ class BatchBudget(NamedTuple):
     """Tokens in a forward pass, with their padding: of beginnings, and of what follows."""
     cached: int
     """Tokens whose keys and values are kept."""
+    rows: int | None = None
+    """Rows, if anybody says how many."""
 
     @classmethod
-    def of(cls, model: Model, batch_tokens: int | None, engine: Engine) -> "BatchBudget":
+    def of(
+        cls, model: Model, batch_tokens: int | None, engine: Engine, rows: int | None = None
+    ) -> "BatchBudget":
+        """Of a model where the engine runs it."""
         of_token = cached_numbers(model) * torch.finfo(model.cfg.dtype).bits // 8
         fast = CPU_BATCH_TOKENS if engine.device(model).type == "cpu" else BATCH_TOKENS
-        return cls(batch_tokens or fast, CACHE_BYTES // of_token)
+        return cls(batch_tokens or fast, CACHE_BYTES // of_token, rows)
 
 
 def _shareable(job: ReadJob) -> tuple[int, ...]:
@@ -148,6 +153,7 @@ def _cut(
         rows, wider, more = len(batch) + 1, max(width, own), beginnings | {beginning}
         full = (
             rows * wider > room.run
+            or (room.rows is not None and rows > room.rows)
             or len(more) * n_shared > room.run
             or (n_shared and rows * (n_shared + wider) > room.cached)
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from steerlens.activations.selection import Tokens
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.errors import SteerlensError
 from steerlens.files import digest
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions, run_settings
 from steerlens.models.fingerprint import LIBRARIES, fingerprint, processing
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
@@ -47,8 +47,7 @@ def extract(
     name: str | None = None,
     pairs_at_once: int | None = None,
     batch_tokens: int | None = None,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> SteeringVector:
     """One direction per layer, from what each pair leaves in the residual stream.
 
@@ -64,7 +63,7 @@ def extract(
     """
     numbers = resolve_layers(model, layers)
     pairs = _pairs(model, data)
-    reader = PairReader(model, numbers, site, tokens, batch_tokens, engine, progress)
+    reader = PairReader(model, numbers, site, tokens, batch_tokens, run_settings(**run))
     if pairs_at_once is None:
         found = _from_all_pairs(reader, pairs, estimator)
     else:

@@ -1,9 +1,9 @@
 """Contrasting pairs → the activations of both sides, or what merges of them part by part."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, Unpack
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor
 from steerlens.activations.reading import read_rows
 from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import LOCAL, RUN, RunOptions, RunSettings, run_settings
 from steerlens.models.host import Model
 from steerlens.models.progress import progress_bar
 from steerlens.models.sites import resolve_layers
@@ -52,8 +52,7 @@ class PairReader:
     tokens: Tokens | Sequence[int] = "last"
     """One selection for all rows, or an index for each: of the positives, then the negatives."""
     batch_tokens: int | None = None
-    engine: Engine = LOCAL
-    progress: bool = True
+    run: RunSettings = RUN
 
     def sides(self, pairs: Pairs) -> SidesRead:
         """Both sides at once."""
@@ -65,8 +64,7 @@ class PairReader:
             tokens=self.tokens,
             site=self.site,
             batch_tokens=self.batch_tokens,
-            progress=self.progress,
-            engine=self.engine,
+            **self.run.given(),
         )
         pooled, n = reading.pooled, len(positive)
         return SidesRead(pooled[:n], pooled[n:], reading.norms.mean(dim=0))
@@ -98,10 +96,13 @@ class PairReader:
         """What `work` makes of what a reader reads of each part of the pairs."""
         if at_once < 1:
             raise SteerlensError(f"got pairs_at_once={at_once}; expected at least 1")
-        settings = {"layers": self.layers, "site": self.site, "batch_tokens": self.batch_tokens}
+        there = replace(self.run, progress=False, engine=LOCAL)
+        settings = (self.layers, self.site, self.batch_tokens, there)
         parts = ((len(part.pairs[0]), part) for part in self._parts(pairs, at_once))
-        with progress_bar(len(pairs[0]), "pair", self.progress, what="reading") as bar:
-            for n_pairs, found in self.engine.run(self.model, partial(work, **settings), parts):
+        with progress_bar(len(pairs[0]), "pair", self.run.progress, what="reading") as bar:
+            for n_pairs, found in self.run.engine.run(
+                self.model, partial(work, settings=settings), parts
+            ):
                 yield found
                 bar.update(n_pairs)
 
@@ -122,8 +123,7 @@ def read_contrast(
     *,
     tokens: Tokens | Sequence[int] = "last",
     site: str = "resid_post",
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> tuple[Float[Tensor, "positive layer d_model"], Float[Tensor, "negative layer d_model"]]:
     """The activations of both sides of a contrast, as an estimator gets them.
 
@@ -132,23 +132,29 @@ def read_contrast(
     torch.Size([1, 6, 192])
     """
     numbers = resolve_layers(model, layers)
-    reader = PairReader(model, numbers, site, tokens, engine=engine, progress=progress)
+    reader = PairReader(model, numbers, site, tokens, run=run_settings(**run))
     found = reader.sides(tokenize_sides(model, data))
     return found.positive, found.negative
+
+
+_Settings = tuple[tuple[int, ...], str, int | None, RunSettings]
+"""Of a reader, without its model, which does not travel: layers, site, batch_tokens, run."""
+
+
+def _reader_of(model: Model, part: _Part, settings: _Settings) -> PairReader:
+    layers, site, batch_tokens, run = settings
+    return PairReader(model, layers, site, part.tokens, batch_tokens, run)
 
 
 def _moments_of(
     model: Model,
     part: _Part,
     *,
-    layers: tuple[int, ...],
-    site: str,
-    batch_tokens: int | None,
+    settings: _Settings,
     common: bool,
 ) -> tuple[ContrastMoments, Float[Tensor, " layer"]]:
     """A part's moments, wherever its model is; `_votes_of` likewise."""
-    reader = PairReader(model, layers, site, part.tokens, batch_tokens, progress=False)
-    positive, negative, norms = reader.sides(part.pairs)
+    positive, negative, norms = _reader_of(model, part, settings).sides(part.pairs)
     require_finite(positive, negative)
     return ContrastMoments.of(positive, negative, common=common), norms
 
@@ -157,11 +163,8 @@ def _votes_of(
     model: Model,
     part: _Part,
     *,
-    layers: tuple[int, ...],
-    site: str,
-    batch_tokens: int | None,
+    settings: _Settings,
     directions: Float[Tensor, "layer d_model"],
 ) -> Float[Tensor, " layer"]:
-    reader = PairReader(model, layers, site, part.tokens, batch_tokens, progress=False)
-    positive, negative, _ = reader.sides(part.pairs)
+    positive, negative, _ = _reader_of(model, part, settings).sides(part.pairs)
     return sign_votes(directions, positive, negative)

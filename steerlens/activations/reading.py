@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from steerlens.activations.batching import BatchBudget, ReadJob, read_batches, r
 from steerlens.activations.pooling import Readers
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.errors import SteerlensError
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions, halving, run_settings
 from steerlens.models.fast_forward import fast_forward, preallocated_cache, select_rows
 from steerlens.models.host import Cache, Model, unmasked
 from steerlens.models.progress import progress_bar
@@ -43,8 +43,7 @@ def read_residual(
     chat: bool | None = None,
     generation_prompt: bool = True,
     batch_tokens: int | None = None,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> Float[Tensor, "prompt layer d_model"]:
     """The residual stream of each prompt at each layer, averaged over the chosen tokens.
 
@@ -63,8 +62,7 @@ def read_residual(
         tokens=tokens,
         site=site,
         batch_tokens=batch_tokens,
-        progress=progress,
-        engine=engine,
+        **run,
     ).pooled
 
 
@@ -76,10 +74,10 @@ def read_rows(
     tokens: Tokens | Sequence[int] = "last",
     site: str = "resid_post",
     batch_tokens: int | None = None,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> Reading:
     """`read_residual` for prompts that are tokens already; equal rows are run once."""
+    options = run_settings(**run)
     numbers = resolve_layers(model, layers)
     places = [(site, layer) for layer in numbers]
     for site_of_layer in places:  # refuses before any work
@@ -89,14 +87,14 @@ def read_rows(
     pooled: Tensor | None = None
     norms = torch.zeros(len(jobs), len(numbers))
     total = sum(len(row.ids) for row, _ in jobs)
-    room = BatchBudget.of(model, batch_tokens, engine)
+    room = BatchBudget.of(model, batch_tokens, options.engine, options.batch_size)
     shards = (
         (indices, ([jobs[index] for index in indices], shared[indices[0]]))
         for indices in read_batches(jobs, shared, room)
     )
     work = partial(_read_batch, places=places)
-    with progress_bar(total, "tok", progress, what="reading") as bar:
-        for indices, read in engine.run(model, work, shards):
+    with progress_bar(total, "tok", options.progress, what="reading") as bar:
+        for indices, read in options.engine.run(model, work, shards):
             if pooled is None:
                 pooled = read.pooled.new_zeros(len(jobs), *read.pooled.shape[1:])
             pooled[indices], norms[indices] = read.pooled, read.norms
@@ -114,19 +112,10 @@ def _read_batch(
 ) -> Reading:
     """A batch whose rows share so many first tokens; in halves, where memory does not hold it."""
     jobs, n_shared = shard
-    try:
-        with fast_forward(model):
-            points = [_point(model, *place) for place in places]
-            return _read_at_once(model, jobs, n_shared, points)
-    except torch.OutOfMemoryError:
-        if len(jobs) == 1:
-            raise
-    torch.cuda.empty_cache()  # only out here is the memory of the failed batch free
-    half = len(jobs) // 2
-    halves = [
-        _read_batch(model, (part, n_shared), places=places) for part in (jobs[:half], jobs[half:])
-    ]
-    return Reading(*(torch.cat(parts) for parts in zip(*halves, strict=True)))
+    with fast_forward(model):
+        points = [_point(model, *place) for place in places]
+        parts = halving(lambda some: _read_at_once(model, some, n_shared, points), jobs)
+    return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 class _Point(NamedTuple):

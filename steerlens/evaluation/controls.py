@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from steerlens.activations.extraction import apply_estimator
 from steerlens.activations.pairs import read_contrast
 from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Sides, tokenize_sides
 from steerlens.vectors.estimators import ESTIMATORS, Estimator, mean_difference
@@ -47,8 +48,7 @@ def shuffled_labels(
     estimator: Estimator | None = None,
     tokens: Tokens | None = None,
     seed: int = 0,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> tuple[SteeringVector, ...]:
     """Vectors from the pairs that `vector` came from, with positive and negative swapped in half.
 
@@ -72,8 +72,7 @@ def shuffled_labels(
         vector.layers,
         tokens=tokens,
         site=vector.site,
-        progress=progress,
-        engine=engine,
+        **run,
     )
     again = _control(vector, apply_estimator(estimator, *sides), "again").cosine(vector)
     if again.min() < SAME_DIRECTION:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlens.activations.batching import by_length
 from steerlens.errors import SteerlensError
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions, run_settings
 from steerlens.models.fast_forward import fast_forward
 from steerlens.models.host import Model, all_logits
 from steerlens.models.progress import progress_bar
@@ -44,13 +44,13 @@ def teacher_forced(
     plans: Sequence[Steering],
     *,
     batch_tokens: int = BATCH_TOKENS,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> list[Forced]:
     """Read texts under each plan, all plans side by side as rows of one batch.
 
     A result does not depend on what else is in its batch. Raises if a plan would touch no token.
     """
+    options = run_settings(**run)
     for plan in plans:
         if not any(
             can_select(plan.positions, plan.skip_bos, len(row.ids), 1, row.reply_start)
@@ -63,11 +63,13 @@ def teacher_forced(
     lengths = [len(row.ids) for row in rows]
     at_once = max(1, batch_tokens // max(lengths) - 1)
     groups = [plans[start : start + at_once] for start in range(0, len(plans), at_once)] or [plans]
-    with progress_bar(len(groups) * len(rows), "text", progress) as bar:
+    with progress_bar(len(groups) * len(rows), "text", options.progress) as bar:
         for group in groups:
-            batches = by_length(lengths, tokens=batch_tokens // (1 + len(group)))
+            many = 1 + len(group)
+            at_most = None if options.batch_size is None else max(1, options.batch_size // many)
+            batches = by_length(lengths, rows=at_most, tokens=batch_tokens // many)
             shards = ((batch, [rows[index] for index in batch]) for batch in batches)
-            for batch, found in engine.run(model, partial(_forced, plans=group), shards):
+            for batch, found in options.engine.run(model, partial(_forced, plans=group), shards):
                 for index, forced in zip(batch, found, strict=True):
                     parts[index].append(forced)
                 bar.update(len(batch))

@@ -1,11 +1,10 @@
 """The layer and threshold that best tell two kinds of prompts apart, found exactly."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, combinations
-from math import comb
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -16,41 +15,23 @@ from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike, read_json, write_json
 from steerlens.intervals import Scores, score_decisions
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
 from steerlens.models.tokenizing import Sides, TokenRow, tokenize_sides
 from steerlens.steering.conditions import Condition
 from steerlens.steering.similarities import SIMILARITIES, Similarity, cast_similarity
+from steerlens.steering.thresholds import (
+    Candidate,
+    Similarities,
+    cuts_of,
+    f1_of,
+    find_thresholds,
+)
 from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.search/1"
 RESAMPLES = 2000
-MOST_VALUES = 50_000_000
-"""Similarities, combinations of layers times prompts, that a search may hold in memory."""
-
-
-class Similarities(NamedTuple):
-    """How similar prompts are to the vector at each searched layer."""
-
-    positive: Float[np.ndarray, "prompt layer"]
-    negative: Float[np.ndarray, "prompt layer"]
-
-    def __str__(self) -> str:
-        return f"{len(self.positive)} positive and {len(self.negative)} negative prompts"
-
-
-class Candidate(NamedTuple):
-    """The best cut of one combination of layers in one direction."""
-
-    layers: tuple[int, ...]
-    side: str
-    """ "above" or "below"."""
-    threshold: float
-    f1: float
-    """On the prompts it was chosen on."""
-    margin: float
-    """Half the gap between the two similarities that the threshold lies between."""
 
 
 class Curve(NamedTuple):
@@ -121,14 +102,14 @@ class ConditionSearch:
         column = self.layers.index(layer)
         sign = {"above": 1.0, "below": -1.0}[side]
         values = [sign * group[:, [column]] for group in self.chosen_on]
-        cuts = _cuts(values[0], values[1])
+        cuts = cuts_of(values[0], values[1])
         kept = cuts.distinct[:, 0]
         counts = [count[kept, 0] for count in (cuts.hits, cuts.alarms, cuts.thresholds)]
         hits, alarms, thresholds = counts
         n_positive, n_negative = map(len, self.chosen_on)
         return Curve(
             sign * thresholds,
-            _f1(hits, alarms, n_positive),
+            f1_of(hits, alarms, n_positive),
             hits / (hits + alarms),
             hits / n_positive,
             alarms / n_negative,
@@ -205,7 +186,7 @@ class ConditionSearch:
 
     def __repr__(self) -> str:
         hits, alarms = (int(fired.sum()) for fired in self._fired(self.best))
-        f1 = _f1(hits, alarms, len(self.scored_on.positive))
+        f1 = f1_of(hits, alarms, len(self.scored_on.positive))
         return f"ConditionSearch(best {self.best!r}: F1 {f1:.3f} on {self.scored_on})"
 
     def __str__(self) -> str:
@@ -226,8 +207,7 @@ def search_conditions(
     site: str | None = None,
     name: str | None = None,
     seed: int = 0,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> ConditionSearch:
     """Find the layers, threshold and side whose condition fires on positives only, by F1.
 
@@ -250,8 +230,7 @@ def search_conditions(
         numbers,
         tokens=tokens,
         site=site or vector.site,
-        progress=progress,
-        engine=engine,
+        **run,
     ).pooled
     measured = torch.stack(
         [similarity(pooled[:, i], vector[layer].to(pooled)) for i, layer in enumerate(numbers)],
@@ -290,79 +269,6 @@ def search_similarities(
     candidates = find_thresholds(chosen_on, layers, combine)
     return ConditionSearch(
         vector, layers, chosen_on, scored_on, candidates, combine=combine, **settings
-    )
-
-
-def find_thresholds(
-    similarities: Similarities, layers: Sequence[int], combine: int = 1
-) -> tuple[Candidate, ...]:
-    """The best cut of every combination of up to `combine` layers, both ways; best first.
-
-    "Any layer above" is "the largest one above", so a combination is one more column to cut.
-    """
-    sizes = range(1, min(combine, len(layers)) + 1)
-    rows, columns_made = sum(map(len, similarities)), sum(comb(len(layers), k) for k in sizes)
-    if not sizes or rows * columns_made > MOST_VALUES:
-        raise SteerlensError(
-            f"{columns_made:,} combinations of up to {combine} of {len(layers)} layers came, for "
-            f"{rows} prompts: at least one is needed, and at most {MOST_VALUES:,} for all prompts "
-            "together can be tried; give fewer layers or a smaller combine="
-        )
-    groups = [columns for size in sizes for columns in combinations(range(len(layers)), size)]
-    found = []
-    for side, sign in (("above", 1.0), ("below", -1.0)):
-        positive, negative = (
-            np.stack([(sign * group[:, list(columns)]).max(axis=1) for columns in groups], axis=1)
-            for group in similarities
-        )
-        cuts = _cuts(positive, negative)
-        f1 = _f1(cuts.hits, cuts.alarms, len(positive))
-        f1[~cuts.distinct] = -1
-        margin = np.where(f1 == f1.max(axis=0), cuts.margins, -1)  # ties: the widest gap
-        at = margin.argmax(axis=0), np.arange(len(groups))
-        found += [
-            Candidate(tuple(layers[c] for c in columns), side, float(cut), float(best), float(gap))
-            for columns, cut, best, gap in zip(
-                groups, sign * cuts.thresholds[at], f1[at], cuts.margins[at], strict=True
-            )
-        ]
-    return tuple(sorted(found, key=lambda c: (-c.f1, len(c.layers), -c.margin)))
-
-
-def _f1(hits: Any, alarms: Any, n_positive: int) -> Any:
-    """Numbers or arrays of them."""
-    return 2 * hits / (n_positive + hits + alarms)
-
-
-class _Cuts(NamedTuple):
-    """What fires above each of the possible thresholds, column by column."""
-
-    thresholds: np.ndarray
-    hits: np.ndarray
-    alarms: np.ndarray
-    margins: np.ndarray
-    distinct: np.ndarray
-    """False inside a run of equal similarities, where no threshold can cut."""
-
-
-def _cuts(positive: np.ndarray, negative: np.ndarray) -> _Cuts:
-    values = np.concatenate([positive, negative]).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise SteerlensError("the similarities hold NaN or infinite values; check the activations")
-    order = np.argsort(-values, axis=0, kind="stable")
-    ranked = np.take_along_axis(values, order, axis=0)
-    is_positive = order < len(positive)
-    # Below the last value everything fires; a threshold there has no neighbour to keep away from.
-    beyond = ranked[-1:] - (ranked[:1] - ranked[-1:]) / 10 - 1e-3
-    after = np.concatenate([ranked[1:], beyond])
-    margins = (ranked - after) / 2
-    margins[-1] = 0
-    return _Cuts(
-        thresholds=(ranked + after) / 2,
-        hits=is_positive.cumsum(axis=0),
-        alarms=(~is_positive).cumsum(axis=0),
-        margins=margins,
-        distinct=ranked > after,
     )
 
 

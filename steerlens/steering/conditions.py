@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steerlens.activations.pooling import Readers
 from steerlens.activations.selection import Tokens, read_positions, require_tokens
 from steerlens.errors import SteerlensError
 from steerlens.models.sites import require_site
@@ -156,14 +157,10 @@ class Gate:
 
     def _pooled(self, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row d_model"]:
         mask = self.clock.shown.rows.require_mask(f"the condition {self.condition}").cpu()
-        chosen = torch.zeros_like(mask)
-        for index, real in enumerate(mask):
+        tokens = self.condition.tokens
+        chosen = []
+        for row, real in enumerate(mask):
             places = real.nonzero().flatten()
-            chosen[index, places[read_positions(self.condition.tokens, len(places), {}, list)]] = (
-                True
-            )
-        row, place = chosen.nonzero(as_tuple=True)  # never touches what a pad may hold
-        picked = at_least_float32(resid[row.to(resid.device), place.to(resid.device)])
-        sums = picked.new_zeros(len(mask), picked.shape[1])
-        sums.index_add_(0, row.to(picked.device), picked)
-        return sums / chosen.sum(dim=1, keepdim=True).to(sums)
+            at = read_positions(tokens, len(places), {}, list)
+            chosen.append((row, places[at].tolist()))
+        return Readers.of(chosen, resid.device).mean(resid)

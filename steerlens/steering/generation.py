@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
+from steerlens.activations.batching import by_length
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine, halving
 from steerlens.models.fast_forward import fast_forward, preallocated_cache, select_rows
 from steerlens.models.host import Model, next_logits
+from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import Readable, TokenRow, left_padded, pad_token, tokenize
 from steerlens.steering.batch_plans import (
     BatchPlan,
@@ -97,13 +98,13 @@ def generate(
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
     ['Here is what I know']
     """
-    writing = _Writing(max_new_tokens, sampling, use_cache)
+    writing = Writing(max_new_tokens, sampling, use_cache)
     task = _prepare(model, prompts, steering, writing, draws, chat)
     if batch_size < 1:
         raise SteerlensError(f"got batch_size={batch_size}; expected at least 1")
     transcript = Transcript.empty(task.rows, task.plans)
     work = partial(_write_batch, writing=task.writing)
-    with tqdm(total=len(prompts), unit="reply", disable=None if progress else True) as bar:
+    with progress_bar(len(prompts), "reply", progress) as bar:
         for groups, parts in engine.run(model, work, _batches(task, batch_size)):
             transcript.scatter(groups, parts)
             bar.update(sum(map(len, groups)))
@@ -129,7 +130,7 @@ def stream(
     ...                                    max_new_tokens=3)]
     ['Here', 'Here is', 'Here is what']
     """
-    task = _prepare(model, prompts, steering, _Writing(max_new_tokens, sampling), None, chat)
+    task = _prepare(model, prompts, steering, Writing(max_new_tokens, sampling), None, chat)
     [(groups, batch)] = _batches(task, max(1, len(prompts)))
     whole, part = Transcript.empty(task.rows, task.plans), Transcript.empty(batch.rows, batch.plans)
     texts = [GrowingText(model.tokenizer) for _ in batch.rows]
@@ -144,7 +145,7 @@ def stream(
             yield whole.replies(prompts, shown)
 
 
-class _Writing(NamedTuple):
+class Writing(NamedTuple):
     """How every row is written."""
 
     max_new_tokens: int
@@ -169,23 +170,23 @@ class _Batch(NamedTuple):
         )
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
     """All rows, and how they are written; found possible."""
 
     rows: Sequence[TokenRow]
     plans: Sequence[Plan]
     draws: Sequence[int]
-    writing: _Writing
+    writing: Writing
 
 
 def _prepare(
     model: Model,
     prompts: Sequence[Readable],
     plans: Plans,
-    writing: _Writing,
+    writing: Writing,
     draws: Sequence[int] | None,
     chat: bool | None,
-) -> _Task:
+) -> Task:
     """Tokenise, and refuse before any work what is not possible."""
     if writing.max_new_tokens < 1:
         raise SteerlensError(f"got max_new_tokens={writing.max_new_tokens}; expected at least 1")
@@ -196,19 +197,19 @@ def _prepare(
         )
     checked = as_plans(plans)
     require_fit(model, checked, rows, writing.max_new_tokens)
-    return _Task(rows, checked, range(len(rows)) if draws is None else draws, writing)
+    return Task(rows, checked, range(len(rows)) if draws is None else draws, writing)
 
 
-def _batches(task: _Task, batch_size: int) -> Iterator[tuple[list[list[int]], _Batch]]:
+def _batches(task: Task, batch_size: int) -> Iterator[tuple[list[list[int]], _Batch]]:
     """Groups of equal rows, neighbours in length together; one row of a batch is for each group."""
-    groups = sorted(_equal_rows(task), key=lambda group: len(task.rows[group[0]].ids))
+    groups = _equal_rows(task)
     whole = _Batch(task.rows, task.plans, task.draws)
-    for start in range(0, len(groups), batch_size):
-        cut = groups[start : start + batch_size]
+    for batch in by_length([len(task.rows[group[0]].ids) for group in groups], rows=batch_size):
+        cut = [groups[index] for index in batch]
         yield cut, whole.part([group[0] for group in cut])
 
 
-def _equal_rows(task: _Task) -> list[list[int]]:
+def _equal_rows(task: Task) -> list[list[int]]:
     """Rows that would get the same reply, being the same in all that decides on it."""
     by_row = [plan for plan in task.plans if isinstance(plan, BatchPlan)]
     sampled = task.writing.sampling.temperature > 0
@@ -289,7 +290,15 @@ class GrowingText:
         return text
 
 
-def _write_batch(model: Model, batch: _Batch, writing: _Writing) -> list[Transcript]:
+def write(model: Model, task: Task) -> Transcript:
+    """The replies of a task as one batch; in several parts where memory does not hold it."""
+    [(groups, batch)] = _batches(task, len(task.rows))
+    transcript = Transcript.empty(task.rows, task.plans)
+    transcript.scatter(groups, _write_batch(model, batch, task.writing))
+    return transcript
+
+
+def _write_batch(model: Model, batch: _Batch, writing: Writing) -> list[Transcript]:
     """The replies of a batch; in several parts where memory does not hold it at once."""
 
     def write(rows: Sequence[int]) -> Transcript:
@@ -303,7 +312,7 @@ def _write_batch(model: Model, batch: _Batch, writing: _Writing) -> list[Transcr
 
 
 def _decode(
-    model: Model, batch: _Batch, writing: _Writing, transcript: Transcript
+    model: Model, batch: _Batch, writing: Writing, transcript: Transcript
 ) -> Generator[None, None, None]:
     """Write into the transcript, token by token; finished rows leave the batch in groups."""
     eos = _end_of_text(model)
@@ -320,7 +329,7 @@ def _decode(
             for condition, gate in run.gates.items():
                 transcript.similarities[condition] = gate.similarity.float().cpu()
         yield
-        state.going &= ~torch.isin(chosen, ends).cpu()
+        state.going = state.going & ~torch.isin(chosen, ends).cpu()
         if not state.going.any():
             return
         state.append(chosen)
@@ -346,7 +355,7 @@ class _State:
         model: Model,
         tokens: Int[Tensor, "row pos"],
         mask: Bool[Tensor, "row pos"],
-        writing: _Writing,
+        writing: Writing,
     ) -> "_State":
         """At the prompt."""
         device = model.cfg.device

@@ -14,7 +14,8 @@ from steerlens.dashboards import (
     threshold_sweep,
     vector_cosines,
 )
-from steerlens.steering.condition_search import Similarities, search_similarities
+from steerlens.steering.condition_search import search_similarities
+from steerlens.steering.thresholds import Similarities
 
 
 @pytest.fixture(scope="module")

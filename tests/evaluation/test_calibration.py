@@ -28,7 +28,7 @@ def with_curve(monkeypatch, curve):
     """Let `curve` stand for KL over strength; returns the strengths of each round."""
     rounds = []
 
-    def percentiles(_, rows, plans, progress):
+    def percentiles(_, rows, plans, **run):
         rounds.append([float(plan.strength) for plan in plans])
         return [float(curve(abs(strength))) for strength in rounds[-1]]
 

@@ -7,9 +7,8 @@ SCRIPT = """
 import os, pathlib, random, signal, sys, time
 import numpy as np, torch
 import steerlens as sl
-from steerlens.steering.condition_search import (
-    ConditionSearch, Similarities, search_similarities
-)
+from steerlens.steering.condition_search import ConditionSearch, search_similarities
+from steerlens.steering.thresholds import Similarities
 
 torch.set_num_threads(1)
 vector = sl.SteeringVector(torch.randn(32, 4000), tuple(range(1, 33)))

@@ -15,12 +15,11 @@ from steerlens.activations.reading import read_residual
 from steerlens.steering import condition_search
 from steerlens.steering.condition_search import (
     ConditionSearch,
-    Similarities,
-    find_thresholds,
     search_conditions,
     search_similarities,
 )
 from steerlens.steering.similarities import cosine
+from steerlens.steering.thresholds import Similarities, find_thresholds
 
 values = st.integers(-4, 4).map(lambda n: n / 8)  # many ties
 

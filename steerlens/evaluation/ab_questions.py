@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from steerlens.activations.batching import by_length
 from steerlens.data.prompts import Passage, require_prompt
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike, read_json, read_lines
 from steerlens.intervals import mean
 from steerlens.models.fast_forward import fast_forward
@@ -73,6 +73,20 @@ def _parsed(path: PathLike, number: int, line: str) -> Any:
         raise SteerlensError(
             f"line {number} of {str(path)!r} is not valid JSON: {error.msg}"
         ) from error
+
+
+def require_unseen(questions: Sequence[Question], training: Sequence[Question]) -> None:
+    """Refuse to score on questions that a vector was read from: it would answer from memory.
+
+    >>> asked = [Question("Is tea nice?", "Yes", "No")]
+    >>> require_unseen(asked, training=[Question("Is rain nice?", "Yes", "No")])
+    """
+    shared = {question.text for question in questions} & {question.text for question in training}
+    if shared:
+        raise SteerlensError(
+            f"got {len(shared)} questions to score on that the vector is read from, such as "
+            f"{short_repr(min(shared))}; expected others: take them out of one of the two"
+        )
 
 
 def answer_sides(

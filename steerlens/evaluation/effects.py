@@ -9,7 +9,8 @@ from scipy.stats import rankdata
 
 from steerlens.intervals import Interval, means, paired_rates, rate
 
-UNSTEERED, STEERED, NEGATIVE = "unsteered", "steered", "negative"
+UNSTEERED, STEERED, NEGATIVE = ARMS = ("unsteered", "steered", "negative")
+"""Every other arm is a control."""
 
 
 def paired_effects(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:

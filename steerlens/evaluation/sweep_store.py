@@ -1,7 +1,7 @@
 """The rows of a sweep, kept in a directory batch by batch, and read back as a table."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,11 +155,20 @@ def _require_same_plan(there: dict[str, Any], now: dict[str, Any], out: Path) ->
         )
 
 
-def write_part(out: Path, rows: range, table: pa.Table) -> None:
+def write_part(
+    out: Path,
+    plan: Mapping[str, Any],
+    rows: range,
+    table: pd.DataFrame,
+    failures: Sequence[JudgeFailure],
+) -> None:
     """Keep a finished batch; on a full disk, say what is kept and how to go on."""
+    columns = schema(plan["judges"], plan["gates"])
+    part = pa.Table.from_pandas(table, schema=columns, preserve_index=False)
+    part = part.replace_schema_metadata({"failures": json.dumps(failures)})
     path = out / f"part-{rows[0]:08}-{rows[-1]:08}.parquet"
     try:
-        write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+        write_atomically(path, lambda temporary: pq.write_table(part, temporary))
     except OSError as error:
         raise SteerlensError(
             f"rows {rows[0]} to {rows[-1]} could not be written to {str(out)!r} "

@@ -21,6 +21,14 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def columns(self, name: str) -> dict[str, float]:
+        """As the three columns of a tidy table: `name`, `name_low`, `name_high`.
+
+        >>> Interval(0.5, 0.25, 0.75).columns("effect")
+        {'effect': 0.5, 'effect_low': 0.25, 'effect_high': 0.75}
+        """
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def rate(hits: int, n: int) -> Interval:
     """A share with Wilson's score interval, which holds at 0 and 1 too (Wilson 1927).

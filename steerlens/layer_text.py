@@ -5,10 +5,23 @@ from collections.abc import Sequence
 from steerlens.errors import SteerlensError
 
 
-def layers_as_text(layers: Sequence[int]) -> str:
-    """Layers as people write them."""
+def layers_as_text(layers: Sequence[int], *, dash: str = "-", comma: str = ",") -> str:
+    """Layers as people type them; `parse_layers` reads them back.
+
+    >>> layers_as_text((1, 4, 5, 6))
+    '1,4-6'
+    """
     runs = consecutive(layers)
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return comma.join(f"{run[0]}{dash}{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def display_layers(layers: Sequence[int]) -> str:
+    """Layers as people print them, for messages and figures; `parse_layers` reads these too.
+
+    >>> display_layers((1, 4, 5, 6))
+    '1, 4–6'
+    """
+    return layers_as_text(layers, dash="–", comma=", ")
 
 
 def consecutive(numbers: Sequence[int]) -> list[range]:
@@ -22,23 +35,29 @@ def consecutive(numbers: Sequence[int]) -> list[range]:
     return runs
 
 
-def parse_layers(layers: str | None) -> list[int] | None:
+def parse_layers(text: str | None, argument: str = "--layers") -> list[int] | None:
     """`"1,4-6"` as [1, 4, 5, 6]; None stays None, which stands for all layers.
+
+    `argument` is what the person who typed it calls it, for the message where it cannot be read.
 
     >>> parse_layers("1,4-6")
     [1, 4, 5, 6]
     """
-    if layers is None:
+    if text is None:
         return None
     numbers: list[int] = []
     try:
-        for piece in layers.split(","):
+        for piece in text.replace("–", "-").split(","):
             first, dash, last = piece.partition("-")
-            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+            found = range(int(first), int(last) + 1) if dash else [int(first)]
+            if not found:
+                raise SteerlensError(
+                    f"{argument} {text!r} holds the empty range {piece.strip()!r}; write the lower "
+                    "layer first"
+                )
+            numbers += found
     except ValueError as error:
         raise SteerlensError(
-            f'--layers {layers!r} cannot be read; write "3", "2-5", "1,4-6"'
+            f'{argument} {text!r} cannot be read; write "3", "2-5" or "1,4-6"'
         ) from error
-    if not numbers:
-        raise SteerlensError(f"--layers {layers!r} names no layer; write the lower one first")
     return numbers

@@ -1,7 +1,6 @@
 """Small numerical helpers that every layer of the package uses."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,7 +10,14 @@ def at_least_float32(activations: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return activations.to(torch.promote_types(activations.dtype, torch.float32))
 
 
-def unit(directions: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:
-    """Each layer's direction at length one; zero stays zero."""
-    lengths = rearrange(directions.norm(dim=-1), "layer -> layer 1")
-    return directions / lengths.clamp_min(torch.finfo(directions.dtype).tiny)
+def unit(directions: Float[Tensor, "*layer d_model"]) -> Float[Tensor, "*layer d_model"]:
+    """Each direction at length one; zero stays zero.
+
+    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    peaks = directions.abs().amax(dim=-1, keepdim=True)
+    scaled = directions / peaks.where(peaks > 0, 1.0)  # squares of tiny numbers would vanish
+    lengths = scaled.norm(dim=-1, keepdim=True)
+    return scaled / lengths.where(lengths > 0, 1.0)

@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 
 import steerlens as sl
-from steerlens.steering.condition_search import ConditionSearch, Similarities
+from steerlens.steering.condition_search import search_similarities
+from steerlens.steering.thresholds import Similarities
 
 ATTACK = "</script><script>window.hurt=1</script><img src=x onerror='window.hurt=1'>"
 """Text that must stay text."""
@@ -26,7 +27,7 @@ def made_search(name="planted", layers=(1, 2, 3)):
         provenance={"name": name, "pairs_hash": name, "pairs": 12, "model": ATTACK},
     )
     shifts = np.arange(len(layers))
-    return ConditionSearch(
+    return search_similarities(
         vector,
         layers,
         Similarities(spread(shifts, 30), spread(0, 40)),

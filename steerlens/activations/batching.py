@@ -7,6 +7,7 @@ import torch
 
 from steerlens.activations.prefixes import shared_prefixes
 from steerlens.activations.selection import Tokens, positions_of
+from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine
 from steerlens.models.fast_forward import cached_numbers
 from steerlens.models.host import Model
@@ -24,6 +25,31 @@ CACHE_BYTES = 2**32
 
 ReadJob = tuple[TokenRow, tuple[int, ...]]
 """A row and the positions to read of it."""
+
+
+def by_length(
+    lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None
+) -> Iterator[list[int]]:
+    """Batches of neighbours in length, by index: padded to their longest, they waste least.
+
+    A batch holds at most so many `rows`, and so many `tokens` with their padding; but at least one.
+
+    >>> list(by_length([9, 2, 3, 8], tokens=18))
+    [[1, 2], [3, 0]]
+    """
+    if rows is not None and rows < 1:
+        raise SteerlensError(f"got batches of {rows} rows; expected at least 1")
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        n_rows = len(batch) + 1
+        too_many = rows is not None and n_rows > rows
+        too_long = tokens is not None and lengths[index] * n_rows > tokens
+        if batch and (too_many or too_long):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 class Pass(NamedTuple):
@@ -76,12 +102,17 @@ class BatchBudget(NamedTuple):
     """Tokens in a forward pass, with their padding: of beginnings, and of what follows."""
     cached: int
     """Tokens whose keys and values are kept."""
+    rows: int | None = None
+    """Rows, if anybody says how many."""
 
     @classmethod
-    def of(cls, model: Model, batch_tokens: int | None, engine: Engine) -> "BatchBudget":
+    def of(
+        cls, model: Model, batch_tokens: int | None, engine: Engine, rows: int | None = None
+    ) -> "BatchBudget":
+        """Of a model where the engine runs it."""
         of_token = cached_numbers(model) * torch.finfo(model.cfg.dtype).bits // 8
         fast = CPU_BATCH_TOKENS if engine.device(model).type == "cpu" else BATCH_TOKENS
-        return cls(batch_tokens or fast, CACHE_BYTES // of_token)
+        return cls(batch_tokens or fast, CACHE_BYTES // of_token, rows)
 
 
 def _shareable(job: ReadJob) -> tuple[int, ...]:
@@ -122,6 +153,7 @@ def _cut(
         rows, wider, more = len(batch) + 1, max(width, own), beginnings | {beginning}
         full = (
             rows * wider > room.run
+            or (room.rows is not None and rows > room.rows)
             or len(more) * n_shared > room.run
             or (n_shared and rows * (n_shared + wider) > room.cached)
         )

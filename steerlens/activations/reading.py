@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from steerlens.activations.batching import BatchBudget, ReadJob, read_batches, read_jobs
+from steerlens.activations.pooling import Readers
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.errors import SteerlensError
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions, halving, run_settings
 from steerlens.models.fast_forward import fast_forward, preallocated_cache, select_rows
 from steerlens.models.host import Cache, Model, unmasked
+from steerlens.models.progress import progress_bar
 from steerlens.models.sites import Frame, hook_name, resolve_layers, site_frame
 from steerlens.models.tokenizing import Readable, TokenRow, pad_token, right_padded, tokenize
 from steerlens.numerics import at_least_float32
@@ -42,8 +43,7 @@ def read_residual(
     chat: bool | None = None,
     generation_prompt: bool = True,
     batch_tokens: int | None = None,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> Float[Tensor, "prompt layer d_model"]:
     """The residual stream of each prompt at each layer, averaged over the chosen tokens.
 
@@ -62,8 +62,7 @@ def read_residual(
         tokens=tokens,
         site=site,
         batch_tokens=batch_tokens,
-        progress=progress,
-        engine=engine,
+        **run,
     ).pooled
 
 
@@ -75,10 +74,10 @@ def read_rows(
     tokens: Tokens | Sequence[int] = "last",
     site: str = "resid_post",
     batch_tokens: int | None = None,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> Reading:
     """`read_residual` for prompts that are tokens already; equal rows are run once."""
+    options = run_settings(**run)
     numbers = resolve_layers(model, layers)
     places = [(site, layer) for layer in numbers]
     for site_of_layer in places:  # refuses before any work
@@ -88,15 +87,14 @@ def read_rows(
     pooled: Tensor | None = None
     norms = torch.zeros(len(jobs), len(numbers))
     total = sum(len(row.ids) for row, _ in jobs)
-    room = BatchBudget.of(model, batch_tokens, engine)
+    room = BatchBudget.of(model, batch_tokens, options.engine, options.batch_size)
     shards = (
         (indices, ([jobs[index] for index in indices], shared[indices[0]]))
         for indices in read_batches(jobs, shared, room)
     )
-    work = partial(_read_shard, places=places)
-    hidden = None if progress else True
-    with tqdm(total=total, unit="tok", desc="reading", disable=hidden) as bar:
-        for indices, read in engine.run(model, work, shards):
+    work = partial(_read_batch, places=places)
+    with progress_bar(total, "tok", options.progress, what="reading") as bar:
+        for indices, read in options.engine.run(model, work, shards):
             if pooled is None:
                 pooled = read.pooled.new_zeros(len(jobs), *read.pooled.shape[1:])
             pooled[indices], norms[indices] = read.pooled, read.norms
@@ -108,11 +106,16 @@ def read_rows(
     return Reading(pooled[place], norms[place])
 
 
-def _read_shard(
+@torch.no_grad()
+def _read_batch(
     model: Model, shard: tuple[Sequence[ReadJob], int], *, places: Sequence[Place]
 ) -> Reading:
+    """A batch whose rows share so many first tokens; in halves, where memory does not hold it."""
+    jobs, n_shared = shard
     with fast_forward(model):
-        return _read_batch(model, *shard, [_point(model, *place) for place in places])
+        points = [_point(model, *place) for place in places]
+        parts = halving(lambda some: _read_at_once(model, some, n_shared, points), jobs)
+    return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 class _Point(NamedTuple):
@@ -132,29 +135,14 @@ def _point(model: Model, site: str, layer: int) -> _Point:
     return _Point(hook_name(model, "resid_post", layer - 1), layer - 1, frame)
 
 
-@torch.no_grad()
-def _read_batch(
-    model: Model, jobs: Sequence[ReadJob], n_shared: int, points: Sequence[_Point]
-) -> Reading:
-    try:
-        return _read_at_once(model, jobs, n_shared, points)
-    except torch.OutOfMemoryError:
-        if len(jobs) == 1:
-            raise
-        torch.cuda.empty_cache()
-    half = len(jobs) // 2
-    halves = [_read_batch(model, part, n_shared, points) for part in (jobs[:half], jobs[half:])]
-    return Reading(*(torch.cat(parts) for parts in zip(*halves, strict=True)))
-
-
 class _Sums(NamedTuple):
-    """What each reader read, over its tokens."""
+    """Sums over the tokens that each reader reads."""
 
     stream: Float[Tensor, "reader layer d_model"]
     lengths: Float[Tensor, "reader layer"]
-    """Without the first token of a text, a sink of attention, …"""
+    """Of norms, position 0 excluded."""
     sink: Float[Tensor, "reader layer"]
-    """… which stands here."""
+    """The norm at position 0, an attention sink, if it is read."""
 
 
 def _read_at_once(
@@ -201,25 +189,14 @@ def _summed(
     first: int = 0,
 ) -> _Sums:
     """Run rows, from position `first` on, and add up what each reader reads of its row."""
-    counts = torch.tensor([len(positions) for _, positions in readers])
-    reader = torch.arange(len(readers)).repeat_interleave(counts).to(tokens.device)
-    row = torch.tensor([row for row, _ in readers], device=tokens.device)[reader]
-    at = torch.tensor(
-        [at for _, positions in readers for at in positions], device=tokens.device, dtype=torch.long
-    )
-    off_sink = at > 0
+    reads = Readers.of(readers, tokens.device)
+    off_sink = reads.position > 0
     summed = []
     for activation in _shown(model, tokens, points, cache):
-        read = at_least_float32(activation[row, at - first])
+        read = reads.pick(activation, first)
         lengths = read.norm(dim=1).float()
-        nothing = lengths.new_zeros(len(readers))
-        summed.append(
-            (
-                read.new_zeros(len(readers), read.shape[1]).index_add_(0, reader, read),
-                nothing.index_add(0, reader, lengths * off_sink),
-                nothing.index_add(0, reader, lengths * ~off_sink),
-            )
-        )
+        parts = (read, lengths * off_sink, lengths * ~off_sink)
+        summed.append(tuple(map(reads.add_up, parts)))
     return _Sums(*(torch.stack(layers, dim=1) for layers in zip(*summed, strict=True)))
 
 

@@ -31,7 +31,9 @@ from steerlens.evaluation.ab_questions import (
     choice_summary,
     choice_sweep,
     load_questions,
+    require_unseen,
 )
+from steerlens.evaluation.controls import random_directions, shuffled_labels
 from steerlens.evaluation.evaluation import evaluate
 from steerlens.evaluation.sweep_store import Sweep
 from steerlens.evaluation.sweeps import sweep
@@ -39,6 +41,7 @@ from steerlens.files import demo_file, require_writable, write_atomically, write
 from steerlens.judges.builtin import JUDGES, named_judges
 from steerlens.layer_text import parse_layers
 from steerlens.models.loading import TINY_CHAT, load_model
+from steerlens.steering.sampling import Sampling
 from steerlens.steering.steering import Steering
 from steerlens.studies.cast import cast_table
 from steerlens.studies.sentiment import STRENGTHS, run_sentiment
@@ -93,18 +96,23 @@ def evaluate_command(
         SteeringVector.load(vector), parse_layers(layers), strengths[-1], relative=relative
     )
     pairs = None if data is None else ContrastiveDataset.load(data)
+    direction = steering.vector.at(steering.layers_steered)
     with engine_of(model, workers, ray, gpus_per_worker) as engine:
+        loaded = load_model(model)
+        against = random_directions(direction, controls, seed=seed)
+        if pairs is not None:
+            own = pairs.part(part) if part else pairs
+            against += shuffled_labels(loaded, direction, own, controls, seed=seed, engine=engine)
         found = evaluate(
-            load_model(model),
+            loaded,
             steering,
             prompts_in(prompts),
             judges=judging,
             raises=not lowers,
             strengths=strengths,
-            controls=controls,
-            data=pairs.part(part) if pairs is not None and part else pairs,
+            controls=against,
             max_new_tokens=max_new_tokens,
-            seed=seed,
+            sampling=Sampling(seed=seed),
             engine=engine,
         )
     found.save(out)
@@ -151,24 +159,27 @@ def sweep_command(
         raise SteerlensError("two vector files have the same name; rename one of them")
     judging = named_judges(judges)
     windows = [parse_layers(window) or () for window in layers.split(",")] if layers else None
+    places = positions.split(",")
+    templates = {
+        name if len(places) == 1 else f"{name} {place}": Steering(
+            SteeringVector.load(path), positions=place, relative=relative
+        )
+        for name, path in named.items()
+        for place in places
+    }
     try:
         with engine_of(model, workers, ray, gpus_per_worker) as engine:
             found = sweep(
                 load_model(model),
-                {name: SteeringVector.load(path) for name, path in named.items()},
+                templates,
                 prompts_in(prompts, part),
                 layers=windows,
                 strengths=parse_strengths(strengths),
-                positions=positions.split(","),
                 judges=judging,
                 out=out,
                 resume=resume,
-                relative=relative,
                 max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
+                sampling=Sampling(temperature, top_k, top_p, seed=seed),
                 engine=engine,
             )
     except KeyboardInterrupt:
@@ -222,10 +233,7 @@ def choices(
     questions, numbers = load_questions(data), parse_strengths(strengths)
     training = load_questions(train) if train is not None else []
     chosen = parse_layers(layers)
-    if {question.text for question in questions} & {question.text for question in training}:
-        raise SteerlensError(
-            f"{str(data)!r} and {str(train)!r} share questions; score on others than were read"
-        )
+    require_unseen(questions, training)
     loaded = load_model(model)
     direction = (
         SteeringVector.load(vector)

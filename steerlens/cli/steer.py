@@ -36,6 +36,7 @@ from steerlens.layer_text import parse_layers
 from steerlens.models.loading import TINY_CHAT, load_model, official_names, supported_hosts
 from steerlens.steering.condition_search import ConditionSearch, search_conditions
 from steerlens.steering.generation import generate
+from steerlens.steering.sampling import Sampling
 from steerlens.steering.similarities import SIMILARITIES
 from steerlens.steering.steering import Steering
 from steerlens.studies.study import compared
@@ -249,8 +250,7 @@ def generate_command(
     loaded = load_model(model)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
+        "sampling": Sampling(temperature, seed=seed),
     }
     unsteered = generate(loaded, asked, **options)
     steered = generate(loaded, asked, steering, **options)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from steerlens.errors import SteerlensError
+from steerlens.layer_text import display_layers
 
 MOST_VALUES = 60
 """Distinct values on one axis, beyond which neighbours are taken together."""
@@ -137,13 +138,10 @@ def natural(text: str) -> tuple[Any, ...]:
 
 
 def _text(value: object) -> str:
-    """Lists of layers as "2–3" or "1, 4"."""
+    """Lists of layers as "2–3" or "1, 4–6"."""
     if not isinstance(value, list | tuple | np.ndarray):
         return str(value)
-    numbers = [int(layer) for layer in value]
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}–{numbers[-1]}"
-    return ", ".join(map(str, numbers))
+    return display_layers([int(layer) for layer in value])
 
 
 def _span(numbers: pd.Series) -> str:

@@ -7,6 +7,7 @@ from steerlens.evaluation.ab_questions import (
     choice_summary,
     choice_sweep,
     load_questions,
+    require_unseen,
 )
 from steerlens.evaluation.calibration import (
     Calibration,
@@ -43,6 +44,7 @@ __all__ = [
     "paired_effects",
     "prompt_slopes",
     "random_directions",
+    "require_unseen",
     "shuffled_labels",
     "suggest",
     "sweep",

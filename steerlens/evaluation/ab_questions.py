@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -10,20 +9,20 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
 
-from steerlens.activations.provenance import check_provenance
+from steerlens.activations.batching import by_length
 from steerlens.data.prompts import Passage, require_prompt
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike, read_json, read_lines
 from steerlens.intervals import mean
 from steerlens.models.fast_forward import fast_forward
 from steerlens.models.host import Model, next_logits
+from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import TokenRow, left_padded, pad_token, tokenize
-from steerlens.steering.batch_plans import for_rows
-from steerlens.steering.positions import can_select
-from steerlens.steering.steering import Run, Steering
+from steerlens.steering.batch_plans import BatchPlan, Plan, Plans, as_plans, decoding_run, for_rows
+from steerlens.steering.clocks import DecodingClock
+from steerlens.steering.fitting import require_fit
+from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
 
@@ -76,6 +75,20 @@ def _parsed(path: PathLike, number: int, line: str) -> Any:
         ) from error
 
 
+def require_unseen(questions: Sequence[Question], training: Sequence[Question]) -> None:
+    """Refuse to score on questions that a vector was read from: it would answer from memory.
+
+    >>> asked = [Question("Is tea nice?", "Yes", "No")]
+    >>> require_unseen(asked, training=[Question("Is rain nice?", "Yes", "No")])
+    """
+    shared = {question.text for question in questions} & {question.text for question in training}
+    if shared:
+        raise SteerlensError(
+            f"got {len(shared)} questions to score on that the vector is read from, such as "
+            f"{short_repr(min(shared))}; expected others: take them out of one of the two"
+        )
+
+
 def answer_sides(
     model: Model, questions: Sequence[Question]
 ) -> tuple[list[Passage], list[Passage]]:
@@ -102,7 +115,7 @@ def answer_sides(
 def choice_probabilities(
     model: Model,
     questions: Sequence[Question],
-    steering: Steering | Sequence[Steering] | None = None,
+    steering: Plans = None,
     *,
     batch_size: int = 64,
     progress: bool = True,
@@ -116,10 +129,9 @@ def choice_probabilities(
     >>> choice_probabilities(load_model(), [q]).shape
     (1,)
     """
-    plans = [steering] if isinstance(steering, Steering) else list(steering or ())
+    plans = as_plans(steering)
     choices = _choices(model, questions)
-    for plan in plans:
-        _require_acting(model, plan, choices)
+    require_fit(model, plans, [choice.row for choice in choices])
     return _probabilities(model, choices, plans, batch_size, progress)
 
 
@@ -154,10 +166,10 @@ def choice_sweep(
     column = torch.tensor([swept.index(layer) for layer in cells["layer"]])
     matrix = torch.zeros(len(cells), len(swept))
     matrix[torch.arange(len(cells)), column] = torch.tensor(cells["strength"].to_list())
-    plan = replace(steering, strength=matrix)
+    plan = BatchPlan(steering, matrix)
     rows = [choices[question] for question in cells["question"]]
     if matrix.any():
-        _require_acting(model, plan, rows)
+        require_fit(model, plan, [choice.row for choice in rows])
     return cells.assign(p_match=_probabilities(model, rows, [plan], batch_size, progress))
 
 
@@ -188,49 +200,24 @@ def _choices(model: Model, questions: Sequence[Question]) -> list[_Choice]:
     return choices
 
 
-def _require_acting(model: Model, plan: Steering, choices: Sequence[_Choice]) -> None:
-    """Refuse a plan that does not fit the model or the rows, or that acts too late to matter."""
-    check_provenance(model, plan.vector, plan.site_written, plan.layers_steered)
-    for condition in plan.conditions:
-        check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
-    for name in ("strength", "positions"):
-        value = getattr(plan, name)
-        if isinstance(value, Tensor) and value.ndim == 2 and len(value) != len(choices):
-            raise SteerlensError(
-                f"the {name} of {plan} has {len(value)} rows for {len(choices)} questions; "
-                "it needs one row for each"
-            )
-    each = [for_rows(plan, [index]) for index in range(len(choices))]
-    if not any(
-        can_select(own.positions, own.skip_bos, len(choice.row.ids), 1, choice.row.reply_start)
-        for own, choice in zip(each, choices, strict=True)
-    ):
-        raise SteerlensError(
-            f"{plan} would touch no token of these questions, and nothing is generated after "
-            "them; change positions="
-        )
-
-
 @torch.no_grad()
 def _probabilities(
     model: Model,
     choices: Sequence[_Choice],
-    plans: Sequence[Steering],
+    plans: Sequence[Plan],
     batch_size: int,
     progress: bool,
 ) -> Float[np.ndarray, " row"]:
-    if batch_size < 1:
-        raise SteerlensError(f"batch_size={batch_size} came; it must be at least 1")
     probabilities = np.zeros(len(choices))
-    order = sorted(range(len(choices)), key=lambda index: len(choices[index].row.ids))
-    with tqdm(total=len(order), unit="row", disable=None if progress else True) as bar:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+    lengths = [len(choice.row.ids) for choice in choices]
+    with progress_bar(len(choices), "row", progress) as bar:
+        for batch in by_length(lengths, rows=batch_size):
             at = [choices[index] for index in batch]
             tokens, mask = left_padded([choice.row.ids for choice in at], pad_token(model))
-            starts = [choice.row.reply_start for choice in at]
-            known = None if None in starts else torch.tensor(starts)
-            run = Run([for_rows(plan, batch) for plan in plans], mask, model, known)
+            own = [for_rows(plan, batch) for plan in plans]
+            run = decoding_run(own, [choice.row for choice in at], mask, model)
+            assert isinstance(run.clock, DecodingClock)
+            run.clock.show(0, tokens.shape[1])
             with fast_forward(model), model.hooks(fwd_hooks=run.hooks()):
                 device = model.cfg.device
                 logits = next_logits(model, tokens.to(device), mask.to(device).int()).float().cpu()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from steerlens.evaluation.side_effects import neutral_texts
 from steerlens.evaluation.teacher_forcing import as_text, kl_percentiles, teacher_forced
 from steerlens.judges.builtin import degeneration
 from steerlens.judges.judging import Judge
+from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, TokenRow, tokenize
 from steerlens.steering.batch_plans import stacked
@@ -80,7 +82,7 @@ def calibrate_strength(
     texts: Sequence[Readable] | None = None,
     *,
     tolerance: float = 0.02,
-    progress: bool = True,
+    **run: Unpack[RunOptions],
 ) -> Calibration:
     """The strength at which the 95th percentile of KL per token reaches `kl_budget`, in nats.
 
@@ -91,7 +93,7 @@ def calibrate_strength(
 
     >>> calibrate_strength(load_model(), steering, kl_budget=1.0).steering
     """
-    [found] = _calibrated(model, [steering], kl_budget, texts, tolerance, progress)
+    [found] = _calibrated(model, [steering], kl_budget, texts, tolerance, **run)
     if found.status != MET:
         span = f"{found.tried.strength.iloc[0]:.3g} to {found.tried.strength.iloc[-1]:.3g}"
         least, most = found.tried.kl_p95.min(), found.tried.kl_p95.max()
@@ -113,7 +115,7 @@ def calibrate_layers(
     *,
     layers: Iterable[int] | None = None,
     tolerance: float = 0.02,
-    progress: bool = True,
+    **run: Unpack[RunOptions],
 ) -> dict[int, Calibration]:
     """`calibrate_strength` for each layer steered alone (default: the plan's), all in one batch.
 
@@ -125,7 +127,7 @@ def calibrate_layers(
             f"{steering} has a row of strengths by layer; to calibrate each, give it one number"
         )
     plans = [replace(steering, layers=[layer]) for layer in numbers]
-    found = _calibrated(model, plans, kl_budget, texts, tolerance, progress)
+    found = _calibrated(model, plans, kl_budget, texts, tolerance, **run)
     return dict(zip(numbers, found, strict=True))
 
 
@@ -154,9 +156,8 @@ def suggest(
     raises: bool = True,
     texts: Sequence[Readable] | None = None,
     max_new_tokens: int = 40,
-    batch_size: int = 64,
     seed: int = 0,
-    progress: bool = True,
+    **run: Unpack[RunOptions],
 ) -> Suggestion:
     """Which layers to steer, and how strongly: by effect on the judge's score at equal side effect.
 
@@ -173,40 +174,56 @@ def suggest(
     texts = neutral_texts()[:N_TEXTS] if texts is None else texts
     relative = vector.norms is not None
     plans = [Steering(vector, window, relative=relative) for window in windows]
-    found = _calibrated(model, plans, kl_budget, texts, 0.02, progress)
-    met = [index for index, one in enumerate(found) if one.status == MET]
-    if not met:
-        raise SteerlensError(
-            f"none of {len(windows)} candidates meets the KL budget of {kl_budget:g} nats: "
-            f"{', '.join(f'{w}: {one.status}' for w, one in zip(windows, found, strict=True))}; "
-            "give another budget"
-        )
-    cells = [None, *(found[index].steering for index in met)]
+    found = _calibrated(model, plans, kl_budget, texts, 0.02, **run)
+    candidates = dict(zip(windows, found, strict=True))
+    met = _require_met(candidates, kl_budget)
+    cells = [None, *(one.steering for one in met.values())]
     replies = generate(
         model,
         list(prompts) * len(cells),
         stacked(cells, len(prompts)),
         max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
+        **run,
     )
-    scores = judge(list(replies)).reshape(len(cells), -1)
-    broken = degeneration(list(replies)).reshape(len(cells), -1).mean(axis=1)
+    table = _measured(candidates, met, judge, list(replies), seed).sort_values(
+        "effect", ascending=not raises, na_position="last", kind="stable", ignore_index=True
+    )
+    best = candidates[table["layers"].iloc[0]].steering
+    return Suggestion(best, table, kl_budget, judge.name)
+
+
+_Candidates = dict[tuple[int, ...], Calibration]
+"""By the layers that are steered."""
+
+
+def _require_met(candidates: _Candidates, kl_budget: float) -> _Candidates:
+    """The candidates that can spend the budget."""
+    met = {window: one for window, one in candidates.items() if one.status == MET}
+    if not met:
+        raise SteerlensError(
+            f"none of {len(candidates)} candidates meets the KL budget of {kl_budget:g} nats: "
+            f"{', '.join(f'{window}: {one.status}' for window, one in candidates.items())}; "
+            "give another budget"
+        )
+    return met
+
+
+def _measured(
+    candidates: _Candidates, met: _Candidates, judge: Judge, replies: Sequence[str], seed: int
+) -> pd.DataFrame:
+    """A row per candidate, from replies unsteered and then of each that met the budget."""
+    scores = judge(replies).reshape(1 + len(met), -1)
+    broken = degeneration(replies).reshape(1 + len(met), -1).mean(axis=1)
+    cell_of = {window: cell for cell, window in enumerate(met, start=1)}
     rows = []
-    for index, (window, one) in enumerate(zip(windows, found, strict=True)):
+    for window, one in candidates.items():
         row = {"layers": window, "strength": one.strength, "kl_p95": one.kl, "status": one.status}
-        if index in met:
-            cell = 1 + met.index(index)
+        if window in met:
+            cell = cell_of[window]
             row |= _paired(judge.name, scores[0], scores[cell], seed)
             row["degeneration"] = broken[cell]
-        rows.append({**row, "index": index})
-    table = pd.DataFrame(rows).sort_values(
-        "effect", ascending=not raises, na_position="last", kind="stable"
-    )
-    best = found[int(table["index"].iloc[0])].steering
-    return Suggestion(
-        best, table.drop(columns="index").reset_index(drop=True), kl_budget, judge.name
-    )
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _paired(
@@ -231,7 +248,7 @@ def _calibrated(
     kl_budget: float,
     texts: Sequence[Readable] | None,
     tolerance: float,
-    progress: bool,
+    **run: Unpack[RunOptions],
 ) -> list[Calibration]:
     """All plans in lockstep: the strengths that they try next are rows of one batch."""
     if not kl_budget > 0 or not tolerance > 0:
@@ -247,14 +264,8 @@ def _calibrated(
         ]
         if not any(wanted):
             break
-        measured = iter(
-            _percentiles(
-                model,
-                rows,
-                [_at(p, s) for p, some in zip(plans, wanted, strict=True) for s in some],
-                progress,
-            )
-        )
+        tries = [_at(p, s) for p, some in zip(plans, wanted, strict=True) for s in some]
+        measured = iter(_percentiles(model, rows, tries, **run))
         for kls, some in zip(tried, wanted, strict=True):
             kls.update({strength: next(measured) for strength in some})
     return [_result(plan, kls, kl_budget) for plan, kls in zip(plans, tried, strict=True)]
@@ -302,9 +313,9 @@ def _result(plan: Steering, tried: dict[float, float], budget: float) -> Calibra
 
 
 def _percentiles(
-    model: Model, rows: Sequence[TokenRow], plans: Sequence[Steering], progress: bool
+    model: Model, rows: Sequence[TokenRow], plans: Sequence[Steering], **run: Unpack[RunOptions]
 ) -> list[float]:
-    forced = teacher_forced(model, rows, [as_text(plan) for plan in plans], progress=progress)
+    forced = teacher_forced(model, rows, [as_text(plan) for plan in plans], **run)
     return kl_percentiles(forced).tolist()
 
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlens.activations.reading import read_rows
+from steerlens.activations.extraction import apply_estimator
+from steerlens.activations.pairs import read_contrast
 from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Sides, tokenize_sides
 from steerlens.vectors.estimators import ESTIMATORS, Estimator, mean_difference
@@ -46,8 +48,7 @@ def shuffled_labels(
     estimator: Estimator | None = None,
     tokens: Tokens | None = None,
     seed: int = 0,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> tuple[SteeringVector, ...]:
     """Vectors from the pairs that `vector` came from, with positive and negative swapped in half.
 
@@ -65,17 +66,15 @@ def shuffled_labels(
             f"{len(positive)} positive and {len(negative)} negative prompts came; to shuffle "
             "labels, at least two pairs are needed"
         )
-    pooled = read_rows(
+    sides = read_contrast(
         model,
-        [*positive, *negative],
+        (positive, negative),
         vector.layers,
         tokens=tokens,
         site=vector.site,
-        progress=progress,
-        engine=engine,
-    ).pooled
-    sides = pooled[: len(positive)], pooled[len(positive) :]
-    again = _control(vector, estimator(*sides), "again").cosine(vector)
+        **run,
+    )
+    again = _control(vector, apply_estimator(estimator, *sides), "again").cosine(vector)
     if again.min() < SAME_DIRECTION:
         raise SteerlensError(
             f"these {len(positive)} pairs give another direction than {vector} (cosine "
@@ -83,7 +82,7 @@ def shuffled_labels(
             "with, or no data: then the controls are random directions only"
         )
     flips = _flips(len(positive), count, seed)
-    found = [estimator(*_flipped(sides, flip)) for flip in flips]
+    found = [apply_estimator(estimator, *_flipped(sides, flip)) for flip in flips]
     alike = [_control(vector, one, "shuffled").cosine(vector).abs() for one in found]
     if alike and (torch.stack(alike) > SAME_DIRECTION).all():
         found = [mean_difference(*_flipped(sides, flip)) for flip in flips]

@@ -9,7 +9,8 @@ from scipy.stats import rankdata
 
 from steerlens.intervals import Interval, means, paired_rates, rate
 
-UNSTEERED, STEERED, NEGATIVE = "unsteered", "steered", "negative"
+UNSTEERED, STEERED, NEGATIVE = ARMS = ("unsteered", "steered", "negative")
+"""Every other arm is a control."""
 
 
 def paired_effects(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
@@ -77,11 +78,11 @@ def _effects_of(judge: str, scores: pd.DataFrame, seed: int) -> pd.DataFrame:
             averages[column] = rate(int(values[both, column].sum()), n)
             effects[column] = paired_rates(before, after)
         row: dict[str, Any] = {"judge": judge, "arm": arm, "strength": strength, "n": n}
-        row |= _named("mean", averages[column])
+        row |= averages[column].columns("mean")
         if arm != UNSTEERED:
-            row |= _named("effect", effects[column])
-            row |= _named("raised", rate(int((moved > 0).sum()), n))
-            row |= _named("lowered", rate(int((moved < 0).sum()), n))
+            row |= effects[column].columns("effect")
+            row |= rate(int((moved > 0).sum()), n).columns("raised")
+            row |= rate(int((moved < 0).sum()), n).columns("lowered")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -101,7 +102,3 @@ def _correlations(
     order = rankdata(doses) - (len(doses) + 1) / 2
     lengths = np.sqrt((ranks**2).sum(axis=1) * (order @ order))
     return np.divide(ranks @ order, lengths, out=np.zeros(len(scores)), where=lengths > 0)
-
-
-def _named(name: str, value: Interval) -> dict[str, float]:
-    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}

@@ -1,21 +1,20 @@
-"""The effect of a steering beside its controls and side effects, with intervals."""
+"""The effect of a steering compared with its controls, and its side effects, with intervals."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 
-from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.controls import random_directions, shuffled_labels
+from steerlens.evaluation.controls import random_directions
 from steerlens.evaluation.effects import (
+    ARMS,
     NEGATIVE,
     STEERED,
     UNSTEERED,
@@ -23,22 +22,32 @@ from steerlens.evaluation.effects import (
     paired_effects,
     prompt_slopes,
 )
-from steerlens.evaluation.side_effects import prompt_effects, text_effects
+from steerlens.evaluation.side_effects import measure_side_effects
 from steerlens.evaluation.verdict import Verdict
-from steerlens.files import PathLike, read_json, require_writable, write_atomically, write_json
+from steerlens.files import (
+    PathLike,
+    digest,
+    read_json,
+    require_writable,
+    write_atomically,
+    write_json,
+)
 from steerlens.judges.builtin import degeneration, refusal
 from steerlens.judges.judging import Judge, reason, try_judge
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import Readable, Sides
+from steerlens.models.tokenizing import Readable
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import Replies, generate
+from steerlens.steering.sampling import Sampling
 from steerlens.steering.steering import Steering
-from steerlens.vectors.estimators import Estimator
 from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.evaluation/1"
 _REPLY = ["prompt", "text", "arm", "strength", "reply", "reply_tokens", "finished", "open"]
+
+
+Controls = Sequence[SteeringVector] | Mapping[str, SteeringVector]
 
 
 class _Arm(NamedTuple):
@@ -110,7 +119,7 @@ class Evaluation:
         for name, table in (("scores", self.table), ("side_effects", self.side_effects)):
             path = directory / f"{name}.parquet"
             write_atomically(path, table.to_parquet)
-            digests[name] = _digest(path)
+            digests[name] = digest(path.read_bytes())
         content = {"format": FORMAT, "settings": dict(self.settings), "sha256": digests}
         write_json(directory / "evaluation.json", {**content, "verdict": str(self).splitlines()})
 
@@ -124,7 +133,7 @@ class Evaluation:
         tables = []
         for name in ("scores", "side_effects"):
             path = directory / f"{name}.parquet"
-            if not path.is_file() or _digest(path) != content["sha256"][name]:
+            if not path.is_file() or digest(path.read_bytes()) != content["sha256"][name]:
                 raise SteerlensError(
                     f"{str(path)!r} is not the file that evaluation.json was saved with: a save "
                     "was interrupted or a file was changed; save the evaluation again"
@@ -141,126 +150,126 @@ def evaluate(
     judges: Sequence[Judge] = (refusal, degeneration),
     raises: bool = True,
     strengths: Sequence[float] | None = None,
-    controls: int = 3,
-    data: Sides | None = None,
-    estimator: Estimator | None = None,
-    tokens: Tokens | None = None,
+    controls: int | Controls = 3,
     texts: Sequence[Readable] | None = None,
     harmless: Sequence[Readable] | None = None,
     max_new_tokens: int = 40,
-    temperature: float = 0.0,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     chat: bool | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> Evaluation:
-    """What a steering does to replies, beside controls and side effects; printing it is a verdict.
+    """What a steering does to replies, compared with controls; printing it is a verdict.
 
-    Arms: unsteered, steered, negative (the other sign), and `controls` random directions of the
-    same length; with `data`, the pairs that the vector came from, also so many vectors from
-    shuffled labels. All arms at all `strengths` (default: the steering's own; if that is a row of
-    strengths by layer, multiples of it) run as rows of one batch. The first judge's score is what
-    the steering should raise, or lower with `raises=False`; a judge that fails is told in the
-    verdict, and costs no reply. Side effects on `texts` and `harmless` prompts (default: those
-    that ship with steerlens) are measured too. An `engine` such as `distributed.Ray` runs the
-    model elsewhere; judges run here.
+    Arms: unsteered, steered, negative (the other sign) and the controls, all at all strengths, as
+    rows of one batch. A judge that fails is reported in the verdict; replies are kept.
 
-    >>> print(evaluate(load_model(), steering, prompts, data=refusals.train))
+    Args:
+        judges: The first one's score is what the steering should raise.
+        raises: False where that score should fall.
+        strengths: Default: the steering's own; of strengths by layer, multiples of it.
+        controls: So many random directions of the vector's length; or vectors that
+            `random_directions` and `shuffled_labels` made, or others by name.
+        texts: Neutral text for side effects; default: what ships with steerlens.
+        harmless: Prompts for side effects, likewise.
+        sampling: How replies are written; its seed also draws random directions and intervals.
+        run: `batch_size`, `progress`, and an `engine` such as `Ray` that runs the model elsewhere;
+            judges run here.
+
+    >>> controls = random_directions(vector, 2) + shuffled_labels(model, vector, pairs, 2)
+    >>> print(evaluate(model, steering, prompts, controls=controls))
     """
     names = [judge.name for judge in judges]
-    if not names or len(set(names)) < len(names):
-        raise SteerlensError(f"the judges {names} came; needed is at least one, no name twice")
-    if len(prompts) < 1 or controls < 0:
-        raise SteerlensError(f"{len(prompts)} prompts and controls={controls} cannot be evaluated")
-    doses = _doses(steering, strengths)
-    arms = _arms(
-        steering,
-        doses,
-        _controls(model, steering, controls, data, estimator, tokens, seed, progress, engine),
-    )
+    if not names or len(set(names)) < len(names) or not len(prompts):
+        raise SteerlensError(
+            f"got {len(prompts)} prompts and the judges {names}; expected at least one of each, "
+            "and no name twice"
+        )
+    doses, seed = _doses(steering, strengths), sampling.seed
+    against = _named_controls(steering, controls, seed)
+    arms = _arms(steering, doses, against)
     effects = _side_effects(
-        model, arms, texts, harmless, max_new_tokens, batch_size, seed, progress, engine
+        model, arms, texts, harmless, max_new_tokens=max_new_tokens, seed=seed, **run
     )
-    plans = [arm.plan for arm in arms]
     replies = generate(
         model,
         list(prompts) * len(arms),
-        stacked(plans, len(prompts)),
+        stacked([arm.plan for arm in arms], len(prompts)),
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        sampling=sampling,
         chat=chat,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-        engine=engine,
+        **run,
     )
     table, noted = _judged(_reply_table(arms, prompts, steering, replies), judges)
-    own = torch.as_tensor(steering.strength)
-    main = float(own) if own.ndim == 0 and float(own) in doses else max(doses, key=abs)
+    own = steering.strength
+    shuffled = any(name.startswith("shuffled") for name in against)
     settings = {
         "steering": repr(steering),
         "provenance": dict(steering.vector.provenance),
         "model": model.cfg.model_name,
-        "strength": main,
+        "strength": own if own in doses else max(doses, key=abs),
         "strengths": doses,
         "raises": raises,
         "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
+        "temperature": sampling.temperature,
         "seed": seed,
-        "notes": [] if data is not None else ["no shuffled labels: data= would give the pairs"],
+        "notes": [] if shuffled else ["no shuffled labels: shuffled_labels() makes such controls"],
         **noted,
     }
     return Evaluation(table, effects, settings)
 
 
 def _doses(steering: Steering, strengths: Sequence[float] | None) -> list[float]:
-    own = torch.as_tensor(steering.strength)
+    own = steering.strength
     if strengths is None:
-        strengths = [float(own) if own.ndim == 0 else 1.0]
+        strengths = [float(own) if isinstance(own, int | float) else 1.0]
     doses = [float(strength) for strength in strengths]
     one_sign = all(dose > 0 for dose in doses) or all(dose < 0 for dose in doses)
     if not doses or not one_sign or len(set(doses)) < len(doses) or not np.isfinite(doses).all():
         raise SteerlensError(
-            f"strengths={doses} cannot be evaluated; needed are different finite numbers of one "
-            "sign: 0 (unsteered) and the other sign are run beside them"
+            f"got strengths={doses}; expected different finite numbers of one sign: 0 (unsteered) "
+            "and the other sign are run as well"
         )
     return doses
 
 
-def _controls(
-    model: Model,
-    steering: Steering,
-    count: int,
-    data: Sides | None,
-    estimator: Estimator | None,
-    tokens: Tokens | None,
-    seed: int,
-    progress: bool,
-    engine: Engine,
+def _named_controls(
+    steering: Steering, controls: int | Controls, seed: int
 ) -> dict[str, SteeringVector]:
-    vector = steering.vector.at(steering.layers_steered)
-    found = list(random_directions(vector, count, seed=seed))
-    if data is not None:
-        found += shuffled_labels(
-            model, vector, data, count,
-            estimator=estimator, tokens=tokens, seed=seed, progress=progress, engine=engine,
-        )  # fmt: skip
-    return {control.provenance["name"]: control for control in found}
+    """By the name of their arm; those that come without a name are called what made them."""
+    if isinstance(controls, int):
+        if controls < 0:
+            raise SteerlensError(f"got controls={controls}; expected 0 or more, or vectors")
+        vector = steering.vector.at(steering.layers_steered)
+        controls = random_directions(vector, controls, seed=seed)
+    if isinstance(controls, Mapping):
+        pairs = list(controls.items())
+    else:
+        pairs = [
+            (str(control.provenance.get("name", f"control {number}")), control)
+            for number, control in enumerate(controls, start=1)
+        ]
+    names = [name for name, _ in pairs]
+    taken = sorted({name for name in names if name in ARMS or names.count(name) > 1})
+    if taken:
+        raise SteerlensError(
+            f"got controls named {taken}; expected names of their own, other than "
+            f"{', '.join(ARMS)}: give a mapping of name to vector"
+        )
+    return dict(pairs)
 
 
 def _arms(
     steering: Steering, doses: Sequence[float], controls: Mapping[str, SteeringVector]
 ) -> list[_Arm]:
+    """Unsteered, then each vector at each dose, of which strengths by layer are multiplied."""
     vectors = {STEERED: (steering.vector, 1), NEGATIVE: (steering.vector, -1)}
     vectors |= {name: (control, 1) for name, control in controls.items()}
-    own = torch.as_tensor(steering.strength)
-    unit: Any = 1.0 if own.ndim == 0 else own
+    by_layer = None if isinstance(steering.strength, int | float) else steering.strengths
     arms = [_Arm(UNSTEERED, 0.0, None)]
     for name, (vector, sign) in vectors.items():
-        for dose in doses:
-            plan = replace(steering, vector=vector, strength=sign * dose * unit)
-            arms.append(_Arm(name, sign * dose, plan))
+        for dose in (sign * dose for dose in doses):
+            strength = dose if by_layer is None else tuple(dose * own for own in by_layer)
+            arms.append(_Arm(name, dose, replace(steering, vector=vector, strength=strength)))
     return arms
 
 
@@ -269,22 +278,19 @@ def _side_effects(
     arms: Sequence[_Arm],
     texts: Sequence[Readable] | None,
     harmless: Sequence[Readable] | None,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    progress: bool,
-    engine: Engine,
+    **settings: Any,
 ) -> pd.DataFrame:
     """On text for every arm; on prompts, where it needs replies, for the steered ones."""
-    named = {UNSTEERED: arms[0], **{str(i): arm for i, arm in enumerate(arms) if arm.plan}}
-    plans = {name: arm.plan for name, arm in named.items() if arm.plan is not None}
-    steered = {name: plan for name, plan in plans.items() if named[name].name == STEERED}
-    on_text = text_effects(model, plans, texts, seed=seed, progress=progress, engine=engine)
-    on_prompts = prompt_effects(
-        model, steered, harmless, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
-        progress=progress, engine=engine,
-    )  # fmt: skip
-    table = pd.concat([on_text, on_prompts], ignore_index=True)
+    named = {str(i): arm for i, arm in enumerate(arms) if arm.plan is not None}
+    table = measure_side_effects(
+        model,
+        {name: arm.plan for name, arm in named.items() if arm.plan is not None},
+        texts=texts,
+        harmless=harmless,
+        on_prompts=[name for name, arm in named.items() if arm.name == STEERED],
+        **settings,
+    )
+    named[UNSTEERED] = arms[0]
     table.insert(0, "arm", [named[name].name for name in table.plan])
     table.insert(1, "strength", [named[name].strength for name in table.plan])
     return table.drop(columns="plan")
@@ -330,7 +336,3 @@ def _judged(
         tables.append(replies.assign(judge=judge.name, score=scores))
     versions = {judge.name: judge.version for judge in judges}
     return pd.concat(tables, ignore_index=True), {"judges": versions, "failures": failures}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

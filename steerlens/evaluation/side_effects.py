@@ -1,8 +1,9 @@
 """What a steering does where it should do nothing: to neutral text and to harmless prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from steerlens.evaluation.teacher_forcing import as_text, kl_percentiles, percen
 from steerlens.files import demo_file
 from steerlens.intervals import Interval, means, rate, ratios
 from steerlens.judges.refusals import refused
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, tokenize
 from steerlens.steering.batch_plans import stacked
@@ -29,32 +30,26 @@ def measure_side_effects(
     *,
     texts: Sequence[Readable] | None = None,
     harmless: Sequence[Readable] | None = None,
+    on_prompts: Collection[str] | None = None,
     max_new_tokens: int = 40,
-    batch_size: int = 64,
     seed: int = 0,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> pd.DataFrame:
     """Effects of one plan, or of each of several alternatives, where there should be none.
 
     One row per plan and measure, with its 95 % interval and n: those of `text_effects` and those
-    of `prompt_effects`. Without texts and prompts of your own, on those that ship with steerlens.
+    of `prompt_effects`, which need replies: of all plans, or of those named in `on_prompts`.
+    Without texts and prompts of your own, on those that ship with steerlens.
 
     >>> measure_side_effects(load_model(), steering).query("measure == 'kl_mean'")
     """
     named = {"steered": plans} if isinstance(plans, Steering) else plans
-    on_text = text_effects(model, named, texts, seed=seed, progress=progress, engine=engine)
-    on_prompts = prompt_effects(
-        model,
-        named,
-        harmless,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-        engine=engine,
+    replying = named if on_prompts is None else {name: named[name] for name in on_prompts}
+    of_text = text_effects(model, named, texts, seed=seed, **run)
+    of_prompts = prompt_effects(
+        model, replying, harmless, max_new_tokens=max_new_tokens, seed=seed, **run
     )
-    return pd.concat([on_text, on_prompts], ignore_index=True)
+    return pd.concat([of_text, of_prompts], ignore_index=True)
 
 
 def text_effects(
@@ -63,8 +58,7 @@ def text_effects(
     texts: Sequence[Readable] | None = None,
     *,
     seed: int = 0,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> pd.DataFrame:
     """Teacher-forced on neutral text, which is read without chat template.
 
@@ -73,9 +67,7 @@ def text_effects(
     condition fires on. Intervals resample texts, not tokens.
     """
     rows = tokenize(model, neutral_texts() if texts is None else texts, chat=False)
-    forced = teacher_forced(
-        model, rows, [as_text(p) for p in plans.values()], progress=progress, engine=engine
-    )
+    forced = teacher_forced(model, rows, [as_text(plan) for plan in plans.values()], **run)
     counts = np.array([[text.surprise.shape[1]] for text in forced], dtype=float)
     bits = np.array([text.surprise.sum(axis=1) for text in forced]) / np.log(2)  # [text, plan]
     characters = [[len(model.tokenizer.decode(list(row.ids[1:])))] for row in rows]
@@ -106,10 +98,8 @@ def prompt_effects(
     prompts: Sequence[Readable] | None = None,
     *,
     max_new_tokens: int = 40,
-    batch_size: int = 64,
     seed: int = 0,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> pd.DataFrame:
     """On prompts that should be left as they are: drift, refusals and the length of replies.
 
@@ -120,7 +110,7 @@ def prompt_effects(
     """
     prompts = harmless_prompts() if prompts is None else prompts
     rows = tokenize(model, prompts)
-    forced = teacher_forced(model, rows, list(plans.values()), progress=progress, engine=engine)
+    forced = teacher_forced(model, rows, list(plans.values()), **run)
     drift = np.array([prompt.kl[:, -1] for prompt in forced])  # [prompt, plan]
     opened = np.array([prompt.open for prompt in forced])
     drift_means = means(drift, seed=seed)
@@ -130,9 +120,7 @@ def prompt_effects(
         [prompt for _ in cells for prompt in prompts],
         stacked(cells, len(prompts)),
         max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
-        engine=engine,
+        **run,
     )
     lengths = np.array([len(reply) for reply in replies.tokens], float).reshape(len(cells), -1)
     reply_tokens = means(lengths.T, seed=seed)

@@ -1,4 +1,4 @@
-"""A sweep's cells: vectors × layers × strengths × positions."""
+"""A sweep's cells, and the rows that they stand for: what is done to which prompt."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,249 +6,221 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pandas as pd
 import torch
+from torch import Tensor
 
-from steerlens.activations.provenance import check_provenance
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.sweep_store import COLUMNS, UNSTEERED, Cell, JudgeFailure, schema
+from steerlens.evaluation.sweep_store import COLUMNS, UNSTEERED, Cell, JudgeFailure
 from steerlens.files import digest
 from steerlens.judges.judging import Judge, reason, try_judge
 from steerlens.layer_text import layers_as_text
 from steerlens.models.fingerprint import LIBRARIES, fingerprint
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
-from steerlens.models.tokenizing import Readable, TokenRow
-from steerlens.steering.positions import Positions, can_select, describe
+from steerlens.steering.batch_plans import BatchPlan
+from steerlens.steering.conditions import Condition
+from steerlens.steering.generation import Replies
+from steerlens.steering.positions import Positions, describe
 from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
 
-class SweepBatch(NamedTuple):
-    """A batch to reply to."""
-
-    prompts: Sequence[TokenRow]
-    steerings: Sequence[Steering]
-    draws: Sequence[int]
-
-
-class SweepReplies(NamedTuple):
-    """What a batch leaves in the table."""
-
-    texts: Sequence[str]
-    n_tokens: Sequence[int]
-    finished: Sequence[bool]
-    gates: Sequence[Sequence[bool]]
-
-
 @dataclass(frozen=True, eq=False)
 class SweepPlan:
-    """A sweep that has been found possible."""
+    """Templates × windows × strengths, and unsteered: each cell for every prompt, row after row."""
 
-    model: Model
-    vectors: Mapping[str, SteeringVector]
+    templates: Mapping[str, Steering]
+    """By name, each at all layers of all windows; a cell sets its layers and strength."""
     windows: tuple[tuple[int, ...], ...]
-    strengths: tuple[float, ...]
-    positions: Mapping[str, Positions]
-    prompts: tuple[Readable, ...]
-    tokens: Sequence[TokenRow]
-    judges: tuple[Judge, ...]
-    steer: Mapping[str, Any]
-    """What all steerings have in common."""
-    reply: Mapping[str, Any]
-    """What `generate` is told."""
+    strengths: tuple[float, ...] | None
+    """None: each template's own."""
+    n_prompts: int
 
     def __post_init__(self) -> None:
-        if not (self.vectors and self.windows and self.strengths and self.positions):
+        n_strengths = 1 if self.strengths is None else len(self.strengths)
+        if not (self.templates and self.windows and n_strengths):
             raise SteerlensError(
-                f"{len(self.vectors)} vectors, {len(self.windows)} layers, {len(self.strengths)} "
-                f"strengths and {len(self.positions)} positions came; a sweep needs one of each"
+                f"got {len(self.templates)} steerings, {len(self.windows)} layers and "
+                f"{n_strengths} strengths; expected at least one of each"
             )
-        if not np.isfinite(self.strengths).all():
-            raise SteerlensError(f"strengths {self.strengths} are not all finite")
-        names = [*COLUMNS, *self.judged, *self.gates]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or UNSTEERED.vector in self.vectors:
+        for name in self.templates:
+            strengths = self.strengths_of(name)
+            if not np.isfinite(strengths).all():
+                raise SteerlensError(f"got strengths {strengths}; expected finite numbers")
+        if UNSTEERED.vector in self.templates:
             raise SteerlensError(
-                f"the names {twice or [UNSTEERED.vector]} stand for two things; "
-                "give judges, conditions and vectors names of their own"
+                f"got a steering named {UNSTEERED.vector!r}, which stands for no steering; give it "
+                "another name"
             )
-        n_new, n_ctx = self.reply["max_new_tokens"], self.model.cfg.n_ctx
-        if n_new < 1 or self.width > n_ctx:
+
+    def strengths_of(self, name: str) -> tuple[float, ...]:
+        """The strengths that a template is swept over."""
+        if self.strengths is not None:
+            return self.strengths
+        own = self.templates[name].strength
+        if not isinstance(own, int | float):
             raise SteerlensError(
-                f"the longest prompt has {self.width - n_new} tokens and {n_new} new ones were "
-                f"asked for; needed is at least 1, and {self.model.cfg.model_name}'s context "
-                f"holds {n_ctx} in all"
+                f"got {self.templates[name]}; expected one number, as a sweep sets the strength of "
+                "each cell: give strengths="
             )
-        for steering in self.templates.values():
-            uses = [(steering.vector, steering.site_written, steering.layers_steered)]
-            uses += [(c.vector, c.site_read, c.layers_read) for c in steering.conditions]
-            for use in uses:
-                check_provenance(self.model, *use)
-            for index, row in enumerate(self.tokens):
-                touched = can_select(
-                    steering.positions, steering.skip_bos, len(row.ids), n_new, row.reply_start
-                )
-                if not touched:
-                    raise SteerlensError(
-                        f"{describe(steering.positions)} lie nowhere in prompt {index} "
-                        f"({len(row.ids)} tokens) and {n_new} new ones; change positions="
-                    )
+        return (float(own),)
 
     @cached_property
-    def templates(self) -> dict[tuple[str, str], Steering]:
-        """For each vector and positions, the steering whose strengths the cells set."""
-        every = {layer for window in self.windows for layer in window}
-        return {
-            (name, where): Steering(vector, every, positions=position, **self.steer)
-            for (name, vector), (where, position) in product(
-                self.vectors.items(), self.positions.items()
-            )
-        }
+    def positions(self) -> dict[str, str]:
+        """Where each template steers, in words."""
+        return {name: _position_text(one.positions) for name, one in self.templates.items()}
 
     @cached_property
     def cells(self) -> dict[Cell, tuple[int, ...]]:
         """The layers of each cell; equal cells are one."""
         steered = {
-            Cell(name, layers_as_text(window), strength, where): window
-            for (name, where), window, strength in product(
-                self.templates, self.windows, self.strengths
-            )
+            Cell(name, layers_as_text(window), strength, self.positions[name]): window
+            for name in self.templates
+            for window, strength in product(self.windows, self.strengths_of(name))
             if strength
         }
         return {UNSTEERED: (), **steered}
 
     @property
     def n_rows(self) -> int:
-        return len(self.cells) * len(self.prompts)
+        """Cells × prompts."""
+        return len(self.cells) * self.n_prompts
 
-    @property
-    def width(self) -> int:
-        """Tokens of the longest prompt and reply."""
-        return max(len(row.ids) for row in self.tokens) + int(self.reply["max_new_tokens"])
-
-    @property
-    def judged(self) -> list[str]:
-        return [judge.name for judge in self.judges]
+    @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """All that any template looks for: read of every row, steered or not."""
+        return tuple(dict.fromkeys(c for one in self.templates.values() for c in one.conditions))
 
     @property
     def gates(self) -> list[str]:
-        conditions = next(iter(self.templates.values())).conditions
-        return [f"gate: {condition}" for condition in conditions]
+        """The columns of the conditions."""
+        return [f"gate: {condition}" for condition in self.conditions]
 
-    def manifest(self) -> dict[str, Any]:
-        """All that decides what the rows hold, as JSON."""
-        steering = next(iter(self.templates.values()))
-        plan = {
-            "rows": self.n_rows,
-            "cells": len(self.cells),
-            "judges": {judge.name: judge.version for judge in self.judges},
-            "gates": self.gates,
-            "model": self.model.cfg.model_name,
-            "weights": fingerprint(self.model),
-            "dtype": str(self.model.cfg.dtype),
-            "vectors": {name: _hash_of_vector(vector) for name, vector in self.vectors.items()},
-            "prompts": digest(json.dumps(self.tokens).encode()),
-            "layers": [layers_as_text(window) for window in self.windows],
-            "strengths": self.strengths,
-            "positions": list(self.positions),
-            "steering": {key: _told(value) for key, value in self.steer.items()},
-            "conditions": [
-                f"{condition!r} of {_hash_of_vector(condition.vector)}"
-                for condition in steering.conditions
-            ],
-            "reply": self.reply,
-            "versions": {library: version(library) for library in LIBRARIES},
-        }
-        return json.loads(json.dumps(plan))
-
-    def question(self, rows: range) -> SweepBatch:
-        """What is asked in some of the rows, as one batch."""
-        asked = self._asked(rows)
-        prompts = [self.tokens[index] for index in asked]
-        return SweepBatch(prompts, self._steerings(self._cells_of(rows)), asked)
-
-    def table(self, rows: range, answer: SweepReplies) -> pa.Table:
-        """Judge the replies of these rows, and put them beside what was asked."""
-        asked = self._asked(rows)
-        scores, failures = [], []
-        for judge in self.judges:
-            found, error = try_judge(judge, answer.texts)
-            scores.append(found)
-            if error:
-                failures.append(JudgeFailure(judge.name, rows[0], rows[-1], reason(error)))
-        columns = [
-            rows,
-            *zip(*self._cells_of(rows), strict=True),
-            asked,
-            [self._text(index) for index in asked],
-            answer.texts,
-            answer.n_tokens,
-            answer.finished,
-            *scores,
-            *answer.gates,
-        ]
-        fields = schema(self.judged, self.gates)
-        arrays = [
-            pa.array(list(column), field.type)
-            for column, field in zip(columns, fields, strict=True)
-        ]
-        return pa.table(arrays, schema=fields.with_metadata({"failures": json.dumps(failures)}))
-
-    def _cells_of(self, rows: range) -> list[Cell]:
+    def cells_of(self, rows: range) -> list[Cell]:
+        """What is done to each of these rows."""
         cells = list(self.cells)
-        return [cells[row // len(self.prompts)] for row in rows]
+        return [cells[row // self.n_prompts] for row in rows]
 
-    def _asked(self, rows: range) -> list[int]:
-        return [row % len(self.prompts) for row in rows]
+    def prompts_of(self, rows: range) -> list[int]:
+        """Which prompt each of these rows is."""
+        return [row % self.n_prompts for row in rows]
 
-    def _steerings(self, cells: Sequence[Cell]) -> list[Steering]:
-        """One steering per vector and positions, with a strength for each row and layer."""
+    def steerings(self, rows: range) -> list[BatchPlan]:
+        """One plan for each template, with a strength for each of these rows and each layer."""
+        cells = self.cells_of(rows)
         made = []
-        for key, template in self.templates.items():
-            own = {
-                row: self.cells[cell]
-                for row, cell in enumerate(cells)
-                if (cell.vector, cell.positions) == key
-            }
+        for name, template in self.templates.items():
+            own = {i: self.cells[cell] for i, cell in enumerate(cells) if cell.vector == name}
             if not own and not template.conditions:  # a gate is read of unsteered rows too
                 continue
             layers = sorted({layer for window in own.values() for layer in window})
             layers = layers or [template.layers_steered[-1]]
             strength = torch.zeros(len(cells), len(layers))
-            for row, window in own.items():
-                strength[row, [layers.index(layer) for layer in window]] = cells[row].strength
-            made.append(replace(template, layers=layers, strength=strength))
+            for i, window in own.items():
+                strength[i, [layers.index(layer) for layer in window]] = cells[i].strength
+            made.append(BatchPlan(replace(template, layers=layers, strength=1.0), strength))
         return made
 
-    def _text(self, index: int) -> str:
-        prompt = self.prompts[index]
-        ids = self.tokens[index].ids
-        return prompt if isinstance(prompt, str) else str(self.model.tokenizer.decode(ids))
+
+def judged_table(
+    plan: SweepPlan,
+    rows: range,
+    replies: Replies,
+    judges: Sequence[Judge],
+) -> tuple[pd.DataFrame, list[JudgeFailure]]:
+    """The replies of these rows next to what was asked, with scores; and which judges failed."""
+    scores, failures = {}, []
+    for judge in judges:
+        scores[judge.name], error = try_judge(judge, replies.texts)
+        if error:
+            failures.append(JudgeFailure(judge.name, rows[0], rows[-1], reason(error)))
+    columns = [
+        rows,
+        *zip(*plan.cells_of(rows), strict=True),
+        plan.prompts_of(rows),
+        replies.prompts,
+        replies.texts,
+        [*map(len, replies.tokens)],
+        replies.finished,
+    ]
+    gates = dict(zip(plan.gates, (gate.open.tolist() for gate in replies.gates), strict=True))
+    table = pd.DataFrame(dict(zip(COLUMNS, map(list, columns), strict=True)) | scores | gates)
+    return table, failures
 
 
 def windows_of(
     model: Model,
-    vectors: Mapping[str, SteeringVector],
+    templates: Mapping[str, Steering],
     layers: Iterable[int | Iterable[int]] | None,
 ) -> Iterator[tuple[int, ...]]:
-    """Each entry as the layers that it stands for; None: the vectors' layers, one by one."""
+    """Each entry as the layers that it stands for; None: those of all templates, one by one."""
     if layers is None:
-        layers = sorted(set.intersection(*(set(vector.layers) for vector in vectors.values())))
+        each = (set(template.layers_steered) for template in templates.values())
+        layers = sorted(set.intersection(*each)) if templates else []
     for window in layers:
         yield resolve_layers(model, [window] if isinstance(window, int) else window)
 
 
-def _hash_of_vector(vector: SteeringVector) -> str:
+def manifest_of(
+    plan: SweepPlan, model: Model, judges: Sequence[Judge], asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that decides what the rows hold, as JSON; `asked` is what every row has in common."""
+    templates = plan.templates.items()
+    manifest = {
+        "rows": plan.n_rows,
+        "cells": len(plan.cells),
+        "judges": {judge.name: judge.version for judge in judges},
+        "gates": plan.gates,
+        "model": model.cfg.model_name,
+        "weights": fingerprint(model),
+        "dtype": str(model.cfg.dtype),
+        "vectors": {name: _hash_of(template.vector) for name, template in templates},
+        "layers": [layers_as_text(window) for window in plan.windows],
+        "strengths": {name: plan.strengths_of(name) for name in plan.templates},
+        "positions": plan.positions,
+        "steering": {name: _settings_of(template) for name, template in templates},
+        "conditions": [f"{one!r} of {_hash_of(one.vector)}" for one in plan.conditions],
+        **asked,
+        "versions": {library: version(library) for library in LIBRARIES},
+    }
+    return json.loads(json.dumps(manifest))
+
+
+def _settings_of(template: Steering) -> dict[str, Any]:
+    """What decides what a template does, but for its vector, layers, strength and positions."""
+    reference = template.reference
+    return {
+        "edit": _name_of(template.edit),
+        "relative": template.relative,
+        "keep_norm": _name_of(template.keep_norm),
+        "skip_bos": template.skip_bos,
+        "site": template.site_written,
+        "when": None if template.when is None else str(template.when),
+        "reference": None if reference is None else _hash_of(reference),
+    }
+
+
+def _hash_of(vector: SteeringVector) -> str:
     norms = b"" if vector.norms is None else vector.norms.numpy().tobytes()
     return digest(
         f"{vector.site} {vector.layers}".encode(), vector.directions.numpy().tobytes(), norms
     )
 
 
-def _told(value: Any) -> Any:
-    plain = value is None or isinstance(value, bool | str)
-    return value if plain else getattr(value, "__qualname__", str(value))
+def _name_of(value: Any) -> Any:
+    return value if isinstance(value, bool) else getattr(value, "__qualname__", str(value))
+
+
+def _position_text(positions: Positions) -> str:
+    if isinstance(positions, str):
+        return positions
+    if isinstance(positions, Tensor):
+        raise SteerlensError(
+            "got a mask of positions; expected names, slices or lists of indices in a sweep, whose "
+            "table tells them in words"
+        )
+    return describe(positions).removeprefix("positions ")

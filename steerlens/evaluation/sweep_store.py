@@ -1,7 +1,7 @@
 """The rows of a sweep, kept in a directory batch by batch, and read back as a table."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from steerlens.files import (
 from steerlens.intervals import mean
 
 FORMAT = "steerlens.sweep/1"
+PLAN = "plan.json"
 
 
 class Cell(NamedTuple):
@@ -107,7 +108,13 @@ class Sweep:
 
 
 def open_directory(out: Path, plan: dict[str, Any], resume: bool) -> set[int]:
-    """Make the directory, or find it to hold the same plan; the rows that it holds already."""
+    """Make the directory, or find it to hold the same plan; the rows that it holds already.
+
+    What a sweep that was killed had not finished writing is taken away.
+    """
+    for name in (PLAN, "part-*.parquet"):
+        for left in out.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)
     if out.is_dir() and any(out.iterdir()):
         if not resume:
             raise SteerlensError(
@@ -118,18 +125,18 @@ def open_directory(out: Path, plan: dict[str, Any], resume: bool) -> set[int]:
         return set(Sweep.load(out).table["row"])
     require_writable(out)
     content = {"format": FORMAT, "hash": digest(json.dumps(plan).encode()), "plan": plan}
-    write_json(out / "plan.json", content)
+    write_json(out / PLAN, content)
     return set()
 
 
 def _read_plan(out: Path) -> dict[str, Any]:
-    content = read_json(out / "plan.json")
+    content = read_json(out / PLAN)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SteerlensError(f'{str(out)!r} does not hold a sweep ("format": {FORMAT!r})')
     plan: dict[str, Any] = content["plan"]
     if content.get("hash") != digest(json.dumps(plan).encode()):
         raise SteerlensError(
-            f"{str(out / 'plan.json')!r} was changed after it was written: its rows may be of "
+            f"{str(out / PLAN)!r} was changed after it was written: its rows may be of "
             "another plan; sweep into another directory"
         )
     return plan
@@ -148,11 +155,20 @@ def _require_same_plan(there: dict[str, Any], now: dict[str, Any], out: Path) ->
         )
 
 
-def write_part(out: Path, rows: range, table: pa.Table) -> None:
+def write_part(
+    out: Path,
+    plan: Mapping[str, Any],
+    rows: range,
+    table: pd.DataFrame,
+    failures: Sequence[JudgeFailure],
+) -> None:
     """Keep a finished batch; on a full disk, say what is kept and how to go on."""
+    columns = schema(plan["judges"], plan["gates"])
+    part = pa.Table.from_pandas(table, schema=columns, preserve_index=False)
+    part = part.replace_schema_metadata({"failures": json.dumps(failures)})
     path = out / f"part-{rows[0]:08}-{rows[-1]:08}.parquet"
     try:
-        write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+        write_atomically(path, lambda temporary: pq.write_table(part, temporary))
     except OSError as error:
         raise SteerlensError(
             f"rows {rows[0]} to {rows[-1]} could not be written to {str(out)!r} "

@@ -1,22 +1,24 @@
 """Texts scored token by token, with and without a steering."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
+from steerlens.activations.batching import by_length
 from steerlens.errors import SteerlensError
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions, run_settings
 from steerlens.models.fast_forward import fast_forward
 from steerlens.models.host import Model, all_logits
+from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import TokenRow, pad_token, right_padded
-from steerlens.steering.batch_plans import stacked
+from steerlens.steering.batch_plans import decoding_run, stacked
+from steerlens.steering.clocks import DecodingClock
 from steerlens.steering.positions import can_select
 from steerlens.steering.steering import Run, Steering
 
@@ -42,13 +44,13 @@ def teacher_forced(
     plans: Sequence[Steering],
     *,
     batch_tokens: int = BATCH_TOKENS,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> list[Forced]:
     """Read texts under each plan, all plans side by side as rows of one batch.
 
     A result does not depend on what else is in its batch. Raises if a plan would touch no token.
     """
+    options = run_settings(**run)
     for plan in plans:
         if not any(
             can_select(plan.positions, plan.skip_bos, len(row.ids), 1, row.reply_start)
@@ -58,16 +60,16 @@ def teacher_forced(
                 f"{plan} would touch no token of these {len(rows)} texts; change positions="
             )
     parts: list[list[Forced]] = [[] for _ in rows]
-    longest = max(len(row.ids) for row in rows)
-    at_once = max(1, batch_tokens // longest - 1)
+    lengths = [len(row.ids) for row in rows]
+    at_once = max(1, batch_tokens // max(lengths) - 1)
     groups = [plans[start : start + at_once] for start in range(0, len(plans), at_once)] or [plans]
-    with tqdm(
-        total=len(groups) * len(rows), unit="text", disable=None if progress else True
-    ) as bar:
+    with progress_bar(len(groups) * len(rows), "text", options.progress) as bar:
         for group in groups:
-            batches = _batches(rows, batch_tokens // (1 + len(group)))
+            many = 1 + len(group)
+            at_most = None if options.batch_size is None else max(1, options.batch_size // many)
+            batches = by_length(lengths, rows=at_most, tokens=batch_tokens // many)
             shards = ((batch, [rows[index] for index in batch]) for batch in batches)
-            for batch, found in engine.run(model, partial(_forced, plans=group), shards):
+            for batch, found in options.engine.run(model, partial(_forced, plans=group), shards):
                 for index, forced in zip(batch, found, strict=True):
                     parts[index].append(forced)
                 bar.update(len(batch))
@@ -92,25 +94,13 @@ def as_text(plan: Steering) -> Steering:
     return plan
 
 
-def _batches(rows: Sequence[TokenRow], batch_tokens: int) -> Iterator[list[int]]:
-    """Neighbours in length, up to `batch_tokens` with their padding, at least one."""
-    batch: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].ids)):
-        if batch and len(rows[index].ids) * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    yield batch
-
-
 @torch.no_grad()
 def _forced(model: Model, rows: Sequence[TokenRow], plans: Sequence[Steering]) -> list[Forced]:
     device, many = torch.device(model.cfg.device), 1 + len(plans)
     tokens, mask = right_padded([row.ids for row in rows], pad_token(model), device)
-    known = [row.reply_start for row in rows if row.reply_start is not None]
-    reply_start = torch.tensor(known).repeat(many) if len(known) == len(rows) else None
-    steerings = stacked([None, *plans], len(rows))
-    run = Run(steerings, mask.repeat(many, 1), model, reply_start)
+    run = decoding_run(stacked([None, *plans], len(rows)), rows, mask, model, copies=many)
+    assert isinstance(run.clock, DecodingClock)
+    run.clock.show(0, tokens.shape[1])
     with fast_forward(model), model.hooks(fwd_hooks=run.hooks()):
         # No attention mask is needed: causal attention never looks at what pads the right.
         logits = all_logits(model, tokens.repeat(many, 1))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.effects import NEGATIVE, STEERED, UNSTEERED
+from steerlens.evaluation.effects import ARMS, NEGATIVE, STEERED, UNSTEERED
 from steerlens.intervals import Interval
 
 
@@ -52,7 +52,7 @@ class Verdict:
     def controls(self) -> pd.DataFrame:
         """The rows of `effects` of the control arms, by the first judge at this strength."""
         table = self.effects
-        is_control = table.arm.str.startswith(("random", "shuffled"))
+        is_control = ~table.arm.isin(ARMS)
         here = (table.judge == self.judge) & (table.strength == self.strength)
         return table[is_control & here].reset_index(drop=True)
 
@@ -89,11 +89,11 @@ class Verdict:
             f"{judge} {_change(row)} at strength {self.strength:g}: "
             f"{before:.3f} → {row['mean']:.3f} (n = {row.n} prompts, 95 % interval)"
         ]
-        for kind in ("random", "shuffled"):
-            gains = self._sign * controls[controls.arm.str.startswith(kind)].effect
-            if len(gains):
-                mean, largest = self._sign * gains.mean(), self._sign * gains.max()
-                lines.append(f"{len(gains)} {kind}: mean {mean:+.3f}, largest {largest:+.3f}")
+        kinds = controls.arm.str.replace(r"\s*\d+$", "", regex=True)  # "random" of "random 2"
+        for kind, own in controls.groupby(kinds, sort=False):
+            gains = self._sign * own.effect
+            mean, largest = self._sign * gains.mean(), self._sign * gains.max()
+            lines.append(f"{len(gains)} {kind}: mean {mean:+.3f}, largest {largest:+.3f}")
         lines.append(f"other sign: {_change(self.effect(NEGATIVE))}")
         lines.append(f"moved the wrong way: {wrong:.1%} [{low:.1%}, {high:.1%}] of prompts")
         dose = self.dose[self.dose.judge == judge].set_index("measure")

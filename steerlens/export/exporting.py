@@ -26,6 +26,7 @@ from steerlens.models.fingerprint import LIBRARIES, fingerprint
 from steerlens.models.host import Model
 from steerlens.models.loading import TINY_CHAT, load_model, quiet
 from steerlens.models.tokenizing import Readable, TokenRow, tokenize
+from steerlens.steering.fitting import require_fit
 from steerlens.steering.hooks import ablate_direction
 from steerlens.steering.steering import Steering, steering_hooks
 from steerlens.vectors.vector import SteeringVector
@@ -112,8 +113,7 @@ def export_model(
         require_constant(one)
     source, out = _require_apart(source, out, force)
     model = load_model(str(source))
-    for one in steerings:
-        check_provenance(model, one.vector, one.site_written, one.layers_steered)
+    require_fit(model, steerings)
     told = tuple(map(repr, steerings)), tuple(dict(one.vector.provenance) for one in steerings)
     changes = _changes(model, edited_biases(model, *steerings))
     return _export(model, steerings, changes, told, source, out, prompts, tolerance)
@@ -164,10 +164,11 @@ def control_vector(steering: Steering) -> SteeringVector:
             f"{steering} writes at {steering.site_written}, but llama.cpp adds control vectors to "
             "the outputs of blocks; steer resid_post"
         )
-    rows = [float(steering.strength) * steering.direction(at) for at in steering.layers_steered]
+    layers = steering.layers_steered
+    rows = [by * steering.direction(at) for at, by in zip(layers, steering.strengths, strict=True)]
     return SteeringVector(
         torch.stack(rows),
-        steering.layers_steered,
+        layers,
         provenance={**steering.vector.provenance, "steering": repr(steering)},
     )
 

@@ -83,8 +83,8 @@ def _additions(model: Model, steering: Steering) -> list[tuple[Parameter, Change
             f"{site} {site_width(model, site)}; it belongs to another model or site"
         )
     return [
-        (target.bias, _shifted(target, steering.direction(layer), float(steering.strength)))
-        for layer in layers
+        (target.bias, _shifted(target, steering.direction(layer), strength))
+        for layer, strength in zip(layers, steering.strengths, strict=True)
         for target in site_biases(model, site, layer)
     ]
 
@@ -105,9 +105,6 @@ def _why_no_bias(steering: Steering) -> str | None:
     reasons = {
         "its condition (when=) is judged for every prompt, and a bias is the same for all": (
             steering.when is not None
-        ),
-        "its strength is one for each row, and a bias is the same for all": (
-            isinstance(steering.strength, Tensor) and steering.strength.ndim > 0
         ),
         'its positions are not "all", and a bias is added to every token': (
             not (isinstance(positions, str) and positions == "all")

@@ -8,11 +8,7 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlens.activations.reading import read_rows
-from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError
-from steerlens.models.host import Model
-from steerlens.models.tokenizing import Sides, tokenize_sides
 from steerlens.numerics import at_least_float32
 
 
@@ -32,27 +28,6 @@ class Spectrum(NamedTuple):
     layers: tuple[int, ...]
     values: Float[Tensor, "layer rank"]
     n_pairs: int
-
-
-def read_contrast(
-    model: Model,
-    data: Sides,
-    layers: Sequence[int] | range | None = None,
-    *,
-    tokens: Tokens = "last",
-    site: str = "resid_post",
-    progress: bool = True,
-) -> tuple[Float[Tensor, "positive layer d_model"], Float[Tensor, "negative layer d_model"]]:
-    """The activations of both sides of a contrast, as an estimator gets them.
-
-    >>> positive, negative = read_contrast(load_model(), (["I love you."], ["I hate you."]))
-    >>> positive.shape
-    torch.Size([1, 6, 192])
-    """
-    positive, negative = tokenize_sides(model, data)
-    rows = [*positive, *negative]
-    pooled = read_rows(model, rows, layers, tokens=tokens, site=site, progress=progress).pooled
-    return pooled[: len(positive)], pooled[len(positive) :]
 
 
 def principal_scatter(

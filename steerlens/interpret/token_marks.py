@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-import torch
 from rich.text import Text
 
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import Readable, TokenRow, text_pieces, tokenize
-from steerlens.steering.positions import Clock
+from steerlens.models.tokenizing import Readable, TokenRow, reply_starts, text_pieces, tokenize
+from steerlens.steering.clocks import PromptRows, Shown
 from steerlens.steering.steering import Steering
 
 
@@ -73,10 +72,9 @@ def mark_steered(
     <s><|user|>Hi there.⟦<|end|><|assistant|>⟧
     """
     [row] = tokenize(model, [prompt], chat=chat)
-    start = None if row.reply_start is None else torch.tensor([row.reply_start])
-    clock = Clock(reply_start=start)
-    clock.tick(torch.zeros(1, len(row.ids), 1))
-    chosen = clock.steered(steering.positions, steering.skip_bos)
+    prompt_rows = PromptRows(1, len(row.ids), reply_start=reply_starts([row]))
+    shown = Shown(prompt_rows, 0, len(row.ids))
+    chosen = shown.steered(steering.positions, steering.skip_bos)
     places = range(len(row.ids)) if chosen is None else chosen[0].nonzero().flatten().tolist()
     return _marked(model, row, places)
 

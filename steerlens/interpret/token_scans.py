@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steerlens.activations.pooling import Readers
 from steerlens.activations.provenance import check_provenance
 from steerlens.activations.reading import every_token
 from steerlens.activations.selection import read_positions
@@ -94,12 +95,15 @@ def gate_timeline(
     ids, n_prompt = _ids(model, prompt, reply, chat)
     stream = _every_token(model, ids, condition.site_read, condition.layers_read)
     similarity = torch.full((len(ids), len(condition.layers_read)), torch.nan)
-    for end in range(1, len(ids) + 1):
-        if isinstance(condition.tokens, slice) and not range(end)[condition.tokens]:
-            continue
-        pooled = stream[read_positions(condition.tokens, end, {}, list)].mean(dim=0, keepdim=True)
-        for column, layer in enumerate(condition.layers_read):
-            similarity[end - 1, column] = condition.measure(pooled[:, column], layer).item()
+    ends = [
+        end
+        for end in range(1, len(ids) + 1)
+        if not isinstance(condition.tokens, slice) or range(end)[condition.tokens]
+    ]
+    prompts = Readers.of([(0, read_positions(condition.tokens, end, {}, list)) for end in ends])
+    for column, layer in enumerate(condition.layers_read):
+        pooled = prompts.mean(stream[None, :, column])
+        similarity[[end - 1 for end in ends], column] = condition.measure(pooled, layer)
     return GateTimeline(
         text_pieces(model.tokenizer, ids),
         condition,

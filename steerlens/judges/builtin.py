@@ -1,6 +1,5 @@
 """Judges that need no model, by name."""
 
-import hashlib
 import math
 from collections.abc import Iterable
 from functools import cache
@@ -8,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from steerlens.errors import SteerlensError
+from steerlens.files import digest
 from steerlens.judges.fluency import degenerate, distinct_words, longest_echo, words_in
 from steerlens.judges.judging import Judge, judge
 from steerlens.judges.refusals import refused
@@ -36,8 +36,7 @@ def lexicon(words: Iterable[str], name: str = "lexicon") -> Judge:
         said = words_in(text.replace("’", "'"))
         return sum(word in listed for word in said) / len(said) if said else math.nan
 
-    digest = hashlib.sha256("\n".join(sorted(listed)).encode()).hexdigest()[:12]
-    return judge(name, share, version=digest)
+    return judge(name, share, version=digest("\n".join(sorted(listed)).encode()))
 
 
 def vader(text: str) -> float:

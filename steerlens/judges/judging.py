@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,18 @@ class Judge:
     version: str = "1"
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
-        scores = np.asarray(self.score(texts), dtype=np.float64)
+        found = self.score(list(texts))  # a list of its own, that it may sort or empty
+        try:
+            scores = np.array(found, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise SteerlensError(
+                f"the judge {self.name!r} returned {short_repr(found)} for {len(texts)} texts; "
+                "expected one number per text, NaN where it has none"
+            ) from error
         if scores.shape != (len(texts),):
             raise SteerlensError(
                 f"the judge {self.name!r} returned shape {scores.shape} for {len(texts)} texts; "
-                "needed is one number per text"
+                "expected one number per text"
             )
         return scores
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import __version__ as transformers_version
 from transformers import pipeline
 
+from steerlens.activations.batching import by_length
 from steerlens.data.prompts import Passage, Prompt
 from steerlens.errors import SteerlensError
 from steerlens.judges.judging import Judge
 from steerlens.models.fingerprint import digest_of, fingerprint
-from steerlens.models.host import Model, all_logits
+from steerlens.models.host import Model, all_logits, require_no_hooks
 from steerlens.models.tokenizing import TokenRow, pad_token, right_padded, tokenize
 from steerlens.numerics import at_least_float32
 
@@ -103,7 +104,7 @@ def bits_per_character(
             raise SteerlensError(
                 f"{len(texts)} texts came for {len(prompts)} prompts; give each text its prompt"
             )
-        _require_unsteered(model)
+        require_no_hooks(model, "the unsteered model is to judge")
         return _bits_per_character(model, rows, [texts[index] for index in told], batch_size)
 
     if batch_size < 1:
@@ -124,23 +125,12 @@ def _of_told(
     return scores
 
 
-def _require_unsteered(model: Model) -> None:
-    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
-    if hooked:
-        raise SteerlensError(
-            f"the unsteered model is to judge, but hooks are attached to it at {hooked[0]!r}; "
-            "remove() what was attached, and judge outside of `with model.hooks(...)`"
-        )
-
-
 @torch.no_grad()
 def _bits_per_character(
     model: Model, rows: Sequence[TokenRow], texts: Sequence[str], batch_size: int
 ) -> Float[np.ndarray, " text"]:
     bits = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in by_length([len(row.ids) for row in rows], rows=batch_size):
         tokens, mask = right_padded([rows[i].ids for i in batch], pad_token(model))
         # No mask is needed: causal attention never looks at what pads the right.
         surprise = _surprise(model, tokens.to(model.cfg.device)).cpu()

@@ -19,6 +19,8 @@ from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValue
 from transformers import Cache as HuggingFaceCache
 from transformers import DynamicCache
 
+from steerlens.errors import SteerlensError
+
 try:
     from transformer_lens import HookedTransformer
 except ImportError:  # TransformerLens 4 and later
@@ -108,6 +110,16 @@ def unmasked(
         "shortformer_pos_embed": shortformer,
         "past_kv_cache": cache,
     }
+
+
+def require_no_hooks(model: Model, why: str) -> None:
+    """Refuse a model with hooks of somebody's own on it; `why` says what they would spoil."""
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+    if hooked:
+        raise SteerlensError(
+            f"got a model with hooks at {', '.join(hooked[:3])}; expected none: {why}. Take them "
+            "off with remove(), or call this outside of `with model.hooks(...)`"
+        )
 
 
 def all_logits(model: Model, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:

@@ -19,7 +19,7 @@ import torch
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import Key, Result, Shard
 from steerlens.models.fingerprint import LIBRARIES, fingerprint
-from steerlens.models.host import Model
+from steerlens.models.host import Model, require_no_hooks
 from steerlens.models.loading import TINY_CHAT, load_model
 
 Worker = TypeVar("Worker")
@@ -81,7 +81,7 @@ class Ray:
         """
         import ray
 
-        _require_no_hooks(model)
+        require_no_hooks(model, "the workers' models have none of them, so pass a steering instead")
         origin = _Origin.of(model)
         workers = self._pool.workers
         _result([worker.require.remote(origin) for worker in workers])
@@ -269,15 +269,6 @@ def scheduled(
         key, worker = running.pop(job)
         free.append(worker)
         yield key, job
-
-
-def _require_no_hooks(model: Model) -> None:
-    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
-    if hooked:
-        raise SteerlensError(
-            f"the driver's model has hooks at {', '.join(hooked[:3])}, which the workers' do not "
-            "have: take them off, or pass a steering instead"
-        )
 
 
 def _result(job: Any) -> Any:

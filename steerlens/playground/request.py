@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
 from steerlens.playground.library import Cut, Entry, Shelf
 from steerlens.playground.token_view import Reading, read_prompt
+from steerlens.steering.batch_plans import BatchPlan
 from steerlens.steering.conditions import Condition
 from steerlens.steering.generation import GateReport, Replies, stream
 from steerlens.steering.rules import apply_rules
@@ -129,11 +130,11 @@ def run(model: Model, trial: Trial, shelf: Shelf) -> Generator[Outcome, None, No
             yield outcome._replace(replies=replies)
 
 
-def _side_by_side(steering: Steering) -> Steering:
+def _side_by_side(steering: Steering) -> BatchPlan:
     """Of two rows, the first is left as it is."""
     strengths = torch.zeros(2, len(steering.layers_steered))
-    strengths[1] = steering.strength
-    return replace(steering, strength=strengths)
+    strengths[1] = torch.tensor(steering.strengths)
+    return BatchPlan(steering, strengths)
 
 
 def python(trial: Trial, shelf: Shelf, model_name: str) -> str:

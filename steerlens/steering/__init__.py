@@ -1,6 +1,7 @@
 """Edits, conditions, rules and generation: a vector put to work."""
 
 from steerlens.steering import hooks, similarities
+from steerlens.steering.batch_plans import BatchPlan, stacked
 from steerlens.steering.condition_search import ConditionSearch, search_conditions
 from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.generation import GateReport, Replies, generate, stream
@@ -11,6 +12,7 @@ from steerlens.steering.steering import Attachment, Steering, steering_hooks
 
 __all__ = [
     "Attachment",
+    "BatchPlan",
     "Condition",
     "ConditionSearch",
     "Gate",
@@ -25,6 +27,7 @@ __all__ = [
     "parse_rules",
     "search_conditions",
     "similarities",
+    "stacked",
     "steering_hooks",
     "stream",
 ]

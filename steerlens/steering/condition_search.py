@@ -1,10 +1,10 @@
 """The layer and threshold that best tell two kinds of prompts apart, found exactly."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
-from math import comb
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -15,41 +15,23 @@ from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike, read_json, write_json
 from steerlens.intervals import Scores, score_decisions
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
 from steerlens.models.tokenizing import Sides, TokenRow, tokenize_sides
 from steerlens.steering.conditions import Condition
 from steerlens.steering.similarities import SIMILARITIES, Similarity, cast_similarity
+from steerlens.steering.thresholds import (
+    Candidate,
+    Similarities,
+    cuts_of,
+    f1_of,
+    find_thresholds,
+)
 from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.search/1"
 RESAMPLES = 2000
-MOST_VALUES = 50_000_000
-"""Similarities, combinations of layers times prompts, that a search may hold in memory."""
-
-
-class Similarities(NamedTuple):
-    """How similar prompts are to the vector at each searched layer."""
-
-    positive: Float[np.ndarray, "prompt layer"]
-    negative: Float[np.ndarray, "prompt layer"]
-
-    def __str__(self) -> str:
-        return f"{len(self.positive)} positive and {len(self.negative)} negative prompts"
-
-
-class Candidate(NamedTuple):
-    """The best cut of one combination of layers in one direction."""
-
-    layers: tuple[int, ...]
-    side: str
-    """ "above" or "below"."""
-    threshold: float
-    f1: float
-    """On the prompts it was chosen on."""
-    margin: float
-    """Half the gap between the two similarities that the threshold lies between."""
 
 
 class Curve(NamedTuple):
@@ -71,25 +53,21 @@ class ConditionSearch:
     layers: tuple[int, ...]
     chosen_on: Similarities
     scored_on: Similarities
+    candidates: tuple[Candidate, ...]
+    """Best first: by F1, then by margin; what `find_thresholds` made of `chosen_on`."""
     combine: int = 1
     similarity: Similarity = cast_similarity
     tokens: Tokens = "all"
     site: str | None = None
     name: str = ""
     seed: int = 0
-    candidates: tuple[Candidate, ...] = field(init=False)
-    """Best first: by F1, then by margin."""
 
-    def __post_init__(self) -> None:
-        found = find_thresholds(self.chosen_on, self.layers, self.combine)
-        object.__setattr__(self, "candidates", found)
-
-    @property
+    @cached_property
     def best(self) -> Condition:
-        """The condition to steer with."""
+        """The condition to steer with: one object, so that steerings that share it share a gate."""
         return self.condition(self.candidates[0])
 
-    @property
+    @cached_property
     def scores(self) -> Scores:
         """The best condition's scores on the prompts kept for scoring."""
         return self.score(self.best)
@@ -109,25 +87,29 @@ class ConditionSearch:
 
     def score(self, condition: Condition) -> Scores:
         """Scores, with bootstrap intervals, of any condition on the searched layers."""
+        return score_decisions(*self._fired(condition), seed=self.seed, resamples=RESAMPLES)
+
+    def _fired(self, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the positives and of the negatives that were kept for scoring it fires on."""
         columns = [self.layers.index(layer) for layer in condition.layers_read]
-        fired = [
+        positive, negative = (
             condition.fires(torch.from_numpy(side[:, columns])).numpy() for side in self.scored_on
-        ]
-        return score_decisions(fired[0], fired[1], seed=self.seed, resamples=RESAMPLES)
+        )
+        return positive, negative
 
     def curve(self, layer: int, side: str) -> Curve:
         """Scores over all thresholds of one layer, on the prompts that were chosen on."""
         column = self.layers.index(layer)
         sign = {"above": 1.0, "below": -1.0}[side]
         values = [sign * group[:, [column]] for group in self.chosen_on]
-        cuts = _cuts(values[0], values[1])
+        cuts = cuts_of(values[0], values[1])
         kept = cuts.distinct[:, 0]
         counts = [count[kept, 0] for count in (cuts.hits, cuts.alarms, cuts.thresholds)]
         hits, alarms, thresholds = counts
         n_positive, n_negative = map(len, self.chosen_on)
         return Curve(
             sign * thresholds,
-            2 * hits / (n_positive + hits + alarms),
+            f1_of(hits, alarms, n_positive),
             hits / (hits + alarms),
             hits / n_positive,
             alarms / n_negative,
@@ -180,7 +162,7 @@ class ConditionSearch:
                 )
             layers = _layers(content["layers"])
             vector.at(layers)
-            found = cls(
+            found = search_similarities(
                 vector,
                 layers,
                 _similarities(content["chosen_on"], len(layers)),
@@ -203,7 +185,13 @@ class ConditionSearch:
             ) from error
 
     def __repr__(self) -> str:
-        return f"ConditionSearch(best {self.best}: F1 {self.scores.f1} on {self.scored_on})"
+        hits, alarms = (int(fired.sum()) for fired in self._fired(self.best))
+        f1 = f1_of(hits, alarms, len(self.scored_on.positive))
+        return f"ConditionSearch(best {self.best!r}: F1 {f1:.3f} on {self.scored_on})"
+
+    def __str__(self) -> str:
+        """With the interval of the F1, for which decisions are resampled."""
+        return f"{self.best!r}: F1 {self.scores.f1} on {self.scored_on}"
 
 
 def search_conditions(
@@ -219,8 +207,7 @@ def search_conditions(
     site: str | None = None,
     name: str | None = None,
     seed: int = 0,
-    progress: bool = True,
-    engine: Engine = LOCAL,
+    **run: Unpack[RunOptions],
 ) -> ConditionSearch:
     """Find the layers, threshold and side whose condition fires on positives only, by F1.
 
@@ -236,34 +223,21 @@ def search_conditions(
         raise SteerlensError(
             f"combine={combine} layers of {len(numbers)}; give 1 to {len(numbers)}"
         )
-    sides = _rows_of_sides(model, data)
-    if held_out is None:
-        chosen, scored = _halves(sides, seed)
-    else:
-        chosen, scored = sides, _rows_of_sides(model, held_out)
-        shared = {*chosen[0], *chosen[1]} & {*scored[0], *scored[1]}
-        if shared:
-            raise SteerlensError(
-                f"{len(shared)} prompts are both chosen on and held out; the score would not be "
-                "of unseen prompts: take them out of one of the two"
-            )
-    groups = [*chosen, *scored]
+    groups = [*chain(*_chosen_and_scored(model, data, held_out, seed))]
     pooled = read_rows(
         model,
-        [row for group in groups for row in group],
+        [*chain(*groups)],
         numbers,
         tokens=tokens,
         site=site or vector.site,
-        progress=progress,
-        engine=engine,
+        **run,
     ).pooled
     measured = torch.stack(
         [similarity(pooled[:, i], vector[layer].to(pooled)) for i, layer in enumerate(numbers)],
         dim=1,
     ).numpy()
-    bounds = np.cumsum([len(group) for group in groups])[:-1]
-    parts = np.split(measured, bounds)
-    return ConditionSearch(
+    parts = np.split(measured, np.cumsum([len(group) for group in groups])[:-1])
+    return search_similarities(
         vector,
         numbers,
         Similarities(parts[0], parts[1]),
@@ -277,75 +251,49 @@ def search_conditions(
     )
 
 
-def find_thresholds(
-    similarities: Similarities, layers: Sequence[int], combine: int = 1
-) -> tuple[Candidate, ...]:
-    """The best cut of every combination of up to `combine` layers, both ways; best first.
+def search_similarities(
+    vector: SteeringVector,
+    layers: tuple[int, ...],
+    chosen_on: Similarities,
+    scored_on: Similarities,
+    *,
+    combine: int = 1,
+    **settings: Any,
+) -> ConditionSearch:
+    """`search_conditions` where the similarities are known; `settings` as `ConditionSearch` has.
 
-    "Any layer above" is "the largest one above", so a combination is one more column to cut.
+    >>> sides = Similarities(np.ones((3, 1)), np.zeros((3, 1)))
+    >>> search_similarities(SteeringVector(torch.eye(1), (0,)), (0,), sides, sides).best
+    Condition(cast similarity at layer 0 above 0.5)
     """
-    sizes = range(1, min(combine, len(layers)) + 1)
-    rows, columns_made = sum(map(len, similarities)), sum(comb(len(layers), k) for k in sizes)
-    if not sizes or rows * columns_made > MOST_VALUES:
-        raise SteerlensError(
-            f"{columns_made:,} combinations of up to {combine} of {len(layers)} layers came, for "
-            f"{rows} prompts: at least one is needed, and at most {MOST_VALUES:,} for all prompts "
-            "together can be tried; give fewer layers or a smaller combine="
-        )
-    groups = [columns for size in sizes for columns in combinations(range(len(layers)), size)]
-    found = []
-    for side, sign in (("above", 1.0), ("below", -1.0)):
-        positive, negative = (
-            np.stack([(sign * group[:, list(columns)]).max(axis=1) for columns in groups], axis=1)
-            for group in similarities
-        )
-        cuts = _cuts(positive, negative)
-        f1 = 2 * cuts.hits / (len(positive) + cuts.hits + cuts.alarms)
-        f1[~cuts.distinct] = -1
-        margin = np.where(f1 == f1.max(axis=0), cuts.margins, -1)  # ties: the widest gap
-        at = margin.argmax(axis=0), np.arange(len(groups))
-        found += [
-            Candidate(tuple(layers[c] for c in columns), side, float(cut), float(best), float(gap))
-            for columns, cut, best, gap in zip(
-                groups, sign * cuts.thresholds[at], f1[at], cuts.margins[at], strict=True
-            )
-        ]
-    return tuple(sorted(found, key=lambda c: (-c.f1, len(c.layers), -c.margin)))
-
-
-class _Cuts(NamedTuple):
-    """What fires above each of the possible thresholds, column by column."""
-
-    thresholds: np.ndarray
-    hits: np.ndarray
-    alarms: np.ndarray
-    margins: np.ndarray
-    distinct: np.ndarray
-    """False inside a run of equal similarities, where no threshold can cut."""
-
-
-def _cuts(positive: np.ndarray, negative: np.ndarray) -> _Cuts:
-    values = np.concatenate([positive, negative]).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise SteerlensError("the similarities hold NaN or infinite values; check the activations")
-    order = np.argsort(-values, axis=0, kind="stable")
-    ranked = np.take_along_axis(values, order, axis=0)
-    is_positive = order < len(positive)
-    # Below the last value everything fires; a threshold there has no neighbour to keep away from.
-    beyond = ranked[-1:] - (ranked[:1] - ranked[-1:]) / 10 - 1e-3
-    after = np.concatenate([ranked[1:], beyond])
-    margins = (ranked - after) / 2
-    margins[-1] = 0
-    return _Cuts(
-        thresholds=(ranked + after) / 2,
-        hits=is_positive.cumsum(axis=0),
-        alarms=(~is_positive).cumsum(axis=0),
-        margins=margins,
-        distinct=ranked > after,
+    candidates = find_thresholds(chosen_on, layers, combine)
+    return ConditionSearch(
+        vector, layers, chosen_on, scored_on, candidates, combine=combine, **settings
     )
 
 
-def _rows_of_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
+_Rows = tuple[list[TokenRow], list[TokenRow]]
+"""Positives and negatives."""
+
+
+def _chosen_and_scored(
+    model: Model, data: Sides, held_out: Sides | None, seed: int
+) -> tuple[_Rows, _Rows]:
+    """The prompts to choose a condition on, and others to score it on."""
+    chosen = _rows_of_sides(model, data)
+    if held_out is None:
+        return _halves(chosen, seed)
+    scored = _rows_of_sides(model, held_out)
+    shared = {*chosen[0], *chosen[1]} & {*scored[0], *scored[1]}
+    if shared:
+        raise SteerlensError(
+            f"{len(shared)} prompts are both chosen on and held out; the score would not be "
+            "of unseen prompts: take them out of one of the two"
+        )
+    return chosen, scored
+
+
+def _rows_of_sides(model: Model, data: Sides) -> _Rows:
     positive, negative = (list(dict.fromkeys(rows)) for rows in tokenize_sides(model, data))
     both = set(positive) & set(negative)
     if both:
@@ -355,9 +303,7 @@ def _rows_of_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[Toke
     return positive, negative
 
 
-def _halves(
-    sides: tuple[list[TokenRow], list[TokenRow]], seed: int
-) -> tuple[tuple[list[TokenRow], list[TokenRow]], tuple[list[TokenRow], list[TokenRow]]]:
+def _halves(sides: _Rows, seed: int) -> tuple[_Rows, _Rows]:
     if min(map(len, sides)) < 2:
         raise SteerlensError(
             f"{len(sides[0])} positive and {len(sides[1])} negative prompts are too few to choose "

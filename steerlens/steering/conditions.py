@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steerlens.activations.pooling import Readers
 from steerlens.activations.selection import Tokens, read_positions, require_tokens
 from steerlens.errors import SteerlensError
 from steerlens.models.sites import require_site
 from steerlens.numerics import at_least_float32
-from steerlens.steering.positions import Clock
+from steerlens.steering.clocks import Clock
 from steerlens.steering.predicates import Leaf
 from steerlens.steering.similarities import Similarity, cast_similarity
 from steerlens.vectors.vector import SteeringVector
@@ -114,7 +115,7 @@ class Gate:
 
     def read(self, resid: Float[Tensor, "row pos d_model"], layer: int) -> None:
         """Judge the prompt; later passes of the same run change nothing."""
-        if not self.clock.at_prompt:
+        if not self.clock.shown.at_prompt:
             return
         width = self.condition.vector.width
         if resid.shape[-1] != width:
@@ -155,15 +156,11 @@ class Gate:
         self._seen = {layer: seen[rows] for layer, seen in self._seen.items()}
 
     def _pooled(self, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row d_model"]:
-        mask = self.clock.require_mask(f"the condition {self.condition}").cpu()
-        chosen = torch.zeros_like(mask)
-        for index, real in enumerate(mask):
+        mask = self.clock.shown.rows.require_mask(f"the condition {self.condition}").cpu()
+        tokens = self.condition.tokens
+        chosen = []
+        for row, real in enumerate(mask):
             places = real.nonzero().flatten()
-            chosen[index, places[read_positions(self.condition.tokens, len(places), {}, list)]] = (
-                True
-            )
-        row, place = chosen.nonzero(as_tuple=True)  # never touches what a pad may hold
-        picked = at_least_float32(resid[row.to(resid.device), place.to(resid.device)])
-        sums = picked.new_zeros(len(mask), picked.shape[1])
-        sums.index_add_(0, row.to(picked.device), picked)
-        return sums / chosen.sum(dim=1, keepdim=True).to(sums)
+            at = read_positions(tokens, len(places), {}, list)
+            chosen.append((row, places[at].tolist()))
+        return Readers.of(chosen, resid.device).mean(resid)

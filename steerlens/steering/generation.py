@@ -1,6 +1,6 @@
 """Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -9,31 +9,31 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from steerlens.activations.provenance import check_provenance
+from steerlens.activations.batching import by_length
 from steerlens.errors import SteerlensError
-from steerlens.models.engine import LOCAL, Engine
+from steerlens.models.engine import LOCAL, Engine, halving
 from steerlens.models.fast_forward import fast_forward, preallocated_cache, select_rows
 from steerlens.models.host import Model, next_logits
-from steerlens.models.tokenizing import (
-    Readable,
-    TokenRow,
-    left_padded,
-    pad_token,
-    reply_starts,
-    tokenize,
+from steerlens.models.progress import progress_bar
+from steerlens.models.tokenizing import Readable, TokenRow, left_padded, pad_token, tokenize
+from steerlens.steering.batch_plans import (
+    BatchPlan,
+    Plan,
+    Plans,
+    as_plans,
+    decoding_run,
+    for_rows,
+    steering_of,
 )
-from steerlens.steering.batch_plans import for_rows, per_row
+from steerlens.steering.clocks import DecodingClock
 from steerlens.steering.conditions import Condition
-from steerlens.steering.positions import can_select
+from steerlens.steering.fitting import require_fit
 from steerlens.steering.sampling import Sampling, TokenChooser
-from steerlens.steering.steering import Run, Steering
+from steerlens.steering.steering import Run
 
 WORTH_KEEPING = 7 / 8
 """A batch is made smaller when no more than this share of it goes on: that copies its cache."""
-
-Steerings = Steering | Sequence[Steering] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,96 +75,153 @@ class Replies(Sequence[str]):
 def generate(
     model: Model,
     prompts: Sequence[Readable],
-    steering: Steerings = None,
+    steering: Plans = None,
     *,
     max_new_tokens: int = 50,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     draws: Sequence[int] | None = None,
     chat: bool | None = None,
-    batch_size: int = 64,
     use_cache: bool = True,
+    batch_size: int = 64,
     progress: bool = True,
     engine: Engine = LOCAL,
 ) -> Replies:
-    """Reply to each prompt, steered where its conditions hold; greedy unless told otherwise.
+    """Reply to each prompt, steered where its conditions hold; greedy unless `sampling` says else.
 
     Prompts are text, chats or tokens; `chat=None` applies the chat template if there is one.
     A row's reply does not depend on the batch it is in, sampled or not: row i samples with the
-    i-th stream of random numbers of `seed`, or with number `draws[i]`. Rows that are alike and
-    steered alike are written once, unless they are sampled. Raises before any work if
-    a prompt and its reply do not fit into the context, or the plan does not fit the model.
-    Threads that use one model take turns, batch by batch.
+    i-th stream of random numbers of the seed, or with number `draws[i]`. Rows that are alike and
+    steered alike are written once, unless they are sampled. A `BatchPlan` steers each row by its
+    own strength. Raises before any work if a prompt and its reply do not fit into the context, or
+    the plan does not fit the model. Batches halve when memory runs out.
 
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
-    ['Sure, here is a']
+    ['Here is what I know']
     """
-    plan = _Plan(max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed))
-    whole, batches = _batches(model, prompts, steering, plan, draws, chat, batch_size)
-    work = partial(_written, plan=plan, use_cache=use_cache)
-    with tqdm(total=len(prompts), unit="reply", disable=None if progress else True) as bar:
-        for lines, written in engine.run(model, work, batches):
-            whole.place(lines, written)
-            bar.update(sum(map(len, lines)))
-    return whole.replies(model, prompts)
+    writing = Writing(max_new_tokens, sampling, use_cache)
+    task = _prepare(model, prompts, steering, writing, draws, chat)
+    if batch_size < 1:
+        raise SteerlensError(f"got batch_size={batch_size}; expected at least 1")
+    transcript = Transcript.empty(task.rows, task.plans)
+    work = partial(_write_batch, writing=task.writing)
+    with progress_bar(len(prompts), "reply", progress) as bar:
+        for groups, parts in engine.run(model, work, _batches(task, batch_size)):
+            transcript.scatter(groups, parts)
+            bar.update(sum(map(len, groups)))
+    texts = model.tokenizer.batch_decode(transcript.tokens, skip_special_tokens=True)
+    return transcript.replies(prompts, texts)
 
 
 def stream(
     model: Model,
     prompts: Sequence[Readable],
-    steering: Steerings = None,
+    steering: Plans = None,
     *,
     max_new_tokens: int = 50,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     chat: bool | None = None,
 ) -> Generator[Replies, None, None]:
     """`generate`, showing the replies as far as they have come after every token.
 
-    All prompts are one batch. The model stays steered, and other threads wait for it, until the
-    iterator ends or is closed, which its own thread has to do.
+    All prompts are one batch. Between two tokens the model is as it was: other runs may use it,
+    and the iterator may be left at any time, or go on in another thread.
 
     >>> [str(reply) for (reply,) in stream(load_model(), ["How do I bake bread?"],
     ...                                    max_new_tokens=3)]
-    ['Sure', 'Sure,', 'Sure, here']
+    ['Here', 'Here is', 'Here is what']
     """
-    plan = _Plan(max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed))
-    batch_size = max(1, len(prompts))
-    whole, [(lines, batch)] = _batches(model, prompts, steering, plan, None, chat, batch_size)
-    with closing(_write(model, batch, plan)) as steps:
-        for written in steps:
-            whole.place(lines, written)
-            yield whole.replies(model, prompts)
+    task = _prepare(model, prompts, steering, Writing(max_new_tokens, sampling), None, chat)
+    [(groups, batch)] = _batches(task, max(1, len(prompts)))
+    whole, part = Transcript.empty(task.rows, task.plans), Transcript.empty(batch.rows, batch.plans)
+    texts = [GrowingText(model.tokenizer) for _ in batch.rows]
+    with closing(_decode(model, batch, task.writing, part)) as steps:
+        for _ in steps:
+            whole.scatter(groups, [part])
+            shown = [""] * len(prompts)
+            for text, tokens, group in zip(texts, part.tokens, groups, strict=True):
+                so_far = text.of(tokens)
+                for row in group:
+                    shown[row] = so_far
+            yield whole.replies(prompts, shown)
 
 
-class _Plan(NamedTuple):
-    """What is asked of every row."""
+class Writing(NamedTuple):
+    """How every row is written."""
 
     max_new_tokens: int
     sampling: Sampling
-
-
-_Line = list[int]
-"""Which of the prompts, all alike and steered alike, one row of a batch replies to."""
+    use_cache: bool = True
 
 
 class _Batch(NamedTuple):
     """Rows that are written together."""
 
     rows: Sequence[TokenRow]
-    steerings: Sequence[Steering]
+    plans: Sequence[Plan]
     draws: Sequence[int]
     """Which streams of random numbers are theirs."""
 
+    def part(self, rows: Sequence[int]) -> "_Batch":
+        """These of its rows."""
+        return _Batch(
+            [self.rows[row] for row in rows],
+            [for_rows(plan, rows) for plan in self.plans],
+            [self.draws[row] for row in rows],
+        )
+
+
+class Task(NamedTuple):
+    """All rows, and how they are written; found possible."""
+
+    rows: Sequence[TokenRow]
+    plans: Sequence[Plan]
+    draws: Sequence[int]
+    writing: Writing
+
+
+def _prepare(
+    model: Model,
+    prompts: Sequence[Readable],
+    plans: Plans,
+    writing: Writing,
+    draws: Sequence[int] | None,
+    chat: bool | None,
+) -> Task:
+    """Tokenise, and refuse before any work what is not possible."""
+    if writing.max_new_tokens < 1:
+        raise SteerlensError(f"got max_new_tokens={writing.max_new_tokens}; expected at least 1")
+    rows = tokenize(model, prompts, chat=chat)
+    if draws is not None and len(draws) != len(rows):
+        raise SteerlensError(
+            f"got {len(draws)} draws for {len(rows)} prompts; expected one for each"
+        )
+    checked = as_plans(plans)
+    require_fit(model, checked, rows, writing.max_new_tokens)
+    return Task(rows, checked, range(len(rows)) if draws is None else draws, writing)
+
+
+def _batches(task: Task, batch_size: int) -> Iterator[tuple[list[list[int]], _Batch]]:
+    """Groups of equal rows, neighbours in length together; one row of a batch is for each group."""
+    groups = _equal_rows(task)
+    whole = _Batch(task.rows, task.plans, task.draws)
+    for batch in by_length([len(task.rows[group[0]].ids) for group in groups], rows=batch_size):
+        cut = [groups[index] for index in batch]
+        yield cut, whole.part([group[0] for group in cut])
+
+
+def _equal_rows(task: Task) -> list[list[int]]:
+    """Rows that would get the same reply, being the same in all that decides on it."""
+    by_row = [plan for plan in task.plans if isinstance(plan, BatchPlan)]
+    sampled = task.writing.sampling.temperature > 0
+    groups: dict[Any, list[int]] = {}
+    for index, row in enumerate(task.rows):
+        own = tuple(plan.row_key(index) for plan in by_row)
+        groups.setdefault((row, own, task.draws[index] if sampled else None), []).append(index)
+    return list(groups.values())
+
 
 @dataclass
-class _Written:
+class Transcript:
     """Replies as far as they have come."""
 
     tokens: list[list[int]]
@@ -172,36 +229,39 @@ class _Written:
     similarities: dict[Condition, Tensor]
 
     @classmethod
-    def nothing(cls, batch: _Batch) -> "_Written":
-        n = len(batch.rows)
-        conditions = [condition for one in batch.steerings for condition in one.conditions]
-        unseen = {c: torch.full((n, len(c.layers_read)), torch.nan) for c in conditions}
-        return cls([[] for _ in range(n)], [False] * n, unseen)
+    def empty(cls, rows: Sequence[TokenRow], plans: Sequence[Plan]) -> "Transcript":
+        """Before the first token."""
+        n_rows = len(rows)
+        conditions = [condition for plan in plans for condition in steering_of(plan).conditions]
+        unseen = {c: torch.full((n_rows, len(c.layers_read)), torch.nan) for c in conditions}
+        return cls([[] for _ in rows], [False] * n_rows, unseen)
 
     def take(self, rows: Sequence[int], chosen: Sequence[int], eos: frozenset[int]) -> None:
+        """One more token of some rows."""
         for row, token in zip(rows, chosen, strict=True):
             if token in eos:
                 self.finished[row] = True
             else:
                 self.tokens[row].append(token)
 
-    def place(self, lines: Sequence[_Line], batch: "_Written") -> None:
-        """Put the replies of a batch where they belong among all."""
-        rows, places = zip(
-            *((row, place) for place, line in enumerate(lines) for row in line), strict=True
-        )
-        for row, place in zip(rows, places, strict=True):
-            self.tokens[row], self.finished[row] = batch.tokens[place], batch.finished[place]
+    def scatter(self, groups: Sequence[Sequence[int]], parts: Sequence["Transcript"]) -> None:
+        """Put the replies of a batch, in one part or several, where they belong among all."""
+        tokens = [row for part in parts for row in part.tokens]
+        finished = [row for part in parts for row in part.finished]
+        pairs = [(row, place) for place, group in enumerate(groups) for row in group]
+        for row, place in pairs:
+            self.tokens[row], self.finished[row] = tokens[place], finished[place]
+        rows, places = map(list, zip(*pairs, strict=True))
         # By order: a batch that was written elsewhere has copies of the conditions.
-        for whole, seen in zip(
-            self.similarities.values(), batch.similarities.values(), strict=True
-        ):
-            whole[list(rows)] = seen[list(places)]
+        seen = zip(*(part.similarities.values() for part in parts), strict=True)
+        for whole, of_parts in zip(self.similarities.values(), seen, strict=True):
+            whole[rows] = torch.cat(of_parts)[places]
 
-    def replies(self, model: Model, prompts: Sequence[Readable]) -> Replies:
+    def replies(self, prompts: Sequence[Readable], texts: Sequence[str]) -> Replies:
+        """As they are handed out."""
         return Replies(
             tuple(prompts),
-            tuple(model.tokenizer.batch_decode(self.tokens, skip_special_tokens=True)),
+            tuple(texts),
             tuple(map(tuple, self.tokens)),
             tuple(self.finished),
             tuple(
@@ -211,153 +271,129 @@ class _Written:
         )
 
 
-def _batches(
-    model: Model,
-    prompts: Sequence[Readable],
-    steering: Steerings,
-    plan: _Plan,
-    draws: Sequence[int] | None,
-    chat: bool | None,
-    batch_size: int,
-) -> tuple[_Written, Iterator[tuple[list[_Line], _Batch]]]:
-    """Room for all replies, and the batches to write, neighbours in length together."""
-    if plan.max_new_tokens < 1 or batch_size < 1:
-        raise SteerlensError(
-            f"max_new_tokens={plan.max_new_tokens}, batch_size={batch_size}: both must be at "
-            "least 1"
-        )
-    rows = tokenize(model, prompts, chat=chat)
-    numbers = range(len(rows)) if draws is None else draws
-    if len(numbers) != len(rows):
-        raise SteerlensError(
-            f"{len(numbers)} draws came for {len(rows)} prompts; give one for each"
-        )
-    steerings = _require_fitting(model, steering, rows, plan.max_new_tokens)
-    lines = sorted(
-        _alike(rows, steerings, numbers if plan.sampling.temperature else None),
-        key=lambda line: len(rows[line[0]].ids),
-    )
+class GrowingText:
+    """A reply's text as its tokens come, without decoding from the start each time."""
 
-    def batch(cut: Sequence[_Line]) -> _Batch:
-        of = [line[0] for line in cut]
-        steered = [for_rows(one, of) for one in steerings]
-        return _Batch([rows[row] for row in of], steered, [numbers[row] for row in of])
+    def __init__(self, tokenizer: Any) -> None:
+        self._decode = partial(tokenizer.decode, skip_special_tokens=True)
+        self._text, self._begin, self._end = "", 0, 0
+        # `_text` is that of the first `_end` tokens; those from `_begin` on are decoded again with
+        # what follows, since a token's text depends on the one before (spaces between words).
 
-    cuts = [lines[start : start + batch_size] for start in range(0, len(lines), batch_size)]
-    return _Written.nothing(_Batch(rows, steerings, numbers)), ((cut, batch(cut)) for cut in cuts)
+    def of(self, tokens: Sequence[int]) -> str:
+        """The text of all tokens; those that were asked for before are the first ones."""
+        before = self._decode(tokens[self._begin : self._end])
+        grown = self._decode(tokens[self._begin :])
+        text = self._text + grown[len(before) :]
+        if len(grown) > len(before) and not grown.endswith("\ufffd"):  # half a character
+            self._text, self._begin, self._end = text, self._end, len(tokens)
+        return text
 
 
-def _alike(
-    rows: Sequence[TokenRow], steerings: Sequence[Steering], draws: Sequence[int] | None
-) -> Iterable[_Line]:
-    """Rows that would get the same reply, being the same in all that decides on it."""
-    settings = [of.tolist() for steering in steerings for of in per_row(steering).values()]
-    lines: dict[Any, _Line] = {}
-    for index, row in enumerate(rows):
-        own = tuple(tuple(of[index]) for of in settings)
-        lines.setdefault((row, own, draws and draws[index]), []).append(index)
-    return lines.values()
+def write(model: Model, task: Task) -> Transcript:
+    """The replies of a task as one batch; in several parts where memory does not hold it."""
+    [(groups, batch)] = _batches(task, len(task.rows))
+    transcript = Transcript.empty(task.rows, task.plans)
+    transcript.scatter(groups, _write_batch(model, batch, task.writing))
+    return transcript
 
 
-def _written(model: Model, batch: _Batch, plan: _Plan, use_cache: bool) -> _Written:
-    *_, written = _write(model, batch, plan, use_cache)
-    return written
+def _write_batch(model: Model, batch: _Batch, writing: Writing) -> list[Transcript]:
+    """The replies of a batch; in several parts where memory does not hold it at once."""
+
+    def write(rows: Sequence[int]) -> Transcript:
+        part = batch.part(rows)
+        transcript = Transcript.empty(part.rows, part.plans)
+        for _ in _decode(model, part, writing, transcript):
+            pass
+        return transcript
+
+    return halving(write, range(len(batch.rows)))
 
 
-def _write(
-    model: Model, batch: _Batch, plan: _Plan, use_cache: bool = True
-) -> Generator[_Written, None, None]:
-    """The replies of a batch; the same object, after every token."""
-    written, eos = _Written.nothing(batch), _end_of_text(model)
+def _decode(
+    model: Model, batch: _Batch, writing: Writing, transcript: Transcript
+) -> Generator[None, None, None]:
+    """Write into the transcript, token by token; finished rows leave the batch in groups."""
+    eos = _end_of_text(model)
     tokens, mask = left_padded([row.ids for row in batch.rows], pad_token(model))
-    run = Run(batch.steerings, mask, model, reply_starts(batch.rows))
-    choose = TokenChooser(plan.sampling, batch.draws)
-    steps = _decode(model, tokens, run, plan.max_new_tokens, choose, eos, use_cache)
-    with closing(steps):
-        for step, (rows, chosen) in enumerate(steps):
-            written.take(rows.tolist(), chosen.tolist(), eos)
-            if step == 0:
-                for condition, gate in run.gates.items():
-                    written.similarities[condition] = gate.similarity.float().cpu()
-            yield written
+    run = decoding_run(batch.plans, batch.rows, mask, model)
+    state = _State.begin(model, tokens, mask, writing)
+    choose = TokenChooser(writing.sampling, batch.draws)
+    ends = torch.tensor(sorted(eos), device=state.text.device)
+    for step in range(writing.max_new_tokens):
+        chosen = _next_tokens(model, state, run, choose, step)
+        going = state.going
+        transcript.take(state.rows[going].tolist(), chosen.cpu()[going].tolist(), eos)
+        if step == 0:
+            for condition, gate in run.gates.items():
+                transcript.similarities[condition] = gate.similarity.float().cpu()
+        yield
+        state.going = state.going & ~torch.isin(chosen, ends).cpu()
+        if not state.going.any():
+            return
+        state.append(chosen)
+        if state.going.float().mean() <= WORTH_KEEPING:
+            run.keep_rows(state.drop_finished())
+
+
+@dataclass
+class _State:
+    """Where decoding stands: the rows that are still computed, their text and cache."""
+
+    rows: Int[Tensor, " row"]
+    """Of the batch, that are still computed."""
+    going: Bool[Tensor, " row"]
+    """Of these, that have not finished."""
+    text: Int[Tensor, "row pos"]
+    mask: Bool[Tensor, "row pos"]
+    cache: Any
+
+    @classmethod
+    def begin(
+        cls,
+        model: Model,
+        tokens: Int[Tensor, "row pos"],
+        mask: Bool[Tensor, "row pos"],
+        writing: Writing,
+    ) -> "_State":
+        """At the prompt."""
+        device = model.cfg.device
+        room = tokens.shape[1] + writing.max_new_tokens
+        cache = preallocated_cache(model, len(tokens), room) if writing.use_cache else None
+        going = torch.ones(len(tokens), dtype=torch.bool)
+        return cls(torch.arange(len(tokens)), going, tokens.to(device), mask.to(device), cache)
+
+    @torch.inference_mode()
+    def append(self, chosen: Int[Tensor, " row"]) -> None:
+        """One more token of each row."""
+        self.text = torch.cat([self.text, chosen[:, None]], dim=1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+
+    @torch.inference_mode()
+    def drop_finished(self) -> Int[Tensor, " row"]:
+        """Go on with the rows that have not finished: these, of those before."""
+        kept = self.going.nonzero().flatten()
+        self.rows, self.going = self.rows[kept], self.going[kept]
+        on_device = kept.to(self.text.device)
+        self.text, self.mask = self.text[on_device], self.mask[on_device]
+        if self.cache is not None:
+            select_rows(self.cache, on_device)
+        return kept
 
 
 @torch.inference_mode()
-def _decode(
-    model: Model,
-    tokens: Int[Tensor, "row pos"],
-    run: Run,
-    max_new_tokens: int,
-    choose: "TokenChooser",
-    eos: frozenset[int],
-    use_cache: bool,
-) -> Generator[tuple[Int[Tensor, " alive"], Int[Tensor, " alive"]], None, None]:
-    """Yield the rows that go on and their next tokens; finished rows leave the batch in groups."""
-    assert run.prompt_mask is not None
-    device = model.cfg.device
-    rows = torch.arange(len(tokens))  # of the batch, that are still computed
-    going = torch.ones(len(tokens), dtype=torch.bool)  # of these, that have not finished
-    text, mask = tokens.to(device), run.prompt_mask.to(device)
-    room = tokens.shape[1] + max_new_tokens
-    cache = preallocated_cache(model, len(tokens), room) if use_cache else None
-    ends = torch.tensor(sorted(eos), device=device)
+def _next_tokens(
+    model: Model, state: _State, run: Run, choose: TokenChooser, step: int
+) -> Int[Tensor, " row"]:
+    """The next token of each row, by one forward pass."""
+    assert isinstance(run.clock, DecodingClock)
+    first = 0 if step == 0 or state.cache is None else state.text.shape[1] - 1
+    shown = state.text[:, first:]
+    run.clock.show(first, shown.shape[1])
     with fast_forward(model), model.hooks(fwd_hooks=run.hooks()):
-        for step in range(max_new_tokens):
-            first = 0 if step == 0 or cache is None else -1
-            logits = next_logits(model, text[:, first:], mask.int(), cache)
-            chosen = choose(logits, text, mask, step, rows)
-            yield rows[going], chosen.cpu()[going]
-            going &= ~torch.isin(chosen, ends).cpu()
-            if not going.any():
-                return
-            text = torch.cat([text, chosen[:, None]], dim=1)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if going.float().mean() <= WORTH_KEEPING:
-                kept = going.nonzero().flatten()
-                rows, going = rows[kept], going[kept]
-                run.keep_rows(kept)
-                kept = kept.to(device)
-                text, mask = text[kept], mask[kept]
-                if cache is not None:
-                    select_rows(cache, kept)
-
-
-def _require_fitting(
-    model: Model, steering: Steerings, rows: Sequence[TokenRow], max_new_tokens: int
-) -> list[Steering]:
-    """Refuse, before any work, what could not run to its end or would do nothing."""
-    steerings = [steering] if isinstance(steering, Steering) else list(steering or ())
-    for index, row in enumerate(rows):
-        if len(row.ids) + max_new_tokens > model.cfg.n_ctx:
-            raise SteerlensError(
-                f"prompt {index} has {len(row.ids)} tokens and {max_new_tokens} new ones were "
-                f"asked for, but {model.cfg.model_name}'s context holds {model.cfg.n_ctx}"
-            )
-    for one in steerings:
-        uses = [(one.vector, one.site_written, one.layers_steered)]
-        uses += [(c.vector, c.site_read, c.layers_read) for c in one.conditions]
-        for vector, site, layers in uses:
-            check_provenance(model, vector, site, layers)
-        for what, values in per_row(one).items():
-            if len(values) != len(rows):
-                raise SteerlensError(
-                    f"the {what} of {one} has {len(values)} rows for {len(rows)} prompts; "
-                    "it needs one row for each prompt"
-                )
-        longest = max(rows, key=lambda row: len(row.ids))
-        each = [for_rows(one, [index]) for index in range(len(rows))]
-        if not any(_touches(own, row, max_new_tokens) for own, row in zip(each, rows, strict=True)):
-            raise SteerlensError(
-                f"{one} would touch no token of these prompts (of {len(longest.ids)} tokens at "
-                f"most) and {max_new_tokens} new ones; change positions="
-            )
-    return steerings
-
-
-def _touches(steering: Steering, row: TokenRow, max_new_tokens: int) -> bool:
-    return can_select(
-        steering.positions, steering.skip_bos, len(row.ids), max_new_tokens, row.reply_start
-    )
+        logits = next_logits(model, shown, state.mask.int(), state.cache)
+    return choose(logits, state.text, state.mask, step, state.rows)
 
 
 def _end_of_text(model: Model) -> frozenset[int]:

@@ -23,8 +23,7 @@ Where = Callable[[], Bool[Tensor, "#batch #pos"] | None]
 KeepNorm = Callable[[Tensor, Tensor], Tensor]
 """`(before, after) -> after`, at the wanted length."""
 PerRow = Callable[[], Float[Tensor, " batch"]]
-"""The strength for each row of the pass at hand. A row of strength zero is left alone, whatever the
-edit; a plain number always acts, and clamping to 0, say, is an edit."""
+"""The strength for each row of the pass at hand."""
 
 
 def steering_hook(edit: Edit) -> Callable[..., Any]:
@@ -50,12 +49,7 @@ def steering_hook(edit: Edit) -> Callable[..., Any]:
                 "the vector belongs to another model"
             )
         chosen = where()
-        scale: Any = strength
-        if callable(strength):
-            per_row = strength()
-            on = (per_row != 0)[:, None]
-            chosen = on if chosen is None else chosen & on
-            scale = per_row.to(resid)[:, None, None]
+        scale = strength().to(resid)[:, None, None] if callable(strength) else strength
         if chosen is not None and not chosen.any():
             return None
         more = () if reference is None else (reference.to(resid),)

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model, attach_hooks
 from steerlens.models.sites import (
     FRAMED_SITES,
@@ -21,6 +21,7 @@ from steerlens.models.sites import (
     require_writable,
     site_frame,
 )
+from steerlens.steering.clocks import Clock, DecodingClock, PlainHooksClock, Shown
 from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.hooks import (
     KeepNorm,
@@ -31,7 +32,7 @@ from steerlens.steering.hooks import (
     restore_norm,
     steering_hook,
 )
-from steerlens.steering.positions import Clock, Positions, describe, require_positions
+from steerlens.steering.positions import Positions, describe, require_positions
 from steerlens.steering.predicates import Predicate
 from steerlens.vectors.vector import SteeringVector
 
@@ -54,8 +55,9 @@ class Steering:
     vector: SteeringVector
     layers: Iterable[int] | None = None
     """None: all layers of the vector."""
-    strength: float | Float[Tensor, "row layer"] = 1.0
-    """Multiplies the direction as it is; a matrix steers each row of a batch by its own."""
+    strength: float | Sequence[float] | Float[Tensor, " layer"] = 1.0
+    """Multiplies the direction as it is; one number, or one for each layer in increasing order.
+    (A `BatchPlan` has one for each row of a batch.)"""
     when: Predicate | None = None
     edit: Callable[..., Any] = add_direction
     positions: Positions = "all"
@@ -86,16 +88,7 @@ class Steering:
                 )
         require_positions(self.positions)
         require_site(self.site_written)
-        strength = torch.as_tensor(self.strength)
-        if not strength.isfinite().all():
-            raise SteerlensError(f"strength {self.strength} is not finite")
-        if strength.ndim not in (0, 2) or (
-            strength.ndim == 2 and strength.shape[1] != len(self.layers_steered)
-        ):
-            raise SteerlensError(
-                f"strength of shape {tuple(strength.shape)} came; needed is one number, or a "
-                f"matrix [row, layer] for the {len(self.layers_steered)} steered layers"
-            )
+        set_("strength", _checked_strength(self.strength, len(self.layers_steered)))
         if self.relative and self.vector.norms is None:
             raise SteerlensError(
                 "relative=True needs the activation norms that extract() records, "
@@ -108,6 +101,13 @@ class Steering:
         """`layers` as the tuple it is kept as."""
         assert isinstance(self.layers, tuple)
         return self.layers
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """One for each steered layer."""
+        if isinstance(self.strength, int | float):
+            return (float(self.strength),) * len(self.layers_steered)
+        return tuple(map(float, self.strength))
 
     @property
     def site_written(self) -> str:
@@ -155,7 +155,8 @@ class Steering:
         return Attachment(model, self.hooks(prompt_mask, model))
 
     def __repr__(self) -> str:
-        strength = f"{self.strength:g}" if isinstance(self.strength, int | float) else "per-row"
+        one = isinstance(self.strength, int | float)
+        strength = f"{self.strength:g}" if one else "by-layer strengths"
         return (
             f"Steering({self.edit.__name__} {strength}{' relative' if self.relative else ''} × "
             f"{self.name or self.vector.provenance.get('name', 'vector')!r} at {self.site_written} "
@@ -186,31 +187,40 @@ def steering_hooks(
 
     All conditions are read on the unsteered stream, so none may lie after the first steered site.
     """
-    return Run(steerings, prompt_mask, model).hooks()
+    return Run([(one, None) for one in steerings], PlainHooksClock(prompt_mask), model).hooks()
+
+
+class RowSettings(NamedTuple):
+    """What differs between the rows of a batch that is steered alike otherwise."""
+
+    strength: Float[Tensor, "row layer"]
+    acts: Bool[Tensor, "row layer"]
+    """Where a row is steered at all; elsewhere it is left alone, whatever the edit."""
+    where: Bool[Tensor, "row place"] | None
+    """Each row's own positions mask; None: the steering's positions."""
 
 
 @dataclass(eq=False)
 class Run:
     """The state of one use of a plan: its clock and its gates. Made afresh, never reset."""
 
-    steerings: Sequence[Steering]
-    prompt_mask: Bool[Tensor, "row pos"] | None = None
+    parts: Sequence[tuple[Steering, RowSettings | None]]
+    clock: Clock
     model: Model | None = None
     """Needed at sites that hosts show in another form than ours; refuses what it lacks."""
-    reply_start: Int[Tensor, " row"] | None = None
-    """Where each row's reply begins, which hooks alone cannot see."""
-    clock: Clock = field(init=False)
     gates: dict[Condition, Gate] = field(init=False)
 
     def __post_init__(self) -> None:
-        _require_readable_conditions(self.steerings)
-        for steering in self.steerings:
+        steerings = [steering for steering, _ in self.parts]
+        _require_readable_conditions(steerings)
+        for steering in steerings:
             require_writable(self.model, steering.site_written)
         conditions = dict.fromkeys(
-            condition for steering in self.steerings for condition in steering.conditions
+            condition for steering in steerings for condition in steering.conditions
         )
-        self.clock = Clock(self.prompt_mask, self.reply_start, on_prompt=self._forget)
         self.gates = {condition: Gate(condition, self.clock) for condition in conditions}
+        if isinstance(self.clock, PlainHooksClock):
+            self.clock.on_prompt = self._forget
 
     def hooks(self) -> list[NamedHook]:
         """Clock first, then what reads, then what edits, in the order of the forward pass."""
@@ -220,29 +230,33 @@ class Run:
             for layer in condition.layers_read
         ]
         edits: list[_Placed] = [
-            (steering.site_written, layer, self._edit(steering, column, layer))
-            for steering in self.steerings
+            (steering.site_written, layer, self._edit(index, column))
+            for index, (steering, _) in enumerate(self.parts)
             for column, layer in enumerate(steering.layers_steered)
         ]
         placed = sorted([*reads, *edits], key=lambda hook: forward_order(hook[0], hook[1]))
         if not placed:
             return []
-        # The block input is passed once a pass; a norm's output is, three times.
-        clock: _Placed = ("resid_pre", placed[0][1], partial(follow_text, clock=self.clock))
+        if isinstance(self.clock, PlainHooksClock):
+            # The block input is passed once a pass; a norm's output is, three times.
+            placed = [
+                ("resid_pre", placed[0][1], partial(follow_text, clock=self.clock)),
+                *placed,
+            ]
         return [
             (self._name(site, layer), self._framed(site, layer, function))
-            for site, layer, function in [clock, *placed]
+            for site, layer, function in placed
         ]
 
     def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with these rows of the batch only, in this order."""
+        assert isinstance(self.clock, DecodingClock)
         self.clock.keep_rows(rows)
         for gate in self.gates.values():
             gate.keep_rows(rows)
-        self._chosen.clear()
 
-    _chosen: dict[Steering, tuple[int, Tensor | None]] = field(default_factory=dict)
-    """What `_where` found in the pass of that number: its layers share it."""
+    _chosen: dict[int, tuple[Shown, Tensor | None]] = field(default_factory=dict)
+    """What `_where` found in a pass for the part of that index: its layers share it."""
 
     def _name(self, site: str, layer: int) -> str:
         if self.model is None:
@@ -259,38 +273,65 @@ class Run:
             )
         return partial(in_site_frame, inner=function, frame=site_frame(self.model, site, layer))
 
-    def _edit(self, steering: Steering, column: int, layer: int) -> Callable[..., Any]:
-        strength = torch.as_tensor(steering.strength)
-        per_row = partial(self._strength, strength[:, column]) if strength.ndim else None
+    def _edit(self, index: int, column: int) -> Callable[..., Any]:
+        steering, rows = self.parts[index]
+        layer = steering.layers_steered[column]
+        strength = partial(self._strength, rows.strength[:, column]) if rows else None
         return partial(
             steering.edit,
             direction=steering.direction(layer),
-            strength=per_row or float(strength),
-            where=partial(self._where, steering),
+            strength=strength or steering.strengths[column],
+            where=partial(self._where, index, column),
             keep_norm=steering.norm_keeper,
             reference=None if steering.reference is None else steering.reference[layer],
         )
 
     def _strength(self, per_row: Float[Tensor, " row"]) -> Float[Tensor, " left"]:
-        return self.clock.of_rows(per_row, "strength")
+        return self.clock.shown.rows.of_rows(per_row, "strength")
 
-    def _where(self, steering: Steering) -> Bool[Tensor, "#row #pos"] | None:
-        found_in, chosen = self._chosen.get(steering, (-1, None))
-        if found_in != self.clock.passes:
-            chosen = self._find(steering)
-            self._chosen[steering] = self.clock.passes, chosen
-        return chosen
+    def _where(self, index: int, column: int) -> Bool[Tensor, "#row #pos"] | None:
+        shown = self.clock.shown
+        found_in, chosen = self._chosen.get(index, (None, None))
+        if found_in is not shown:
+            chosen = self._find(index, shown)
+            self._chosen[index] = shown, chosen
+        rows = self.parts[index][1]
+        if rows is None:
+            return chosen
+        acts = shown.rows.of_rows(rows.acts[:, column], "strength")[:, None]
+        return acts if chosen is None else chosen & acts
 
-    def _find(self, steering: Steering) -> Bool[Tensor, "#row #pos"] | None:
-        tokens = self.clock.steered(steering.positions, steering.skip_bos)
+    def _find(self, index: int, shown: Shown) -> Bool[Tensor, "#row #pos"] | None:
+        steering, rows = self.parts[index]
+        own_places = None if rows is None else rows.where
+        tokens = shown.steered(steering.positions, steering.skip_bos, own_places)
         if steering.when is None:
             return tokens
-        rows = steering.when.truth(lambda condition: self.gates[condition].open)[:, None]
-        return rows if tokens is None else rows & tokens
+        opened = steering.when.truth(lambda condition: self.gates[condition].open)[:, None]
+        return opened if tokens is None else opened & tokens
 
     def _forget(self) -> None:
         for gate in self.gates.values():
             gate.forget()
+
+
+def _checked_strength(strength: Any, n_layers: int) -> float | tuple[float, ...]:
+    """One finite number, or one for each layer."""
+    try:
+        numbers = torch.as_tensor(strength)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.empty(0)
+    fits = numbers.ndim == 0 or tuple(numbers.shape) == (n_layers,)
+    if not fits or numbers.dtype == torch.bool or numbers.is_complex():
+        raise SteerlensError(
+            f"got strength={short_repr(strength)}; expected one number, or one for each of the "
+            f"{n_layers} steered layers (for one per row of a batch, use a BatchPlan)"
+        )
+    if not numbers.isfinite().all():
+        raise SteerlensError(f"strength {strength} is not finite")
+    if numbers.ndim:
+        return tuple(map(float, numbers.tolist()))
+    return strength if isinstance(strength, int | float) else float(numbers)
 
 
 def _require_arguments(edit: Any, reference: SteeringVector | None) -> None:

@@ -61,6 +61,48 @@ class CastTable:
         return f"CastTable({n['harmful']} harmful, {n['harmless']} harmless, {self.steering})"
 
 
+@dataclass(frozen=True, eq=False)
+class Refusing:
+    """A steering that refuses, and the test prompts that it is tried on."""
+
+    vector: SteeringVector
+    steering: Steering
+    n_validation: int
+    """Prompts that the steering's layers and strength were chosen on."""
+    harmful: tuple[Prompt, ...]
+    harmless: tuple[Prompt, ...]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The harmful ones first."""
+        return [*self.harmful, *self.harmless]
+
+    @property
+    def early(self) -> range:
+        """The layers that a condition may read: gates come before what they gate."""
+        return range(min(self.steering.layers_steered) + 1)
+
+
+def learn_to_refuse(
+    model: Model,
+    refusals: ContrastiveDataset,
+    harms: ContrastiveDataset,
+    *,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Refusing:
+    """Find the refusal direction, and choose layers and strength on validation prompts.
+
+    `refusals` needs a part "train", `harms` "validation" and "test", of which `limit` pairs are
+    kept to be tried on.
+    """
+    vector = extract(model, refusals.train, tokens="suffix", name="refuse", progress=progress)
+    trial = list(chain.from_iterable(harms.validation.pairs[:12]))
+    steering = choose_steering(model, vector, trial)
+    harmful, harmless = (side[:limit] for side in zip(*harms.test.pairs, strict=True))
+    return Refusing(vector, steering, len(trial), harmful, harmless)
+
+
 def cast_table(
     model: Model,
     refusals: ContrastiveDataset,
@@ -79,13 +121,9 @@ def cast_table(
     figures; `limit` of its pairs). For the curve, conditions are found anew from nested subsets
     of the training pairs, `draws` times (`sizes=None`: doubling from 4).
     """
-    vector = extract(model, refusals.train, tokens="suffix", name="refuse", progress=progress)
-    trial = list(chain.from_iterable(harms.validation.pairs[:12]))
-    steering = choose_steering(model, vector, trial)
-    early = range(min(steering.layers_steered) + 1)  # gates come before what they gate
-    harmful, harmless = (list(side)[:limit] for side in zip(*harms.test.pairs, strict=True))
-    prompts = [*harmful, *harmless]
-    is_harmful = np.arange(len(prompts)) < len(harmful)
+    refusing = learn_to_refuse(model, refusals, harms, limit=limit, progress=progress)
+    steering, prompts = refusing.steering, refusing.prompts
+    is_harmful = np.arange(len(prompts)) < len(refusing.harmful)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     unsteered, always = (
         np.array(list(map(refused, generate(model, prompts, plan, **options))))
@@ -95,8 +133,9 @@ def cast_table(
     def found(pairs: ContrastiveDataset) -> tuple[ConditionSearch, np.ndarray]:
         """A row is either steered or not, so two runs hold what any condition would give."""
         search = find_condition(
-            model, "harmful", pairs, harms.validation, harms.test, early, seed, progress=progress
-        )
+            model, "harmful", pairs, harms.validation, harms.test, refusing.early, seed,
+            progress=progress,
+        )  # fmt: skip
         return search, np.where(fires_on(model, search.best, prompts), always, unsteered)
 
     search, conditional = found(harms.train)
@@ -116,7 +155,7 @@ def cast_table(
             search_there, hits = found(pairs)
             curve.append(
                 {"pairs": len(pairs), "draw": draw}
-                | dict(zip(("f1", "f1_low", "f1_high"), search_there.scores.f1, strict=True))
+                | search_there.scores.f1.columns("f1")
                 | {f"{group}_refused": float(hits[mine].mean()) for group, mine in groups.items()}
             )
     return CastTable(rates, pd.DataFrame(curve), steering, search)

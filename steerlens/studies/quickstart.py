@@ -3,68 +3,55 @@
 Written as one would write a script: everything it does, it does through the public library.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from steerlens.activations.extraction import extract
 from steerlens.dashboards.conditions import similarities_by_layer, threshold_sweep
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.prompts import Prompt, load_prompts
 from steerlens.files import PathLike, demo_file, require_writable, write_json, write_text
-from steerlens.intervals import Interval, rate
+from steerlens.intervals import rate
 from steerlens.judges.fluency import degenerate
 from steerlens.judges.refusals import refused
 from steerlens.models.fingerprint import LIBRARIES
+from steerlens.models.host import Model
 from steerlens.models.loading import TINY_CHAT, load_model
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.generation import Replies, generate
 from steerlens.steering.rules import apply_rules
-from steerlens.studies.cast import MAX_NEW_TOKENS, choose_steering, find_condition
+from steerlens.studies.cast import MAX_NEW_TOKENS, Refusing, find_condition, learn_to_refuse
 from steerlens.studies.study import RESULTS_FORMAT, compared
+from steerlens.vectors.vector import SteeringVector
 
 NAMED_TOPICS = ("legal", "intimate")
 """The topics that part III refuses, and that its complement alone answers."""
+SHOWN = 2
+"""Harmful prompts, and as many harmless ones, whose replies are printed."""
+
+Row = dict[str, Any]
 
 
-@dataclass
-class Results:
-    """The table of the run, as it grows."""
+@dataclass(frozen=True, eq=False)
+class DemoPart:
+    """What one part of the demo found."""
 
-    console: Console
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    run: dict[str, Any] = field(default_factory=dict)
-
-    def note(self, part: str, group: str, measure: str, value: Interval, n: int) -> None:
-        self.rows.append(
-            {"part": part, "group": group, "measure": measure, **value._asdict(), "n": n}
-        )
-
-    def note_replies(self, part: str, group: str, replies: Sequence[str]) -> None:
-        for measure, judge in (("refused", refused), ("degenerate", degenerate)):
-            self.note(
-                part, group, measure, rate(sum(map(judge, replies)), len(replies)), len(replies)
-            )
-
-    def note_scores(self, part: str, group: str, search: ConditionSearch) -> None:
-        scores = search.scores
-        for measure in ("f1", "precision", "recall"):
-            n = scores.n_positive + scores.n_negative
-            self.note(part, group, measure, getattr(scores, measure), n)
-
-    def print(self) -> None:
-        table = Table("part", "group", "measure", "value", "95 % interval", "n", title="Results")
-        for row in self.rows:
-            table.add_row(
-                row["part"], row["group"], row["measure"], f"{row['value']:.3f}",
-                f"{row['low']:.3f} – {row['high']:.3f}", str(row["n"]),
-            )  # fmt: skip
-        self.console.print(table)
+    rows: list[Row]
+    """Tidy: part, group, measure, value, low, high, n."""
+    chosen: str
+    """What was chosen on validation prompts, in words."""
+    examples: list[tuple[str, ...]]
+    """Some replies, under the names of their columns."""
+    replies: Mapping[str, Any] = field(default_factory=dict)
+    """Files of replies before and after steering."""
+    vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
+    searches: Mapping[str, ConditionSearch] = field(default_factory=dict)
 
 
 def run_demo(
@@ -82,7 +69,6 @@ def run_demo(
     """
     out = require_writable(out)
     console = console or Console()
-    results = Results(console)
     model = load_model(model_name)
     if model_name == TINY_CHAT:
         console.print(
@@ -90,114 +76,197 @@ def run_demo(
             "figures show that the method works, not how well it works on a model of yours."
         )
     limit = 30 if quick else None
-    refusals = ContrastiveDataset.load(demo_file("refusal.json"))
     harms = ContrastiveDataset.load(demo_file("harmful.json"))
     topics = load_prompts(demo_file("topics.json"))
-    harmful, harmless = (list(prompts)[:limit] for prompts in zip(*harms.test.pairs, strict=True))
-    prompts = [*harmful, *harmless]
-    by_topic = {topic: list(rows)[:limit] for topic, rows in topics["test"].items()}
-
-    def note_by_harm(part: str, replies: Replies) -> None:
-        results.note_replies(part, "all", replies)
-        results.note_replies(part, "harmful", replies[: len(harmful)])
-        results.note_replies(part, "harmless", replies[len(harmful) :])
 
     console.rule("I · Refuse everything")
-    refuse = extract(model, refusals.train, tokens="suffix", name="refuse")
-    trial = list(chain.from_iterable(harms.validation.pairs[:12]))
-    steering = choose_steering(model, refuse, trial)
-    console.print(f"chosen on {len(trial)} validation prompts: {steering}")
-    unsteered = generate(model, prompts, max_new_tokens=MAX_NEW_TOKENS)
-    steered = generate(model, prompts, steering, max_new_tokens=MAX_NEW_TOKENS)
-    note_by_harm("unsteered", unsteered)
-    note_by_harm("I", steered)
-    refuse.save(out / "refuse.safetensors")
-    write_json(out / "replies-all.json", compared(prompts, unsteered, steered, steering))
-    some = [0, 1, len(harmful), len(harmful) + 1]
-    show(console, prompts, some, unsteered, steered)
+    refusals = ContrastiveDataset.load(demo_file("refusal.json"))
+    refusing = learn_to_refuse(model, refusals, harms, limit=limit)
+    unsteered = generate(model, refusing.prompts, max_new_tokens=MAX_NEW_TOKENS)
+    everything = refuse_everything(model, refusing, unsteered)
+    show(everything, console)
 
     console.rule("II · Refuse harmful prompts only")
-    early = range(min(steering.layers_steered) + 1)  # gates come before what they gate
-    harm_search = find_condition(
-        model, "harmful", harms.train, harms.validation, harms.test, early, seed
-    )
-    console.print(harm_search)
-    refuse_harm = replace(steering, when=harm_search.best)
-    gated = generate(model, prompts, refuse_harm, max_new_tokens=MAX_NEW_TOKENS)
-    write_json(out / "replies-harmful.json", compared(prompts, unsteered, gated, refuse_harm))
-    results.note_scores("II", "test", harm_search)
-    note_by_harm("II", gated)
-    show(console, prompts, some, unsteered, gated)
+    harm = refuse_harm(model, refusing, harms, unsteered, seed=seed)
+    show(harm, console)
 
     console.rule("III · Refuse by topic")
+    by_topic = refuse_by_topic(model, refusing, topics, limit=limit, seed=seed)
+    show(by_topic, console)
+
+    parts = [everything, harm, by_topic]
+    content = results_of(parts, refusing, {"model": model_name, "seed": seed, "quick": quick})
+    show_rates(content["rows"], console)
+    written = save(parts, content, out)
+    console.print(f"wrote results.json, replies, vectors and searches, {written} to {out}")
+    return content
+
+
+def refuse_everything(model: Model, refusing: Refusing, unsteered: Replies) -> DemoPart:
+    """Part I: the steering on all prompts, compared with none."""
+    steering, prompts = refusing.steering, refusing.prompts
+    steered = generate(model, prompts, steering, max_new_tokens=MAX_NEW_TOKENS)
+    rows = [*_by_harm("unsteered", refusing, unsteered), *_by_harm("I", refusing, steered)]
+    return DemoPart(
+        rows,
+        f"chosen on {refusing.n_validation} validation prompts: {steering}",
+        _before_and_after(refusing, unsteered, steered),
+        {"replies-all.json": compared(prompts, unsteered, steered, steering)},
+        {"refuse": refusing.vector},
+    )
+
+
+def refuse_harm(
+    model: Model,
+    refusing: Refusing,
+    harms: ContrastiveDataset,
+    unsteered: Replies,
+    *,
+    seed: int = 0,
+) -> DemoPart:
+    """Part II: the same steering, where a condition finds the prompt harmful."""
+    search = find_condition(
+        model, "harmful", harms.train, harms.validation, harms.test, refusing.early, seed
+    )
+    gated, prompts = replace(refusing.steering, when=search.best), refusing.prompts
+    replies = generate(model, prompts, gated, max_new_tokens=MAX_NEW_TOKENS)
+    return DemoPart(
+        [*_scores("II", "test", search), *_by_harm("II", refusing, replies)],
+        str(search),
+        _before_and_after(refusing, unsteered, replies),
+        {"replies-harmful.json": compared(prompts, unsteered, replies, gated)},
+        searches={"harmful": search},
+    )
+
+
+def refuse_by_topic(
+    model: Model,
+    refusing: Refusing,
+    topics: Mapping[str, Mapping[str, Sequence[str]]],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> DemoPart:
+    """Part III: rules of conditions, one for each topic; `topics` by part and topic."""
     searches = {}
     for topic in topics["train"]:
         train, validation, test = (
             ContrastiveDataset.one_against_rest(topics[part], topic)
             for part in ("train", "validation", "test")
         )
-        searches[topic] = find_condition(model, topic, train, validation, test, early, seed)
+        searches[topic] = find_condition(
+            model, topic, train, validation, test, refusing.early, seed
+        )
     conditions = {topic: search.best for topic, search in searches.items()}
     named = " or ".join(NAMED_TOPICS)
-    for part, rule in (
-        ("III", f"if {named} then refuse"),
-        ("III-complement", f"if not ({named}) then refuse"),
-    ):
-        console.print(f"rule: [bold]{rule}[/bold]")
-        plan = apply_rules(rule, conditions, {"refuse": steering})
-        replies = {
-            topic: generate(model, rows, plan, max_new_tokens=MAX_NEW_TOKENS)
-            for topic, rows in by_topic.items()
+    rules = {"III": f"if {named} then refuse", "III-complement": f"if not ({named}) then refuse"}
+    tested = {topic: list(rows)[:limit] for topic, rows in topics["test"].items()}
+    groups = {"named": NAMED_TOPICS, "others": [one for one in tested if one not in NAMED_TOPICS]}
+    rows: list[Row] = []
+    examples = [("topic", "prompt", *rules.values())]
+    replies: dict[str, dict[str, Replies]] = {}
+    for part, rule in rules.items():
+        plan = apply_rules(rule, conditions, {"refuse": refusing.steering})
+        replies[part] = {
+            topic: generate(model, prompts, plan, max_new_tokens=MAX_NEW_TOKENS)
+            for topic, prompts in tested.items()
         }
-        others = [topic for topic in by_topic if topic not in NAMED_TOPICS]
-        for group, members in (("named", NAMED_TOPICS), ("others", others)):
-            results.note_replies(part, group, [r for topic in members for r in replies[topic]])
-        table = Table("topic", "prompt", "reply", show_lines=True)
-        for topic, rows in by_topic.items():
-            table.add_row(topic, rows[0], replies[topic][0])
-        console.print(table)
+        for group, members in groups.items():
+            said = [reply for topic in members for reply in replies[part][topic]]
+            rows += _rates(part, group, said)
+    for topic, prompts in tested.items():
+        examples.append((topic, str(prompts[0]), *(said[topic][0] for said in replies.values())))
     for topic, search in searches.items():
-        results.note_scores("III", topic, search)
+        rows += _scores("III", topic, search)
+    chosen = "\n".join(f"rule: {rule}" for rule in rules.values())
+    return DemoPart(rows, chosen, examples, searches=searches)
 
-    results.print()
-    run = {
-        "model": model_name,
-        "seed": seed,
-        "quick": quick,
-        "layers": steering.layers_steered,
-        "strength": steering.strength,
+
+def results_of(
+    parts: Sequence[DemoPart], refusing: Refusing, run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What results.json holds: all rows, and how they came about."""
+    chosen = {
+        "layers": refusing.steering.layers_steered,
+        "strength": refusing.steering.strength,
         "thresholds": {
             name: search.candidates[0]._asdict()
-            for name, search in {"harmful": harm_search, **searches}.items()
+            for part in parts
+            for name, search in part.searches.items()
         },
         "versions": {library: version(library) for library in LIBRARIES},
     }
-    content = {"format": RESULTS_FORMAT, "rows": results.rows, "run": run}
+    rows = [row for part in parts for row in part.rows]
+    return {"format": RESULTS_FORMAT, "rows": rows, "run": {**run, **chosen}}
+
+
+def save(parts: Sequence[DemoPart], content: Mapping[str, Any], out: Path) -> str:
+    """Write results, replies, vectors, searches and pages to a directory; the pages' names."""
     write_json(out / "results.json", content)
-    for name, search in {"harmful": harm_search, **searches}.items():
+    searches: dict[str, ConditionSearch] = {}
+    for part in parts:
+        searches |= part.searches
+        for name, replies in part.replies.items():
+            write_json(out / name, replies)
+        for name, vector in part.vectors.items():
+            vector.save(out / f"{name}.safetensors")
+    for name, search in searches.items():
         search.vector.save(out / f"{name}.safetensors")
         search.save(out / f"{name}.json")
     pages = {
-        "similarities.html": similarities_by_layer(harm_search, *searches.values()),
-        "thresholds.html": threshold_sweep(harm_search),
+        "similarities.html": similarities_by_layer(*searches.values()),
+        "thresholds.html": threshold_sweep(searches["harmful"]),
     }
     for name, figure in pages.items():
         write_text(out / name, figure.to_html())
-    console.print(
-        f"wrote results.json, replies, vectors and searches, {' and '.join(pages)} to {out}"
-    )
-    return content
+    return " and ".join(pages)
 
 
-def show(
-    console: Console,
-    prompts: Sequence[Prompt],
-    rows: Sequence[int],
-    before: Replies,
-    after: Replies,
-) -> None:
-    """Some replies before and after, side by side."""
-    table = Table("prompt", "unsteered", "steered", show_lines=True)
-    for row in rows:
-        table.add_row(str(prompts[row]), before[row], after[row])
+def show(part: DemoPart, console: Console) -> None:
+    """What was chosen, and some replies side by side."""
+    console.print(part.chosen, markup=False)
+    header, *lines = part.examples
+    table = Table(*header, show_lines=True)
+    for line in lines:
+        table.add_row(*map(Text, line))  # what a model wrote is text, not markup
     console.print(table)
+
+
+def show_rates(rows: Sequence[Row], console: Console) -> None:
+    """All rates and scores with their intervals."""
+    table = Table("part", "group", "measure", "value", "95 % interval", "n", title="Results")
+    for row in rows:
+        table.add_row(
+            row["part"], row["group"], row["measure"], f"{row['value']:.3f}",
+            f"{row['low']:.3f} – {row['high']:.3f}", str(row["n"]),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _before_and_after(refusing: Refusing, before: Replies, after: Replies) -> list[tuple[str, ...]]:
+    n = len(refusing.harmful)
+    shown = [*range(min(SHOWN, n)), *range(n, min(n + SHOWN, len(before)))]
+    prompts: Sequence[Prompt] = refusing.prompts
+    replies = [(str(prompts[row]), before[row], after[row]) for row in shown]
+    return [("prompt", "unsteered", "steered"), *replies]
+
+
+def _by_harm(part: str, refusing: Refusing, replies: Replies) -> Iterator[Row]:
+    n = len(refusing.harmful)
+    groups = {"all": replies.texts, "harmful": replies[:n], "harmless": replies[n:]}
+    for group, texts in groups.items():
+        yield from _rates(part, group, texts)
+
+
+def _rates(part: str, group: str, texts: Sequence[str]) -> Iterator[Row]:
+    for measure, says in (("refused", refused), ("degenerate", degenerate)):
+        share = rate(sum(map(says, texts)), len(texts))
+        yield {"part": part, "group": group, "measure": measure, **share._asdict(), "n": len(texts)}
+
+
+def _scores(part: str, group: str, search: ConditionSearch) -> Iterator[Row]:
+    scores = search.scores
+    n = scores.n_positive + scores.n_negative
+    for measure in ("f1", "precision", "recall"):
+        value = getattr(scores, measure)
+        yield {"part": part, "group": group, "measure": measure, **value._asdict(), "n": n}

@@ -7,7 +7,7 @@ away; here with intervals, coherence and random directions of equal length besid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,12 @@ from steerlens.judges.builtin import degeneration
 from steerlens.judges.judging import Judge
 from steerlens.judges.models import bits_per_character
 from steerlens.layer_text import layers_as_text
+from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
+from steerlens.steering.sampling import Sampling
+from steerlens.steering.steering import Steering
 from steerlens.vectors.estimators import Estimator, linear_discriminant, mean_difference
+from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.sentiment/1"
 STRENGTHS = (0.1, 0.2, 0.3)
@@ -110,7 +114,7 @@ def run_sentiment(
     out: PathLike | None = None,
     resume: bool = False,
     seed: int = 0,
-    progress: bool = True,
+    **run: Unpack[RunOptions],
 ) -> Sentiment:
     """Choose estimator, layers and strength on the selection prompts; report on the test prompts.
 
@@ -128,37 +132,40 @@ def run_sentiment(
             "n_random=0 leaves no random direction to compare with; give 1 or more"
         )
     polarity = judges.sentiment if judge is None else judge
-    options: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "judges": [polarity, bits_per_character(model), degeneration],
-        "relative": True,
         "chat": False,
         "max_new_tokens": max_new_tokens,
-        "seed": seed,
+        "sampling": Sampling(seed=seed),
         "resume": resume,
-        "progress": progress,
+        **run,
     }
-    out = None if out is None else Path(out)
-    vectors = {
-        name: extract(model, pairs, estimator, tokens="all", name=name, progress=progress)
+    moods = {
+        name: _relative(extract(model, pairs, estimator, tokens="all", name=name, **run))
         for name, estimator in ESTIMATORS.items()
     }
     layers = neighbours(range(model.cfg.n_layers), (1, 2)) if layers is None else layers
-    windows = {layers_as_text(window): window for window in windows_of(model, vectors, layers)}
+    windows = {layers_as_text(window): window for window in windows_of(model, moods, layers)}
     both = [sign * strength for strength in strengths for sign in (1, -1)]
     searched = sweep(
-        model, vectors, selection, layers=windows.values(), strengths=both,
-        out=None if out is None else out / "selection", **options,
+        model, moods, selection, layers=windows.values(), strengths=both,
+        out=None if out is None else Path(out) / "selection", **asked,
     )  # fmt: skip
     chosen = choose(searched, polarity.name)
-    vector = vectors[chosen["vector"]]
+    vector = moods[chosen["vector"]].vector
     drawn = enumerate(random_directions(vector, n_random, seed=seed), start=1)
-    controls = {f"random {i}": control for i, control in drawn}
+    controls = {f"random {i}": _relative(control) for i, control in drawn}
     reported = sweep(
-        model, {"mood": vector, **controls}, test,
+        model, {"mood": _relative(vector), **controls}, test,
         layers=[windows[chosen["layers"]]], strengths=[chosen["strength"], -chosen["strength"]],
-        out=None if out is None else out / "test", **options,
+        out=None if out is None else Path(out) / "test", **asked,
     )  # fmt: skip
     return Sentiment(chosen, searched, reported, polarity.name)
+
+
+def _relative(vector: SteeringVector) -> Steering:
+    """Strengths are fractions of the residual norm."""
+    return Steering(vector, relative=True)
 
 
 def choose(searched: Sweep, polarity: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike
+from steerlens.layer_text import display_layers
+from steerlens.numerics import unit
 from steerlens.vectors.foreign import VectorFile
 from steerlens.vectors.formats import (
     LossyFormatWarning,
@@ -78,7 +80,8 @@ class SteeringVector:
 
     def __repr__(self) -> str:
         name = self.provenance.get("name", "vector")
-        return f"SteeringVector({name!r}, {self.site}, layers {_span(self.layers)}, d {self.width})"
+        layers = display_layers(self.layers)
+        return f"SteeringVector({name!r}, {self.site}, layers {layers}, d {self.width})"
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -95,7 +98,8 @@ class SteeringVector:
         """The row of `directions` that belongs to a layer."""
         if layer not in self.layers:
             raise SteerlensError(
-                f"the vector has no direction for layer {layer}; it has {_span(self.layers)}"
+                f"the vector has no direction for layer {layer}; "
+                f"it has {display_layers(self.layers)}"
             )
         return self.layers.index(layer)
 
@@ -114,10 +118,7 @@ class SteeringVector:
 
     def normalized(self) -> "SteeringVector":
         """Every direction at unit length; a zero direction stays zero."""
-        peaks = self.directions.abs().amax(dim=-1, keepdim=True)
-        scaled = self.directions / peaks.where(peaks > 0, 1.0)  # squares of tiny numbers vanish
-        lengths = scaled.norm(dim=-1, keepdim=True)
-        return self._derived("normalized", scaled / lengths.where(lengths > 0, 1.0))
+        return self._derived("normalized", unit(self.directions))
 
     def centred(self) -> "SteeringVector":
         """The same in a stream without its mean, which LayerNorm models lose in processing.
@@ -220,8 +221,3 @@ class SteeringVector:
                     f"cannot {action} vectors of different {name}: {mine!r} and {theirs!r}; "
                     "take the layers they share with .at(layers), or extract both alike"
                 )
-
-
-def _span(layers: tuple[int, ...]) -> str:
-    whole = layers == tuple(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]}–{layers[-1]}" if whole and len(layers) > 1 else ", ".join(map(str, layers))

@@ -128,9 +128,44 @@ def test_an_estimator_of_another_shape_is_refused(model):
         return positive[0, 0]
 
     with pytest.raises(
-        sl.SteerlensError, match=r"first returned shape \(32,\); needed .*\(4, 32\)"
+        sl.SteerlensError, match=r"first returned shape \(32,\) of float32; expected .*\(4, 32\)"
     ):
         sl.extract(model, DATA, first, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (torch.Tensor.tolist, "returned a list; expected"),
+        (lambda _: None, "returned a NoneType"),
+        (lambda found: (found, 1.0), "returned a tuple"),
+        (lambda _: 1.0, "returned a float"),
+        (lambda found: found.to(torch.complex64), "returned shape .* of complex64"),
+        (lambda found: found * torch.nan, "returned NaN or infinite values"),
+        (lambda found: found.numpy().astype(str), "returned a ndarray"),
+    ],
+)
+def test_an_estimator_that_returns_no_directions_is_refused(unchecked, model, change, told):
+    def strange(positive, negative):
+        return change(mean_difference(positive, negative))
+
+    with pytest.raises(sl.SteerlensError, match=f"strange {told}"):
+        sl.extract(model, DATA, strange, progress=False)
+
+
+def test_an_estimator_of_ones_own_may_be_written_in_numpy_and_in_place(unchecked, model):
+    def in_numpy(positive, negative):
+        return (positive.numpy() - negative.numpy()).mean(axis=0)
+
+    def in_place(positive, negative):
+        positive -= negative
+        return positive.mean(dim=0)
+
+    plain = sl.extract(model, DATA, mean_difference, progress=False)
+    for estimator in (in_numpy, in_place):
+        found = sl.extract(model, DATA, estimator, progress=False)
+        torch.testing.assert_close(found.directions, plain.directions)
+        torch.testing.assert_close(found.explained, plain.explained)
 
 
 def test_an_estimate_without_direction_is_refused(model):

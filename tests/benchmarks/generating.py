@@ -15,6 +15,7 @@ import steerlens as sl
 from steerlens.activations.reading import read_residual
 from steerlens.models.fast_forward import fast_forward, preallocated_cache
 from steerlens.models.host import new_cache, next_logits
+from steerlens.steering.batch_plans import BatchPlan
 
 Rows = Sequence[Sequence[int]]
 
@@ -245,7 +246,8 @@ def sweep(hosts: Hosts, size: Size, at_least: float) -> Iterator[Job]:
         for index, (layer, strength) in enumerate(cells):
             cell[index, layer] = strength
         matrix = cell.repeat_interleave(len(rows), dim=0)
-        return ours(hosts, list(rows) * len(cells), plan(layers, matrix), size.swept_tokens).tokens
+        batch = BatchPlan(plan(layers), matrix)
+        return ours(hosts, list(rows) * len(cells), batch, size.swept_tokens).tokens
 
     def one_by_one() -> Rows:
         found: list[Any] = []

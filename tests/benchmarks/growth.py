@@ -121,7 +121,7 @@ def _extraction(point: dict[str, Any]) -> Any:
 
 
 def _search(point: dict[str, Any]) -> Any:
-    from steerlens.steering.condition_search import Similarities, find_thresholds
+    from steerlens.steering.thresholds import Similarities, find_thresholds
 
     random = np.random.default_rng(0)
     values = random.normal(size=(2, point["prompts"] // 2, point["layers"]))

@@ -14,7 +14,8 @@ from steerlens.dashboards import (
     threshold_sweep,
     vector_cosines,
 )
-from steerlens.steering.condition_search import ConditionSearch, Similarities
+from steerlens.steering.condition_search import search_similarities
+from steerlens.steering.thresholds import Similarities
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def search():
     def spread(shift, n):
         return random.normal(shift, 1, (n, 3)).astype(np.float32)
 
-    return ConditionSearch(
+    return search_similarities(
         sl.SteeringVector(torch.eye(3), (1, 2, 3)),
         (1, 2, 3),
         Similarities(spread([0, 1, 2], 30), spread(0, 40)),
@@ -83,7 +84,7 @@ def test_very_many_prompts_are_drawn_as_quartiles_and_curves_thinned():
     random = np.random.default_rng(0)
     sides = [random.normal(shift, 1, (6000, 2)).astype(np.float32) for shift in (1, 0)]
     many = Similarities(*sides)
-    search = ConditionSearch(sl.SteeringVector(torch.eye(2), (4, 5)), (4, 5), many, many)
+    search = search_similarities(sl.SteeringVector(torch.eye(2), (4, 5)), (4, 5), many, many)
     positive = similarities_by_layer(search).data[0]
     both = np.concatenate([sides[0], sides[0]])
     np.testing.assert_allclose(positive.median, np.median(both, axis=0))

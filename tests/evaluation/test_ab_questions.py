@@ -202,7 +202,7 @@ def test_malformed_files_are_refused_by_place(tmp_path, name, content, message):
 
 def test_plans_that_could_not_matter_are_refused(model, other_model):
     vector = random_vector(model)
-    with pytest.raises(sl.SteerlensError, match="would touch no token of these questions"):
+    with pytest.raises(sl.SteerlensError, match="would touch no token of these prompts"):
         choice_probabilities(model, QUESTIONS, sl.Steering(vector, positions="generated"))
     with pytest.raises(sl.SteerlensError, match="has 2 rows for 5 questions"):
         choice_probabilities(model, QUESTIONS, sl.Steering(vector, [1], torch.ones(2, 1)))

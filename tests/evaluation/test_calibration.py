@@ -28,7 +28,7 @@ def with_curve(monkeypatch, curve):
     """Let `curve` stand for KL over strength; returns the strengths of each round."""
     rounds = []
 
-    def percentiles(_, rows, plans, progress):
+    def percentiles(_, rows, plans, **run):
         rounds.append([float(plan.strength) for plan in plans])
         return [float(curve(abs(strength))) for strength in rounds[-1]]
 
@@ -96,10 +96,10 @@ def test_the_calibrated_plan_has_the_budgets_kl(model, plan, setting):
 
 
 def test_a_row_of_strengths_keeps_its_proportions(model, plan):
-    by_layer = replace(plan, strength=torch.tensor([[0.5, 2.0]]))
+    by_layer = replace(plan, strength=(0.5, 2.0))
     found = sl.calibrate_strength(model, by_layer, 0.05, TEXTS, **QUIET)
     torch.testing.assert_close(
-        torch.as_tensor(found.steering.strength), torch.tensor([[0.5, 2.0]]) * found.strength
+        torch.tensor(found.steering.strengths), torch.tensor([0.5, 2.0]) * found.strength
     )
     assert p95(model, found.steering, TEXTS) == pytest.approx(0.05, rel=0.03)
     with pytest.raises(sl.SteerlensError, match="give it one number"):

@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
 from scipy.stats import page_trend_test, spearmanr
 
 import steerlens as sl
-from steerlens.evaluation.controls import random_directions
+from steerlens.evaluation.controls import random_directions, shuffled_labels
 from steerlens.evaluation.effects import mean_doses, paired_effects, prompt_slopes
 from steerlens.evaluation.evaluation import Evaluation, evaluate
 from steerlens.judges.builtin import degeneration, refusal
 from steerlens.judges.judging import Judge, JudgeError
+from steerlens.steering.batch_plans import stacked
 
 QUIET = {"progress": False}
 TEXTS = ["The sea is salty.", "A week has seven days, and most shops are closed on Sunday."]
@@ -193,12 +193,57 @@ def test_empty_replies_are_told(model, plan, monkeypatch):
     assert (found.table.score == 1).all()
 
 
+def test_controls_are_as_many_random_directions_or_the_callers_own(model, plan):
+    vector = plan.vector.at(plan.layers_steered)
+    drawn = random_directions(vector, 2, seed=0)
+    options = {"judges": [length], **SMALL}
+    counted = evaluate(model, plan, PROMPTS, controls=2, **options)
+    listed = evaluate(model, plan, PROMPTS, controls=drawn, **options)
+    pd.testing.assert_frame_equal(listed.table, counted.table)
+    named = evaluate(
+        model, plan, PROMPTS, controls={"placebo": drawn[0], "shuffled 1": drawn[1]}, **options
+    )
+    assert named.verdict.controls.arm.tolist() == ["placebo", "shuffled 1"]
+    assert named.verdict.controls.effect.tolist() == counted.verdict.controls.effect.tolist()
+    assert "1 placebo: mean" in str(named)
+    assert "no shuffled labels" in str(counted)
+    assert "no shuffled labels" not in str(named)
+
+
+def test_sampled_replies_are_sampled_in_every_arm(model, plan):
+    sampling = sl.Sampling(1.2, top_k=20, seed=4)
+    found = evaluate(model, plan, PROMPTS, judges=[length], controls=0, sampling=sampling, **SMALL)
+    every = sl.generate(
+        model,
+        [*PROMPTS] * 3,
+        stacked([None, plan, replace(plan, strength=-plan.strength)], len(PROMPTS)),
+        max_new_tokens=6,
+        sampling=sampling,
+        **QUIET,
+    )
+    assert found.replies.reply.tolist() == list(every)
+    assert found.settings["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["steered"], r"controls named \['steered'\]"),
+        (["random 1", "random 1"], "names of their own"),
+    ],
+)
+def test_controls_with_a_name_that_is_taken_are_refused(model, plan, names, told):
+    controls = [replace(plan.vector, provenance={"name": name}) for name in names]
+    with pytest.raises(sl.SteerlensError, match=told):
+        evaluate(model, plan, PROMPTS, controls=controls, **SMALL)
+
+
 def test_strengths_by_layer_are_multiplied(model, plan):
-    by_layer = replace(plan, strength=torch.tensor([[0.2, 0.8]]))
+    by_layer = replace(plan, strength=(0.2, 0.8))
     found = evaluate(
         model, by_layer, PROMPTS[:3], judges=[length], strengths=[1, 2], controls=0, **SMALL
     )
-    apart = replace(plan, strength=torch.tensor([[0.4, 1.6]]).expand(3, 2))
+    apart = replace(plan, strength=(0.4, 1.6))
     alone = sl.generate(model, PROMPTS[:3], apart, max_new_tokens=6, **QUIET)
     twice = found.replies.query("arm == 'steered' and strength == 2")
     assert twice.reply.tolist() == list(alone)
@@ -212,7 +257,7 @@ def test_strengths_by_layer_are_multiplied(model, plan):
         ({"strengths": [0.1, 0.1]}, "different finite"),
         ({"judges": []}, "at least one"),
         ({"judges": [length, length]}, "no name twice"),
-        ({"controls": -1}, "cannot be evaluated"),
+        ({"controls": -1}, "expected 0 or more"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(model, plan, options, told):
@@ -232,7 +277,8 @@ def test_the_demos_refusal_is_found_beyond_its_controls(tiny_chat):
         tiny_chat,
         steering,
         prompts,
-        data=refusals,
+        controls=random_directions(refuse, 3)
+        + shuffled_labels(tiny_chat, refuse, refusals, 3, **QUIET),
         texts=TEXTS,
         harmless=prompts[1::2],
         max_new_tokens=20,

@@ -139,15 +139,6 @@ def test_stacked_plans_reply_as_each_alone(model, plan):
     assert len(set(apart)) > len(PROMPTS)
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [{"strength": torch.ones(3, 2)}, {"positions": torch.ones(3, 5, dtype=torch.bool)}],
-)
-def test_plans_for_certain_rows_cannot_be_stacked(plan, setting):
-    with pytest.raises(sl.SteerlensError, match="3 rows; needed"):
-        stacked([replace(plan, **setting)], 6)
-
-
 def test_neutral_text_mixes_its_kinds():
     texts = neutral_texts()
     assert len(texts) == len(set(texts)) >= 60

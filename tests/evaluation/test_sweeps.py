@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 import steerlens as sl
+from steerlens.activations import provenance
 from steerlens.evaluation import sweep_plan, sweeps
 from steerlens.evaluation.sweep_store import UNSTEERED, Cell, Sweep
 from steerlens.intervals import mean
 from steerlens.judges.judging import Judge
 from steerlens.models.fingerprint import fingerprint
-from steerlens.steering import generation
+from steerlens.steering.sampling import Sampling
 
-SAMPLED = {"temperature": 1.3, "top_p": 0.95, "seed": 3}
+SAMPLED = {"sampling": Sampling(1.3, top_p=0.95, seed=3)}
 LENGTH = Judge("length", lambda texts: [len(text) for text in texts])
 WINDOWS = {"1": [1], "2-3": [2, 3], "1,3": [1, 3]}
 POSITIONS = {"all": "all", "generated": "generated", "1:": slice(1, None)}
@@ -37,24 +38,31 @@ def vectors(model):
     return {"one": random_vector(model, 0), "two": random_vector(model, 1)}
 
 
+def templates_of(vectors, positions=POSITIONS, **settings):
+    """A steering for each vector and place, by both names."""
+    return {
+        f"{name} {where}": sl.Steering(vector, positions=place, **settings)
+        for name, vector in vectors.items()
+        for where, place in positions.items()
+    }
+
+
 @pytest.fixture
 def swept(model, vectors):
     """A sweep of a few cells; options change it."""
 
     def run(**options):
         settings = {
+            "steering": templates_of(vectors),
+            "prompts": PROMPTS,
             "layers": WINDOWS.values(),
             "strengths": [-1, 0, 0.5],
-            "positions": list(POSITIONS.values()),
             "judges": [LENGTH],
             "max_new_tokens": 6,
-            "batch_tokens": 2_000,
+            "batch_size": 40,
             "progress": False,
         }
-        given = settings | options
-        return sl.sweep(
-            model, given.pop("vectors", vectors), given.pop("prompts", PROMPTS), **given
-        )
+        return sl.sweep(model, **settings | options)
 
     return run
 
@@ -63,11 +71,13 @@ def loop(model, vectors, cell, options, **plan):
     """What `generate` alone makes of a cell."""
     steering = None
     if cell.layers:
+        vector, where = cell.vector.split(" ")
+        assert where == cell.positions
         steering = sl.Steering(
-            vectors[cell.vector],
+            vectors[vector],
             WINDOWS[cell.layers],
             cell.strength,
-            positions=POSITIONS[cell.positions],
+            positions=POSITIONS[where],
             **plan,
         )
     return sl.generate(model, PROMPTS, steering, progress=False, **options)
@@ -98,21 +108,22 @@ def test_every_cell_is_a_run_of_generate(model, vectors, swept, options):
 
 
 @settings(max_examples=4, deadline=None)
-@given(batch_tokens=st.integers(1, 500), seed=st.integers(0, 9))
-def test_no_row_depends_on_its_batch(model, batch_tokens, seed):
+@given(batch_size=st.integers(1, 20), seed=st.integers(0, 9))
+def test_no_row_depends_on_its_batch(model, batch_size, seed):
     options = {
-        "layers": [1, (2, 3)], "strengths": [0.5], "max_new_tokens": 4, "temperature": 1.0,
-        "seed": seed, "progress": False,
+        "layers": [1, (2, 3)], "strengths": [0.5], "max_new_tokens": 4,
+        "sampling": Sampling(1.0, seed=seed), "progress": False,
     }  # fmt: skip
     vector = random_vector(model)
     whole = sl.sweep(model, vector, PROMPTS, **options)
-    parts = sl.sweep(model, vector, PROMPTS, batch_tokens=batch_tokens, **options)
+    parts = sl.sweep(model, vector, PROMPTS, batch_size=batch_size, **options)
     assert_frame_equal(whole.table, parts.table)
 
 
 def test_gates_are_read_of_every_row_and_decide_as_in_generate(model, vectors, swept):
     condition = splitting_condition(model, layer=0, name="odd")
-    cells = cells_of(swept(when=condition, positions=["all"], batch_tokens=100).table)
+    templates = templates_of(vectors, {"all": "all"}, when=condition)
+    cells = cells_of(swept(steering=templates, batch_size=4).table)
     alone = {
         cell: loop(model, vectors, cell, {"max_new_tokens": 6}, when=condition) for cell in cells
     }
@@ -125,20 +136,22 @@ def test_gates_are_read_of_every_row_and_decide_as_in_generate(model, vectors, s
 
 def test_an_edit_and_a_relative_strength_reach_every_cell(model, vectors, swept):
     plan = {"edit": sl.hooks.clamp_direction, "keep_norm": True, "skip_bos": True}
-    for cell, rows in cells_of(swept(layers=[1], **plan).table).items():
+    templates = templates_of(vectors, **plan)
+    for cell, rows in cells_of(swept(layers=[1], steering=templates).table).items():
         alone = loop(model, vectors, cell, {"max_new_tokens": 6}, **plan)
         assert rows["reply"].tolist() == list(alone)
     norms = torch.arange(1.0, 5.0)
     scaled = replace(vectors["one"], norms=norms)
-    relative = swept(vectors=scaled, layers=[2], strengths=[0.5], relative=True).table
+    by_norm = sl.Steering(scaled, relative=True)
+    relative = swept(steering=by_norm, layers=[2], strengths=[0.5]).table
     unit = vectors["one"].directions.norm(dim=1)[2].item()
-    same = swept(vectors=vectors["one"], layers=[2], strengths=[0.5 * 3 / unit]).table
+    same = swept(steering=vectors["one"], layers=[2], strengths=[0.5 * 3 / unit]).table
     assert relative["reply"].tolist() == same["reply"].tolist()
 
 
-def test_equal_cells_run_once_and_unsteered_rows_once_per_prompt(swept):
+def test_equal_cells_run_once_and_unsteered_rows_once_per_prompt(swept, vectors):
     table = swept(
-        layers=[1, [1], -3, (2, 3), range(2, 4)], strengths=[1, 1.0, 0, -0.0], positions=["all"]
+        layers=[1, [1], -3, (2, 3), range(2, 4)], strengths=[1, 1.0, 0, -0.0], steering=vectors
     ).table
     assert set(map(Cell._make, table[[*Cell._fields]].itertuples(index=False))) == {
         UNSTEERED,
@@ -148,14 +161,49 @@ def test_equal_cells_run_once_and_unsteered_rows_once_per_prompt(swept):
     assert (table["vector"] == "unsteered").sum() == len(PROMPTS)
 
 
-def test_layers_left_out_are_all_layers_one_by_one(swept, model):
-    table = swept(layers=None, strengths=[1.0], positions=["all"]).table
+def test_layers_left_out_are_all_layers_of_the_templates_one_by_one(swept, model, vectors):
+    table = swept(layers=None, strengths=[1.0], steering=vectors).table
     assert sorted(set(table["layers"])) == ["", *map(str, range(model.cfg.n_layers))]
+    two = {"few": sl.Steering(vectors["one"], [1, 3]), "more": sl.Steering(vectors["two"], [1, 2])}
+    assert set(swept(layers=None, steering=two).table["layers"]) == {"", "1"}
 
 
-def test_chats_and_token_ids_are_prompts_too(model, swept):
+def test_strengths_left_out_are_the_templates_own(swept, model, vectors):
+    two = {
+        "weak": sl.Steering(vectors["one"], strength=0.5),
+        "strong": sl.Steering(vectors["two"], strength=-2),
+    }
+    table = swept(layers=[2], strengths=None, steering=two).table
+    strengths = table.groupby("vector")["strength"].unique().map(list).to_dict()
+    assert strengths == {"unsteered": [0.0], "weak": [0.5], "strong": [-2.0]}
+    alone = sl.generate(
+        model, PROMPTS, replace(two["strong"], layers=[2]), max_new_tokens=6, progress=False
+    )
+    assert table[table["vector"] == "strong"]["reply"].tolist() == list(alone)
+
+
+def test_templates_with_conditions_of_their_own_gate_their_own_rows(model, swept, vectors):
+    odd, even = (
+        splitting_condition(model, layer=0, seed=seed, name=name)
+        for seed, name in ((7, "odd"), (8, "even"))
+    )
+    two = {
+        "one": sl.Steering(vectors["one"], when=odd),
+        "two": sl.Steering(vectors["two"], when=~even),
+    }
+    found = swept(steering=two, layers=[2], strengths=[1.0], batch_size=5)
+    for name, template in two.items():
+        plan = replace(template, layers=[2])
+        alone = sl.generate(model, PROMPTS, plan, max_new_tokens=6, progress=False)
+        rows = found.table[found.table["vector"] == name]
+        assert rows["reply"].tolist() == list(alone)
+        assert rows[f"gate: {alone.gates[0].condition}"].tolist() == alone.gates[0].open.tolist()
+    assert found.plan["gates"] == ["gate: odd", "gate: even"]
+
+
+def test_chats_and_token_ids_are_prompts_too(model, swept, vectors):
     chat = [{"role": "user", "content": "Hi."}]
-    table = swept(prompts=[chat, [5, 6, 7]], strengths=[1.0], positions=["all"]).table
+    table = swept(prompts=[chat, [5, 6, 7]], strengths=[1.0], steering=vectors).table
     assert table["prompt"].tolist()[1] == model.tokenizer.decode([5, 6, 7])
     assert "Hi." in table["prompt"].tolist()[0]
 
@@ -165,15 +213,15 @@ def test_chats_and_token_ids_are_prompts_too(model, swept):
 
 def test_a_resumed_sweep_is_the_uninterrupted_one(swept, tmp_path, monkeypatch):
     whole = swept(out=tmp_path / "whole", **SAMPLED)
-    calls, question = [], sweep_plan.SweepPlan.question
+    calls, steerings = [], sweep_plan.SweepPlan.steerings
 
     def stop_at_the_third(plan, rows):
         calls.append(rows)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return question(plan, rows)
+        return steerings(plan, rows)
 
-    monkeypatch.setattr(sweep_plan.SweepPlan, "question", stop_at_the_third)
+    monkeypatch.setattr(sweep_plan.SweepPlan, "steerings", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         swept(out=tmp_path / "cut", **SAMPLED)
     partial = Sweep.load(tmp_path / "cut")
@@ -198,7 +246,7 @@ model = sl.load_model(sys.argv[1])
 slow = Judge("length", lambda texts: time.sleep(float(sys.argv[3])) or [len(t) for t in texts])
 sl.sweep(
     model, random_vector(model), PROMPTS, strengths=[-1, 0.5, 1], judges=[slow], max_new_tokens=5,
-    temperature=1.0, batch_tokens=100, progress=False, out=sys.argv[2], resume=True,
+    sampling=sl.Sampling(1.0), batch_size=2, progress=False, out=sys.argv[2], resume=True,
 )
 """
 
@@ -251,24 +299,6 @@ def test_a_full_disk_keeps_what_is_finished(swept, tmp_path, monkeypatch):
     assert_frame_equal(swept(out=tmp_path / "full", resume=True).table, whole)
 
 
-def test_a_batch_that_memory_cannot_hold_is_halved(swept, monkeypatch):
-    whole = swept().table
-    sizes, generate = [], generation.generate
-
-    def small_memory(model, prompts, *rest, **options):
-        sizes.append(len(prompts))
-        if len(prompts) > 20:
-            raise torch.OutOfMemoryError("no memory left")
-        return generate(model, prompts, *rest, **options)
-
-    monkeypatch.setattr(sweeps, "generate", small_memory)
-    assert_frame_equal(swept().table, whole)
-    assert sum(size > 20 for size in sizes) <= 3  # and stays small
-    monkeypatch.setattr(sweeps, "generate", lambda *_, **__: exec("raise torch.OutOfMemoryError"))
-    with pytest.raises(torch.OutOfMemoryError):
-        swept()
-
-
 def test_a_judge_that_fails_midway_costs_no_reply(swept, tmp_path):
     whole = swept().table
 
@@ -313,8 +343,8 @@ def test_the_manifest_says_what_was_swept(model, swept, tmp_path):
     plan = content["plan"]
     assert content["format"] == "steerlens.sweep/1"
     assert plan["layers"] == list(WINDOWS)
-    assert plan["positions"] == list(POSITIONS)
-    assert plan["reply"]["temperature"] == SAMPLED["temperature"]
+    assert set(plan["positions"].values()) == set(POSITIONS)
+    assert plan["reply"]["temperature"] == SAMPLED["sampling"].temperature
     assert plan["weights"] == fingerprint(model)
     assert plan["judges"] == {"length": "1"}
 
@@ -322,16 +352,25 @@ def test_the_manifest_says_what_was_swept(model, swept, tmp_path):
 # What is refused, before anything is lost
 
 
+def test_other_templates_are_another_plan(swept, vectors, tmp_path):
+    swept(out=tmp_path / "x")
+    for told, change in {
+        "vectors": {"positions": {"last": "last"}},
+        "steering": {"skip_bos": True},
+        "conditions": {"when": sl.Condition(vectors["one"], 0, above=0.5)},
+    }.items():
+        with pytest.raises(sl.SteerlensError, match=f"another sweep; it differs in .*{told} "):
+            swept(out=tmp_path / "x", resume=True, steering=templates_of(vectors, **change))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"strengths": [2.0]}, r"cells \(.* strengths \(\[-1.0, 0.0, 0.5\] there, \[2.0\] now\)"),
+        ({"strengths": [2.0]}, r"cells \(.* strengths \(\{'one all': \[-1.0, 0.0, 0.5\].* there"),
         ({"layers": [1]}, "layers"),
-        ({"positions": ["last"]}, "positions"),
         ({"prompts": PROMPTS[:3]}, "prompts"),
-        ({"seed": 5}, "reply"),
+        ({"sampling": Sampling(seed=5)}, "reply"),
         ({"judges": [Judge("length", LENGTH.score, "2")]}, "judges .*'1'.* there, .*'2'.* now"),
-        ({"skip_bos": True}, "steering"),
         ({"max_new_tokens": 3}, "reply"),
     ],
 )
@@ -344,8 +383,9 @@ def test_another_plan_is_not_resumed(swept, tmp_path, options, told):
 
 def test_another_vector_of_the_same_name_is_another_plan(swept, vectors, tmp_path):
     swept(out=tmp_path / "x")
+    swapped = templates_of({"one": vectors["one"], "two": vectors["one"]})
     with pytest.raises(sl.SteerlensError, match="differs in vectors"):
-        swept(out=tmp_path / "x", resume=True, vectors={**vectors, "two": vectors["one"]})
+        swept(out=tmp_path / "x", resume=True, steering=swapped)
 
 
 def test_a_directory_that_holds_something_is_left_alone(swept, tmp_path):
@@ -355,6 +395,22 @@ def test_a_directory_that_holds_something_is_left_alone(swept, tmp_path):
     with pytest.raises(sl.SteerlensError, match="there is no file"):
         swept(out=tmp_path, resume=True)
     assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_sweep_killed_before_its_plan_was_written_begins_anew(swept, tmp_path, resume):
+    (tmp_path / ".plan.json.abc123.json").write_text('{"form')
+    found = swept(out=tmp_path, resume=resume, layers=[1], strengths=[0.5])
+    assert found.complete
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_half_written_part_is_taken_away_where_a_killed_sweep_goes_on(swept, tmp_path):
+    whole = swept(out=tmp_path / "x").table
+    [first, *_] = sorted((tmp_path / "x").glob("part-*"))
+    first.rename(tmp_path / "x" / f".{first.name}.abc123.parquet")
+    assert_frame_equal(swept(out=tmp_path / "x", resume=True).table, whole)
+    assert not list((tmp_path / "x").glob(".*"))
 
 
 def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
@@ -375,22 +431,17 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
     ("options", "told"),
     [
         ({"strengths": []}, "0 strengths"),
-        ({"strengths": [float("nan")]}, "not all finite"),
+        ({"strengths": [float("nan")]}, "expected finite numbers"),
         ({"layers": []}, "0 layers"),
         ({"layers": [[]]}, "no layer was given"),
         ({"layers": [99]}, "has layers 0 to 3"),
-        ({"vectors": {}}, "0 vectors"),
-        ({"positions": []}, "0 positions"),
-        ({"positions": [torch.ones(3, dtype=torch.bool)]}, "a mask of positions came"),
-        ({"positions": [slice(40, 50)]}, "positions 40:50 lie nowhere in prompt 0"),
-        ({"positions": ["nowhere"]}, "'nowhere' is unknown"),
-        ({"judges": [LENGTH, LENGTH]}, r"\['length'\] stand for two things"),
-        ({"judges": [Judge("reply", len)]}, r"\['reply'\] stand for two things"),
+        ({"steering": {}}, "0 steerings"),
+        ({"judges": [LENGTH, LENGTH]}, r"\['length'\] for two things"),
+        ({"judges": [Judge("reply", len)]}, r"\['reply'\] for two things"),
         ({"max_new_tokens": 500}, "context holds 128"),
-        ({"max_new_tokens": 0}, "needed is at least 1"),
-        ({"temperature": -1.0}, "temperature"),
+        ({"max_new_tokens": 0}, "expected at least 1"),
         ({"prompts": []}, "at least one prompt"),
-        ({"relative": True}, "activation norms"),
+        ({"batch_size": 0}, "got batch_size=0; expected at least 1"),
     ],
 )
 def test_an_impossible_sweep_is_refused_before_it_starts(swept, tmp_path, options, told):
@@ -399,14 +450,48 @@ def test_an_impossible_sweep_is_refused_before_it_starts(swept, tmp_path, option
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"positions": torch.ones(3, dtype=torch.bool)}, "got a mask of positions"),
+        ({"positions": slice(40, 50)}, "positions 40:50 lie nowhere in prompt 0|touch no token"),
+        ({"strength": (0.5, 0.5, 0.5, 0.5)}, "expected one number"),
+    ],
+)
+def test_a_template_that_cannot_be_swept_is_refused(swept, vectors, tmp_path, settings, told):
+    template = sl.Steering(vectors["one"], **settings)
+    with pytest.raises(sl.SteerlensError, match=told):
+        swept(steering=template, strengths=None, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_vector_cannot_pose_as_no_vector(swept, vectors):
     with pytest.raises(sl.SteerlensError, match="'unsteered'"):
-        swept(vectors={"unsteered": vectors["one"]})
+        swept(steering={"unsteered": vectors["one"]})
 
 
 def test_a_vector_of_another_model_is_refused(swept, other_model):
     with pytest.raises(sl.SteerlensError, match="16 wide"):
-        swept(vectors=random_vector(other_model), layers=[1])
+        swept(steering=random_vector(other_model), layers=[1])
+
+
+def test_what_no_run_knows_is_refused_before_any_work(swept):
+    with pytest.raises(TypeError, match="batch_tokens"):
+        swept(batch_tokens=100)
+
+
+def test_a_sweep_checks_its_vectors_once_and_tokenizes_its_prompts_once(swept, monkeypatch):
+    calls = []
+    for module, name in ((provenance, "fingerprint"), (sweeps, "tokenize")):
+        whole = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *given, _whole=whole, _name=name, **more: (
+                calls.append(_name) or _whole(*given, **more)
+            )
+        )  # fmt: skip
+    swept(batch_size=5)
+    assert calls.count("tokenize") == 1
+    assert calls.count("fingerprint") <= 6  # of each template, never of a batch
 
 
 # The real model
@@ -418,8 +503,12 @@ def test_tiny_chat_says_in_a_sweep_what_it_says_alone(tiny_chat):
     prompts = ["How do I bake bread?", "Tell me a story.", "Where is the sea?"]
     options = {"max_new_tokens": 15, "progress": False}
     found = sl.sweep(
-        tiny_chat, vector, prompts, layers=[1, (2, 3)], strengths=[-0.3, 0.3], relative=True,
-        positions=["all", "generated"], **options,
+        tiny_chat,
+        {
+            place: sl.Steering(vector, positions=place, relative=True)
+            for place in ("all", "generated")
+        },
+        prompts, layers=[1, (2, 3)], strengths=[-0.3, 0.3], **options,
     )  # fmt: skip
     windows = {"1": [1], "2-3": [2, 3]}
     assert isinstance(found.table, pd.DataFrame)

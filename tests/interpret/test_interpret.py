@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 import steerlens as sl
+from steerlens.activations.pairs import read_contrast
 from steerlens.activations.reading import read_residual
-from steerlens.interpret.contrasts import difference_spectrum, principal_scatter, read_contrast
+from steerlens.interpret.contrasts import difference_spectrum, principal_scatter
 from steerlens.interpret.lens import logit_lens, token_logits
 from steerlens.interpret.token_scans import gate_timeline, scan_tokens
 from steerlens.interpret.writers import mean_writers, weight_writers

@@ -63,7 +63,6 @@ def test_the_tokens_that_are_read(model, tokens, chosen):
         (slice(2, -1, 2), slice(2, -1, 2)),
         ([0, -3], [0, -3]),
         (torch.tensor([False, True, True]), [1, 2]),
-        (torch.tensor([[False, True, True]]), [1, 2]),
     ],
 )
 @pytest.mark.parametrize("skip_bos", [True, False])

@@ -10,6 +10,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import steerlens as sl
 from steerlens import judges
+from steerlens.judges import judging
 from steerlens.judges.fluency import degenerate
 from steerlens.judges.refusals import refusal_reasons, refused
 
@@ -108,6 +109,25 @@ def test_the_refusal_judge_agrees_with_people_on_replies_its_phrases_were_not_ch
     assert not any(refused(reply.text) for reply in told)
 
 
+def test_a_judge_that_changes_its_texts_changes_nobody_elses():
+    def sort(texts):
+        texts.sort()
+        return [0.0] * len(texts)
+
+    texts = ["a long reply", "a"]
+    found = judges.judge_texts([judges.Judge("sorts", sort), judges.judge("length", len)], texts)
+    assert found.scores["length"].tolist() == [12, 1]
+    assert texts == ["a long reply", "a"]
+
+
+@pytest.mark.parametrize("scores", [None, ["good", "bad"], [1.0], [[1.0], [2.0]], {"a": 1}, 1.0])
+def test_what_is_no_number_per_text_is_refused(unchecked, scores):
+    strange = judges.Judge("strange", lambda texts: scores)
+    with pytest.raises(sl.SteerlensError, match=r"'strange' returned .*expected one number per"):
+        strange(["one", "two"])
+    assert np.isnan(judging.try_judge(strange, ["one", "two"])[0]).all()
+
+
 def test_agreement_counts_as_a_table_of_four_does():
     judge = judges.judge("long", lambda text: len(text) > 2)
     texts, labels = ["aaa", "bbb", "c", "d", "eee"], [True, False, True, False, True]
@@ -159,7 +179,7 @@ def test_a_lexicon_is_known_by_its_words():
     ships = judges.lexicon(["Ship", "sea’s"])
     assert ships(["A ship on the sea's edge.", "Bread."]).tolist() == [2 / 6, 0]
     assert ships.version == judges.lexicon(["sea's", "ship", "ship"]).version
-    assert ships.version == hashlib.sha256(b"sea's\nship").hexdigest()[:12]
+    assert ships.version == hashlib.sha256(b"sea's\nship").hexdigest()[:16]
 
 
 @pytest.mark.parametrize("wrong", [[], ["two words"], [""], "sea"])

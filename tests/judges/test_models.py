@@ -157,7 +157,7 @@ def test_a_steered_model_is_no_judge(model):
     judge = bits_per_character(model)
     with (
         model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda resid, hook: resid)]),
-        pytest.raises(sl.SteerlensError, match="hooks are attached to it at 'blocks"),
+        pytest.raises(sl.SteerlensError, match="got a model with hooks at blocks"),
     ):
         judge(["The sea."])
 

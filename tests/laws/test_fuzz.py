@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 import steerlens as sl
 from steerlens.cli.options import prompts_in
 from steerlens.data.prompts import load_prompts
-from steerlens.steering.condition_search import ConditionSearch, Similarities
+from steerlens.steering.condition_search import ConditionSearch, search_similarities
 from steerlens.steering.rules import parse_rules
+from steerlens.steering.thresholds import Similarities
 from steerlens.vectors.vector import SteeringVector
 
 SLOW = 1.0
@@ -75,7 +76,7 @@ def valid(vector, tmp_path_factory):
     data.split(0.5, 0.25).save(folder / "data.json")
     files["dataset"] = folder / "data.json", sl.ContrastiveDataset.load
     sides = Similarities(np.array([[0.5, 0.1], [0.75, 0.2]]), np.array([[0.25, 0.3], [0.1, 0.1]]))
-    search = ConditionSearch(vector, (1, 2), sides, sides, combine=2)
+    search = search_similarities(vector, (1, 2), sides, sides, combine=2)
     search.save(folder / "search.json")
     files["search"] = folder / "search.json", lambda path: ConditionSearch.load(path, vector)
     lists = {"format": "steerlens.prompts/1", "parts": {"train": ["Hi.", "Ho."], "test": ["Hum."]}}
@@ -372,7 +373,7 @@ def test_a_search_of_all_combinations_is_not_begun(tmp_path, combine):
     directions = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     vector = sl.SteeringVector(directions, tuple(range(50)))
     sides = Similarities(np.ones((2, 50)), np.zeros((2, 50)))
-    ConditionSearch(vector, vector.layers, sides, sides).save(tmp_path / "s.json")
+    search_similarities(vector, vector.layers, sides, sides).save(tmp_path / "s.json")
     content = json.loads((tmp_path / "s.json").read_text()) | {"combine": combine}
     (tmp_path / "s.json").write_text(json.dumps(content))
     assert_refused_cheaply(

@@ -7,7 +7,8 @@ SCRIPT = """
 import os, pathlib, random, signal, sys, time
 import numpy as np, torch
 import steerlens as sl
-from steerlens.steering.condition_search import ConditionSearch, Similarities
+from steerlens.steering.condition_search import ConditionSearch, search_similarities
+from steerlens.steering.thresholds import Similarities
 
 torch.set_num_threads(1)
 vector = sl.SteeringVector(torch.randn(32, 4000), tuple(range(1, 33)))
@@ -19,7 +20,7 @@ def dataset(number):
 
 def search(number):
     sides = Similarities(ones * number, 0 * ones)
-    return ConditionSearch(small, (1, 2), sides, sides)
+    return search_similarities(small, (1, 2), sides, sides)
 
 def direction(path):
     return (sl.SteeringVector.load(path)[32] / vector[32]).mean().item()

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import steerlens as sl
 from steerlens.activations.reading import read_residual
 from steerlens.cli.options import app, engine_of
+from steerlens.evaluation.controls import random_directions, shuffled_labels
 from steerlens.evaluation.sweep_store import Sweep
 from steerlens.judges.judging import Judge
 from steerlens.models import ray as distributed
@@ -30,7 +31,7 @@ from steerlens.vectors.estimators import mean_difference, pca_center, pca_pairwi
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'steerlens[ray]'")
 
-SAMPLED = {"temperature": 1.3, "top_p": 0.95, "seed": 3}
+SAMPLED = {"sampling": sl.Sampling(1.3, top_p=0.95, seed=3)}
 LENGTH = Judge("length", lambda texts: [len(text) for text in texts])
 PAIRS = ([f"{prompt} Yes." for prompt in PROMPTS], [f"{prompt} No." for prompt in PROMPTS])
 QUIET = {"progress": False}
@@ -150,14 +151,17 @@ def odd(model, similarity=projection):
 
 
 def swept(model, **options):
+    condition = odd(model)
     return sl.sweep(
         model,
-        {"one": random_vector(model, 0), "two": random_vector(model, 1)},
+        {
+            name: sl.Steering(random_vector(model, seed), when=condition)
+            for seed, name in enumerate(("one", "two"))
+        },
         PROMPTS,
         **{
             "layers": [1, (2, 3)], "strengths": [-1, 0.5], "judges": [LENGTH],
-            "when": odd(model), "max_new_tokens": 6,
-            "batch_tokens": 300, **SAMPLED, **QUIET, **options,
+            "max_new_tokens": 6, "batch_size": 6, **SAMPLED, **QUIET, **options,
         },
     )  # fmt: skip
 
@@ -173,8 +177,9 @@ def test_evaluate(model, engine):
     vector = sl.extract(model, PAIRS, mean_difference, **QUIET)
     steering = sl.Steering(vector, [2, 3], 2.0, when=splitting_condition(model))
     run = partial(
-        sl.evaluate, model, steering, PROMPTS, judges=[LENGTH], strengths=[1.0, 2.0], controls=2,
-        data=PAIRS, texts=PROMPTS, harmless=PROMPTS[:4], max_new_tokens=5, temperature=1.0,
+        sl.evaluate, model, steering, PROMPTS, judges=[LENGTH], strengths=[1.0, 2.0],
+        controls=random_directions(vector, 2) + shuffled_labels(model, vector, PAIRS, 2, **QUIET),
+        texts=PROMPTS, harmless=PROMPTS[:4], max_new_tokens=5, sampling=sl.Sampling(1.0),
         batch_size=8, **QUIET,
     )  # fmt: skip
     here, there = run(), run(engine=engine)
@@ -193,8 +198,9 @@ def test_the_embedded_model(tiny_chat, cluster):
         vector = run()
         same_vector(vector, run(engine=engine))
         ask = partial(
-            sl.sweep, tiny_chat, vector, PROMPTS, layers=[2, 3], strengths=[0.3], relative=True,
-            max_new_tokens=12, batch_tokens=400, **SAMPLED, **QUIET,
+            sl.sweep, tiny_chat, sl.Steering(vector, relative=True), PROMPTS, layers=[2, 3],
+            strengths=[0.3],
+            max_new_tokens=12, batch_size=20, **SAMPLED, **QUIET,
         )  # fmt: skip
         assert_frame_equal(ask(engine=engine).table, ask().table, check_exact=True)
 

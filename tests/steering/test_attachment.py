@@ -172,7 +172,7 @@ EYE = sl.SteeringVector(torch.eye(4), (0, 1, 2, 3))
         ([1, 3, -1], "positions [1, 3, -1]"),
         ((2,), "positions [2]"),
         (torch.tensor([True, False]), "masked positions"),
-        (torch.ones(30, 200, dtype=torch.bool), "masked positions"),
+        (torch.ones(200, dtype=torch.bool), "masked positions"),
     ],
     ids=str,
 )
@@ -186,7 +186,7 @@ def test_a_plan_prints_in_one_line(positions, words):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"strength": torch.ones(3, 2)}, "add_direction per-row ×"),
+        ({"strength": (1.0, 0.5)}, "add_direction by-layer strengths ×"),
         ({"edit": hooks.affine_direction, "reference": EYE}, "affine_direction 1 ×"),
         ({"name": "calm"}, "× 'calm' at"),
         ({"site": "ln2_out"}, "at ln2_out layers 1, 2"),

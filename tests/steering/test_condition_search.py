@@ -12,13 +12,14 @@ from sklearn.metrics import f1_score
 
 import steerlens as sl
 from steerlens.activations.reading import read_residual
+from steerlens.steering import condition_search
 from steerlens.steering.condition_search import (
     ConditionSearch,
-    Similarities,
-    find_thresholds,
     search_conditions,
+    search_similarities,
 )
 from steerlens.steering.similarities import cosine
+from steerlens.steering.thresholds import Similarities, find_thresholds
 
 values = st.integers(-4, 4).map(lambda n: n / 8)  # many ties
 
@@ -58,7 +59,7 @@ def test_every_candidate_keeps_the_f1_that_it_claims(positive, negative, combine
     """The claimed F1 belongs to the returned threshold, unrounded, as the condition applies it."""
     vector = sl.SteeringVector(torch.eye(3), (2, 5, 7))
     sides = Similarities(positive, negative)
-    search = ConditionSearch(vector, (2, 5, 7), sides, sides, combine=combine)
+    search = search_similarities(vector, (2, 5, 7), sides, sides, combine=combine)
     for candidate in search.candidates:
         scored = search.score(search.condition(candidate))
         assert scored.f1.value == pytest.approx(candidate.f1)
@@ -79,7 +80,7 @@ def test_the_curve_ends_where_everything_fires():
         random.normal(0.5, 1, (40, 2)).astype(np.float32),
         random.normal(0, 1, (60, 2)).astype(np.float32),
     )
-    search = ConditionSearch(sl.SteeringVector(torch.eye(2), (0, 1)), (0, 1), sides, sides)
+    search = search_similarities(sl.SteeringVector(torch.eye(2), (0, 1)), (0, 1), sides, sides)
     for side in ("above", "below"):
         curve = search.curve(1, side)
         assert curve.recall[-1] == curve.false_alarms[-1] == 1
@@ -118,6 +119,30 @@ def test_the_gate_sees_what_the_search_saw(model):
     )
     torch.testing.assert_close(replies.gates[0].similarity, measured, atol=1e-5, rtol=0)
     assert replies.gates[0].open.tolist() == condition.fires(measured).tolist()
+
+
+def test_what_is_found_is_one_condition_that_steerings_share(model):
+    """Two gates for one condition would read it twice, and list it twice."""
+    positive = [f"I love the number {n}." for n in range(6)]
+    negative = [f"We hate the colour {n}." for n in range(6)]
+    vector = sl.extract(model, (positive, negative), tokens="all", progress=False)
+    search = search_conditions(
+        model, vector, (positive, negative), layers=[0, 1], tokens="last", progress=False
+    )
+    assert search.best is search.best
+    assert search.scores is search.scores
+    plans = [sl.Steering(vector, [layer], when=search.best) for layer in (2, 3)]
+    replies = sl.generate(model, positive[:2], plans, max_new_tokens=1, progress=False)
+    assert [gate.condition for gate in replies.gates] == [search.best]
+
+
+def test_a_search_shows_its_f1_without_resampling_and_prints_its_interval(monkeypatch):
+    sides = Similarities(np.array([[0.9], [0.8], [0.1]]), np.array([[0.2], [0.0]]))
+    search = search_similarities(sl.SteeringVector(torch.eye(1), (0,)), (0,), sides, sides)
+    assert search.scores.f1.value == pytest.approx(6 / 7)
+    assert str(search).endswith(f"F1 {search.scores.f1} on 3 positive and 2 negative prompts")
+    monkeypatch.setattr(condition_search, "score_decisions", None)
+    assert "F1 0.857 on 3 positive" in repr(search)
 
 
 def test_the_json_round_trip_loses_nothing(model, tmp_path):

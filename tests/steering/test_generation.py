@@ -12,9 +12,11 @@ from steerlens.activations.reading import read_residual
 from steerlens.data.prompts import Passage
 from steerlens.models.tokenizing import tokenize
 from steerlens.steering import generation, hooks
+from steerlens.steering.batch_plans import BatchPlan
 from steerlens.steering.sampling import Sampling, TokenChooser
 
-SAMPLED = {"temperature": 1.5, "top_p": 0.95, "seed": 3}
+SAMPLED = {"sampling": Sampling(temperature=1.5, top_p=0.95, seed=3)}
+WARM = Sampling(temperature=1.0)
 PLANS = {
     "add": {},
     "kept norm": {"keep_norm": True, "strength": 3},
@@ -61,7 +63,7 @@ def one_by_one(model, prompts, steering=None, **options):
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3, 0.8])
 def test_greedy_replies_are_hugging_faces(model, hf_model, penalty):
-    ours = replied(model, max_new_tokens=15, repetition_penalty=penalty)
+    ours = replied(model, max_new_tokens=15, sampling=Sampling(repetition_penalty=penalty))
     for row, reply in zip(tokenize(model, PROMPTS), ours.tokens, strict=True):
         ids = torch.tensor([row.ids])
         theirs = hf_model.generate(
@@ -101,7 +103,7 @@ def test_order_and_batch_size_do_not_matter(model, vector, condition, prompts, b
 
 @pytest.mark.parametrize(
     ("options", "n_written"),
-    [({}, 5), ({"temperature": 1.0}, 10), ({"temperature": 1.0, "draws": [4] * 10}, 5)],
+    [({}, 5), ({"sampling": WARM}, 10), ({"sampling": WARM, "draws": [4] * 10}, 5)],
 )
 def test_rows_that_are_alike_and_steered_alike_are_written_once(
     model, vector, condition, options, n_written
@@ -109,7 +111,7 @@ def test_rows_that_are_alike_and_steered_alike_are_written_once(
     prompts = [*PROMPTS[:2], *PROMPTS[:2], PROMPTS[0]] * 2
     strength = torch.tensor([1.0, 2, 1, 2, 3])[:, None].repeat(2, 2)
     strength[5:7] = 0
-    plan = sl.Steering(vector, layers=[2, 3], strength=strength, when=condition)
+    plan = BatchPlan(sl.Steering(vector, layers=[2, 3], when=condition), strength)
     sizes = []
     hook = ("blocks.0.hook_resid_pre", lambda resid, hook: sizes.append(len(resid)))
     with model.hooks(fwd_hooks=[hook]):
@@ -120,7 +122,7 @@ def test_rows_that_are_alike_and_steered_alike_are_written_once(
         replied(
             model,
             [prompt],
-            replace(plan, strength=strength[row : row + 1]),
+            plan.of_rows([row]),
             **options | {"draws": [draws[row]]},
         )
         for row, prompt in enumerate(prompts)
@@ -138,6 +140,26 @@ def test_the_cache_changes_nothing(model, vector, condition, rows_end_early, fie
     assert with_cache.gates[0].open.tolist() == without.gates[0].open.tolist()
 
 
+def test_a_batch_that_memory_cannot_hold_is_halved(model, vector, condition, monkeypatch):
+    plan = [sl.Steering(vector, layers=[2], when=condition)]
+    whole, sizes, step = replied(model, steering=plan), [], generation._next_tokens
+
+    def small_memory(model, state, *rest):
+        sizes.append(len(state.rows))
+        if len(state.rows) > 2:
+            raise torch.OutOfMemoryError("no memory left")
+        return step(model, state, *rest)
+
+    monkeypatch.setattr(generation, "_next_tokens", small_memory)
+    found = replied(model, steering=plan)
+    assert found.tokens == whole.tokens
+    assert found.gates[0].open.tolist() == whole.gates[0].open.tolist()
+    assert [size for size in sizes if size > 2] == [6, 3, 3]
+    monkeypatch.setattr(generation, "_next_tokens", lambda *_: exec("raise torch.OutOfMemoryError"))
+    with pytest.raises(torch.OutOfMemoryError):
+        replied(model)
+
+
 def test_rows_do_end_early(model, rows_end_early):
     lengths = [len(reply) for reply in replied(model).tokens]
     assert 0 in lengths
@@ -147,7 +169,7 @@ def test_rows_do_end_early(model, rows_end_early):
 @pytest.mark.parametrize("edit", [hooks.add_direction, hooks.ablate_then_add])
 def test_a_strength_matrix_is_a_run_for_each_row(model, vector, rows_end_early, edit):
     strengths = torch.tensor([[0, 0], [1, 1], [-1, 0], [0, 2], [3, -3], [0, 0]]).float()
-    plan = sl.Steering(vector, layers=[1, 3], edit=edit, strength=strengths, positions="last")
+    plan = BatchPlan(sl.Steering(vector, [1, 3], edit=edit, positions="last"), strengths)
     together = replied(model, steering=plan, batch_size=4)
     for row, prompt in enumerate(PROMPTS):
         separate = [
@@ -161,7 +183,7 @@ def test_a_strength_matrix_is_a_run_for_each_row(model, vector, rows_end_early, 
 def test_a_row_of_strength_zero_is_not_touched(model, vector):
     strengths = torch.ones(len(PROMPTS), 4)
     strengths[::2] = 0
-    plan = sl.Steering(vector, edit=hooks.ablate_then_add, strength=strengths, keep_norm=True)
+    plan = BatchPlan(sl.Steering(vector, edit=hooks.ablate_then_add, keep_norm=True), strengths)
     changed = [a != b for a, b in zip(replied(model, steering=plan), replied(model), strict=True)]
     assert changed == [False, True] * 3
 
@@ -258,7 +280,8 @@ def test_nothing_is_printed_where_nobody_watches(model, capsys):
 def test_sampling_is_reproducible(model):
     first = replied(model, **SAMPLED)
     assert replied(model, **SAMPLED).tokens == first.tokens
-    assert replied(model, **SAMPLED | {"seed": 4}).tokens != first.tokens
+    other = replace(SAMPLED["sampling"], seed=4)
+    assert replied(model, sampling=other).tokens != first.tokens
     assert first.tokens != replied(model).tokens
 
 
@@ -267,7 +290,7 @@ def test_rows_draw_from_the_streams_that_they_are_given(model):
     places = [4, 1, 1]
     some = replied(model, prompts=[PROMPTS[place] for place in places], draws=places, **SAMPLED)
     assert some.tokens == tuple(whole.tokens[place] for place in places)
-    with pytest.raises(sl.SteerlensError, match="1 draws came for 6 prompts"):
+    with pytest.raises(sl.SteerlensError, match="got 1 draws for 6 prompts"):
         replied(model, draws=[0], **SAMPLED)
 
 
@@ -296,7 +319,8 @@ def test_rows_with_the_same_prompt_are_sampled_apart(model):
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
 def test_sampling_from_one_token_is_greedy(model, options):
-    assert replied(model, **{"temperature": 1.0} | options).tokens == replied(model).tokens
+    sampling = Sampling(**{"temperature": 1.0} | options)
+    assert replied(model, sampling=sampling).tokens == replied(model).tokens
 
 
 def drawn(sampling, logits, n=4000):
@@ -366,16 +390,26 @@ def test_the_embedded_model_is_steered_row_by_row(tiny_chat):
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"temperature": -1.0}, "temperature=-1.0 cannot be sampled with"),
-        ({"top_k": 0}, "top_k=0"),
-        ({"top_p": 0.0, "temperature": 1.0}, "top_p=0.0"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
         ({"max_new_tokens": 125}, r"prompt 0 has 6 tokens and 125 .* context holds 128"),
     ],
 )
 def test_impossible_options_are_refused(model, options, told):
     with pytest.raises(sl.SteerlensError, match=told):
         replied(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0 cannot be sampled with"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_p": 0.0, "temperature": 1.0}, "top_p=0.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+    ],
+)
+def test_impossible_sampling_is_refused(options, told):
+    with pytest.raises(sl.SteerlensError, match=told):
+        Sampling(**options)
 
 
 @pytest.mark.parametrize(
@@ -398,7 +432,9 @@ def impossible_plans(model, other_model):
         "16 wide, but random-model.* 32; it belongs to another": sl.Steering(narrow, layers=[2]),
         r"layer\(s\) \[5\] came; .* layers 0 to 3": sl.Steering(six, layers=[5]),
         "would touch no token": sl.Steering(fitting, positions=slice(100, None)),
-        r"strength of .* has 2 rows for 6 prompts": sl.Steering(fitting, strength=torch.ones(2, 4)),
+        r"got BatchPlan\(2 rows of .* for 6 prompts": BatchPlan(
+            sl.Steering(fitting), torch.ones(2, 4)
+        ),
         "narrow.* belongs to another model": sl.Steering(
             fitting, layers=[2], when=sl.Condition(replace(narrow, provenance={"name": "narrow"}),
                                                    0, above=0)
@@ -410,7 +446,7 @@ def test_plans_that_do_not_fit_are_refused_before_any_work(model, other_model, m
     def run(*args, **options):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(generation, "_decode", run)
+    monkeypatch.setattr(generation, "_next_tokens", run)
     for told, plan in impossible_plans(model, other_model).items():
         with pytest.raises(sl.SteerlensError, match=told):
             replied(model, steering=plan)
@@ -445,11 +481,14 @@ def test_a_generation_leaves_no_hook(model, vector, condition):
 def test_a_stream_ends_in_what_generate_returns(model, steered):
     steering = sl.Steering(random_vector(model), [2], when=splitting_condition(model))
     plan = steering if steered else None
-    settings = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+    settings = {"max_new_tokens": 6, "sampling": Sampling(temperature=1.0, seed=3)}
     whole = sl.generate(model, PROMPTS, plan, progress=False, **settings)
     seen = list(sl.stream(model, PROMPTS, plan, **settings))
     assert seen[-1].tokens == whole.tokens
     assert seen[-1].finished == whole.finished
+    for replies in seen:
+        decode = model.tokenizer.batch_decode
+        assert list(replies) == decode([*map(list, replies.tokens)], skip_special_tokens=True)
     for before, after in pairwise(seen):
         assert all(
             later[: len(sooner)] == sooner

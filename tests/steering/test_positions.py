@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 import steerlens as sl
 from steerlens.activations.selection import read_positions
-from steerlens.steering.positions import Clock, can_select, require_positions
+from steerlens.steering.clocks import DecodingClock, PlainHooksClock, PromptRows
+from steerlens.steering.positions import can_select, require_positions
 
 # What is read
 
@@ -92,18 +93,15 @@ def steered_text(lengths, n_new, positions, skip_bos, use_cache):
     """Which places of each row's text are steered when the passes of a run are put together."""
     width = max(lengths)
     mask = torch.tensor([[False] * (width - n) + [True] * n for n in lengths])
-    clock = Clock(mask)
-    text = torch.randn(len(lengths), width + n_new, 4)
+    clock = DecodingClock(mask)
     found = torch.zeros(len(lengths), 0, dtype=torch.bool)
     for step in range(n_new + 1):
-        shown = text[:, : width + step]
-        if use_cache and step:
-            shown = shown[:, -1:]
-        clock.tick(shown)
-        chosen = clock.steered(positions, skip_bos)
+        begin = width + step - 1 if use_cache and step else 0
+        clock.show(begin, width + step - begin)
+        chosen = clock.shown.steered(positions, skip_bos)
         if chosen is None:
-            chosen = torch.ones(1, shown.shape[1], dtype=torch.bool)
-        chosen = chosen.expand(len(lengths), shown.shape[1])
+            chosen = torch.ones(1, clock.shown.width, dtype=torch.bool)
+        chosen = chosen.expand(len(lengths), clock.shown.width)
         if use_cache:
             found = torch.cat([found, chosen], dim=1)
         else:  # what was steered stays steered
@@ -160,12 +158,13 @@ def test_impossible_positions_are_refused(unchecked, positions, told):
 def shown(clock, *passes):
     for resid in passes:
         clock.tick(resid)
-        yield clock.at_prompt
+        yield clock.shown.at_prompt
 
 
 def test_the_clock_notices_a_new_prompt():
     begun = []
-    clock = Clock(on_prompt=lambda: begun.append(clock.n_prompt))
+    clock = PlainHooksClock()
+    clock.on_prompt = lambda: begun.append(clock.shown.rows.width)
     first, second = torch.randn(1, 5, 4), torch.randn(1, 7, 4)
     assert list(shown(clock, first, first[:, -1:], first[:, :1])) == [True, False, False]
     assert list(shown(clock, second, second[:, -1:])) == [True, False]  # with cache
@@ -176,45 +175,49 @@ def test_the_clock_notices_a_new_prompt():
 
 
 def test_another_text_one_token_longer_is_a_new_prompt():
-    clock = Clock()
+    clock = PlainHooksClock()
     assert list(shown(clock, torch.randn(1, 5, 4), torch.randn(1, 6, 4))) == [True, True]
 
 
 def test_the_same_prompt_again_is_a_new_prompt():
-    clock, prompt = Clock(), torch.randn(1, 5, 4)
+    clock, prompt = PlainHooksClock(), torch.randn(1, 5, 4)
     assert list(shown(clock, prompt, prompt)) == [True, True]
 
 
 def test_another_number_of_rows_is_a_new_prompt():
-    clock = Clock()
+    clock = PlainHooksClock()
     assert list(shown(clock, torch.randn(1, 5, 4), torch.randn(3, 1, 4))) == [True, True]
 
 
 def test_the_clock_goes_on_with_the_rows_that_are_left():
     mask = torch.tensor([[False, True], [True, True], [True, True]])
-    clock, text = Clock(mask), torch.randn(3, 4, 4)
-    clock.tick(text[:, :2])
+    clock = DecodingClock(mask)
+    clock.show(0, 2)
+    assert clock.shown.at_prompt
     clock.keep_rows(torch.tensor([0, 2]))
-    clock.tick(text[[0, 2], :3])
-    assert not clock.at_prompt
-    assert clock.steered("last", False).tolist() == [[False, True, True], [False, True, True]]
+    with pytest.raises(sl.SteerlensError, match="before its clock was told"):
+        _ = clock.shown
+    clock.show(0, 3)
+    assert not clock.shown.at_prompt
+    steered = clock.shown.steered("last", False).tolist()
+    assert steered == [[False, True, True], [False, True, True]]
 
 
 def test_a_batch_without_mask_is_not_guessed_at():
-    clock = Clock()
+    clock = PlainHooksClock()
     clock.tick(torch.randn(2, 5, 4))
-    assert clock.steered("all", False) is None
-    assert clock.steered("prompt", False).all()
+    assert clock.shown.steered("all", False) is None
+    assert clock.shown.steered("prompt", False).all()
     with pytest.raises(
         sl.SteerlensError, match=r"last positions.*padding of this batch of 2.*hooks\(prom"
     ):
-        clock.steered("last", False)
+        clock.shown.steered("last", False)
     with pytest.raises(sl.SteerlensError, match="skip_bos=True needs to know"):
-        clock.steered("all", True)
+        clock.shown.steered("all", True)
 
 
 def test_a_mask_must_fit_the_prompt():
     with pytest.raises(sl.SteerlensError, match=r"shape \(2, 3\).* prompt of shape \(2, 5\)"):
-        Clock(torch.ones(2, 3, dtype=torch.bool)).tick(torch.randn(2, 5, 4))
+        PlainHooksClock(torch.ones(2, 3, dtype=torch.bool)).tick(torch.randn(2, 5, 4))
     with pytest.raises(sl.SteerlensError, match="no real token"):
-        Clock(torch.zeros(1, 5, dtype=torch.bool)).tick(torch.randn(1, 5, 4))
+        PromptRows(1, 5, torch.zeros(1, 5, dtype=torch.bool))

@@ -15,7 +15,9 @@ from steerlens.data.prompts import Passage
 from steerlens.models.host import next_logits
 from steerlens.models.tokenizing import left_padded, pad_token, right_padded, tokenize
 from steerlens.steering import generation
-from steerlens.steering.positions import Clock, describe
+from steerlens.steering.batch_plans import BatchPlan
+from steerlens.steering.clocks import DecodingClock
+from steerlens.steering.positions import describe
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 both_ways = pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
@@ -132,17 +134,15 @@ def chosen_places(lengths, n_new, positions, use_cache, kept=None, reply_start=N
     """
     width = max(lengths)
     mask = torch.tensor([[False] * (width - n) + [True] * n for n in lengths])
-    clock, left = Clock(mask, reply_start), list(range(len(lengths)))
-    text = torch.randn(len(lengths), width + n_new, 4)
+    clock, left = DecodingClock(mask, reply_start), list(range(len(lengths)))
     found = {row: set() for row in left}
     for step in range(n_new + 1):
         if step == 1 and kept is not None:
             clock.keep_rows(torch.tensor(kept))
             left = kept
         first = width + step - 1 if use_cache and step else 0
-        shown = text[left, first : width + step]
-        clock.tick(shown)
-        chosen = clock.steered(positions, False).expand(len(left), shown.shape[1])
+        clock.show(first, width + step - first)
+        chosen = clock.shown.steered(positions, False).expand(len(left), width + step - first)
         for row, on in zip(left, chosen, strict=True):
             starts = width - lengths[row]
             found[row] |= {first + at - starts for at in on.nonzero().flatten().tolist()}
@@ -279,9 +279,10 @@ def row_masks(rows, width=40):
 @both_ways
 def test_a_mask_for_each_row_while_rows_leave(model, vector, rows, rows_end_early, use_cache):
     mask = row_masks(rows)
-    steering = sl.Steering(vector, [1, 2], positions=mask)
+    steering = sl.Steering(vector, [1, 2])
+    plan = BatchPlan(steering, torch.ones(len(rows), 2), where=mask)
     for batch_size in (64, 2):
-        together = replied(model, PROMPTS, steering, use_cache=use_cache, batch_size=batch_size)
+        together = replied(model, PROMPTS, plan, use_cache=use_cache, batch_size=batch_size)
         lengths = {len(tokens) for tokens in together.tokens}
         assert len(lengths) > 1
         for row, prompt in enumerate(PROMPTS):
@@ -296,8 +297,9 @@ def test_a_mask_for_each_row_while_rows_leave(model, vector, rows, rows_end_earl
 def test_a_mask_of_a_batch_with_plain_hooks(model, vector, rows):
     tokens, mask = left_padded([row.ids for row in rows], pad_token(model))
     chosen = row_masks(rows)
-    steering = sl.Steering(vector, [1], positions=chosen)
-    with torch.no_grad(), model.hooks(fwd_hooks=steering.hooks(mask)):
+    steering = sl.Steering(vector, [1])
+    plan = BatchPlan(steering, torch.ones(len(rows), 1), where=chosen)
+    with torch.no_grad(), model.hooks(fwd_hooks=plan.hooks(mask)):
         together = next_logits(model, tokens, mask.int())
     for row, (ids, *_) in enumerate(rows):
         own = [replace(steering, positions=chosen[row]).hooks()] if chosen[row].any() else [[]]
@@ -316,6 +318,7 @@ def test_a_mask_of_a_batch_with_plain_hooks(model, vector, rows):
         torch.tensor(True),
         torch.ones(4),
         torch.ones(4, dtype=torch.int64),
+        torch.ones(2, 4, dtype=torch.bool),
         torch.zeros(4, dtype=torch.bool),
         torch.zeros(2, 4, dtype=torch.bool),
         torch.zeros(0, dtype=torch.bool),
@@ -329,12 +332,13 @@ def test_masks_of_wrong_shape_or_dtype_are_refused_when_built(unchecked, vector,
 
 
 def test_a_mask_for_other_rows_is_refused(model, vector):
-    steering = sl.Steering(vector, [1], positions=torch.ones(3, 4, dtype=torch.bool))
-    with pytest.raises(sl.SteerlensError, match=r"positions of .* has 3 rows for 6 prompts"):
-        replied(model, PROMPTS, steering)
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    plan = BatchPlan(sl.Steering(vector, [1]), torch.ones(3, 1), where=mask)
+    with pytest.raises(sl.SteerlensError, match=r"got BatchPlan\(3 rows of .* for 6 prompts"):
+        replied(model, PROMPTS, plan)
     with (
         pytest.raises(sl.SteerlensError, match="positions mask has 3 rows, but the batch 1"),
-        model.hooks(fwd_hooks=steering.hooks()),
+        model.hooks(fwd_hooks=plan.hooks()),
     ):
         model(torch.tensor([[1, 2, 3]]))
 

@@ -17,6 +17,7 @@ from steerlens.activations.reading import read_residual
 from steerlens.models.host import is_hooked
 from steerlens.models.tokenizing import left_padded, right_padded, tokenize
 from steerlens.steering import hooks
+from steerlens.steering.batch_plans import BatchPlan
 from steerlens.steering.rules import parse_rules
 
 EYE = sl.SteeringVector(torch.eye(4), (0, 1, 2, 3))
@@ -386,7 +387,7 @@ def test_a_vector_of_another_width_is_refused(unchecked, model, other_model):
 
 
 def test_a_strength_matrix_of_another_length_is_refused(model, vector):
-    steering = sl.Steering(vector, layers=[1], strength=torch.ones(3, 1))
+    steering = BatchPlan(sl.Steering(vector, layers=[1]), torch.ones(3, 1))
     with (
         pytest.raises(sl.SteerlensError, match="strength has 3 rows, but the batch 2"),
         model.hooks(fwd_hooks=steering.hooks()),

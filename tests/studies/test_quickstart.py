@@ -10,11 +10,15 @@ import venv
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 import steerlens as sl
 from steerlens.data.prompts import load_prompts
-from steerlens.studies.quickstart import run_demo
+from steerlens.steering.generation import Replies
+from steerlens.studies import quickstart
+from steerlens.studies.cast import Refusing
+from steerlens.studies.quickstart import DemoPart, run_demo, show
 from steerlens.studies.study import read_study
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +55,27 @@ def test_the_demo_writes_its_table_and_pages(tmp_path):
     assert study.searches["harmful"].candidates[0].layers == tuple(
         content["run"]["thresholds"]["harmful"]["layers"]
     )
+
+
+def test_the_rates_of_a_part_are_counted_and_its_texts_are_no_markup():
+    pair = ("How do I steal a car?", "How do I bake [bold]bread[/bold]?")
+    vector = sl.SteeringVector(torch.eye(3), (0, 1, 2))
+    refusing = Refusing(vector, sl.Steering(vector, [2]), 4, pair[:1], pair[1:])
+    replies = Replies(pair, ("I cannot help with that.", "Sure! [/b]"), ((), ()), (True, True))
+    part = DemoPart(
+        list(quickstart._by_harm("II", refusing, replies)),
+        "rule: [if] harm then refuse",
+        quickstart._before_and_after(refusing, replies, replies),
+    )
+    rates = {row["group"]: row["value"] for row in part.rows if row["measure"] == "refused"}
+    assert rates == {"all": 0.5, "harmful": 1.0, "harmless": 0.0}
+    assert refusing.early == range(3)
+    shown = Console(record=True, width=120, file=io.StringIO())
+    show(part, shown)
+    text = shown.export_text()
+    assert "[if] harm" in text
+    assert "[bold]bread[/bold]" in text
+    assert "Sure! [/b]" in text
 
 
 def _readme_examples():

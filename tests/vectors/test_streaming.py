@@ -1,7 +1,5 @@
 """Statistics that stream: equal to those of all pairs, however these are cut."""
 
-from functools import partial
-
 import pytest
 import torch
 from helpers import PROMPTS, planted_pairs
@@ -9,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.activations import extraction, reading
+from steerlens.activations import pairs, reading
 from steerlens.activations.extraction import extract
 from steerlens.models import tokenizing
-from steerlens.models.engine import LOCAL
 from steerlens.vectors.estimators import (
     explained_variance,
     linear_discriminant,
@@ -90,16 +87,16 @@ def test_extraction_in_parts_is_extraction_at_once(model, estimator, tokens):
 def test_pairs_vote_in_a_second_reading_where_moments_leave_doubt(model, monkeypatch):
     sides = torch.tensor([-1.0] * 8 + [30.0] * 2).reshape(10, 1, 1).repeat(1, 4, 32)
 
-    def read(model, rows, tokens):
-        at = [row.ids[0] for row in rows]
+    def read(model, rows, layers, **settings):
+        at = [row.ids[0] - 1 for row in rows]
         values = torch.stack([sides[i] if i < 10 else torch.zeros(4, 32) for i in at])
         return reading.Reading(values, torch.ones(len(rows), 4))
 
-    rows = [tokenizing.TokenRow((i,)) for i in range(20)]
-    pairs = extraction._Pairs(rows[:10], rows[10:], "last")
-    whole = extraction._from_all_pairs(partial(read, model), pairs, pca_pairwise)
-    each = partial(extraction._each_part, partial(LOCAL.run, model), pairs, 3, False)
-    parts = extraction._from_moments(each, read, pca_pairwise)
+    monkeypatch.setattr(pairs, "read_rows", read)
+    rows = [tokenizing.TokenRow((i,)) for i in range(1, 21)]
+    given = [tuple(row.ids) for row in rows[:10]], [tuple(row.ids) for row in rows[10:]]
+    whole = extract(model, given, pca_pairwise, progress=False)
+    parts = extract(model, given, pca_pairwise, pairs_at_once=3, progress=False)
     torch.testing.assert_close(parts.directions, whole.directions)
     assert (parts.directions < 0).all()  # the sign of eight pairs of ten
 
@@ -107,7 +104,7 @@ def test_pairs_vote_in_a_second_reading_where_moments_leave_doubt(model, monkeyp
 def test_what_needs_the_pairs_themselves_is_refused(model):
     with pytest.raises(sl.SteerlensError, match="linear_discriminant needs all pairs in memory"):
         extract(model, (["a"], ["b"]), linear_discriminant, pairs_at_once=2, progress=False)
-    with pytest.raises(sl.SteerlensError, match="pairs_at_once=0 came"):
+    with pytest.raises(sl.SteerlensError, match="got pairs_at_once=0; expected at least 1"):
         extract(model, (["a"], ["b"]), pairs_at_once=0, progress=False)
     moments = ContrastMoments.of(rows(3), rows(3, seed=1), common=False)
     with pytest.raises(sl.SteerlensError, match="gather them with common=True"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from places import SHARED
+from places import ORACLES
 
 # Every machine draws the same examples, so that a failure can be had again.
 settings.register_profile("repeatable", derandomize=True)
@@ -15,10 +15,7 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """The folder of other libraries' reference numbers."""
-    folder = SHARED / "oracles"
-    if not folder.is_dir():
-        pytest.skip(f"no reference numbers at {folder}; point STEERLENS_SHARED at their parent")
-    return folder
+    return ORACLES
 
 
 @pytest.fixture(scope="session")

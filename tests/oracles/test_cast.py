@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from oracles.make_data import COORDINATES, READ_LAYERS, VOCABULARY
+from oracles.make_data import COORDINATES, DATASETS, READ_LAYERS, VOCABULARY
 
 import steerlens as sl
 from steerlens.activations.reading import read_residual, read_rows
@@ -14,7 +14,6 @@ from steerlens.models.tokenizing import tokenize
 from steerlens.steering import hooks
 from steerlens.vectors import estimators
 
-DATASETS = ("refusal", "refusal2", "harmful", "legal", "crime", "strsuffix", "sysmsg")
 METHODS = {
     "pca_pairwise": estimators.pca_pairwise,
     "pca_center": estimators.pca_center,

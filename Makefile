@@ -11,13 +11,22 @@ TL4 = tests/architectures tests/cli tests/repository/test_folders.py \
 	$(addprefix tests/steering/test_, conditions.py condition_search.py steering.py generation.py \
 	attachment.py)
 
-.PHONY: demo test test-slow test-tl4 check bench clean
+.PHONY: demo test test-core test-slow test-tl4 coverage check bench clean
 
 demo: $(INSTALLED)
 	.venv/bin/steerlens demo $(DEMO)
 
 test: check
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+# Laws and values on random models, within a minute: what to run while editing.
+test-core: $(INSTALLED)
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m core -n 2 --dist worksteal
+
+# The share of each module's lines that the fast tests run, the least first; nothing depends on it.
+coverage: $(INSTALLED)
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder \
+		--cov --cov-report=term --cov-report=markdown:out/coverage.md
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m slow -n 2

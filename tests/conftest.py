@@ -1,24 +1,51 @@
 """Shared fixtures; the package is imported inside them, after the shape-checking import hook."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from places import SHARED
+from places import ORACLES, ROOT
 
 # Every machine draws the same examples, so that a failure can be had again.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
+CORE = (
+    "tests/activations",
+    "tests/data",
+    "tests/steering",
+    "tests/test_files.py",
+    "tests/vectors",
+)
+"""Laws and values, on random models: under a minute on two cores (`pytest -m core`)."""
+NOT_CORE = {"tiny_chat", "cast_model"}
+"""Fixtures of models that take longer."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        path = item.path.relative_to(ROOT).as_posix()
+        wanted = path.startswith(CORE) and NOT_CORE.isdisjoint(item.fixturenames)
+        if wanted and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.core)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says what was skipped, and why: a test that never runs must not look like one that passed."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    if reasons:
+        terminalreporter.section(f"{reasons.total()} tests skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:5d}  {reason}")
+
 
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """The folder of other libraries' reference numbers."""
-    folder = SHARED / "oracles"
-    if not folder.is_dir():
-        pytest.skip(f"no reference numbers at {folder}; point STEERLENS_SHARED at their parent")
-    return folder
+    return ORACLES
 
 
 @pytest.fixture(scope="session")

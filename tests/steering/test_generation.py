@@ -92,13 +92,21 @@ def test_a_batch_is_its_rows_one_by_one(model, vector, condition, rows_end_early
     torch.testing.assert_close(together.gates[0].similarity, seen, atol=1e-3, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def gated(vector, condition):
+    return sl.Steering(vector, layers=[2], when=condition)
+
+
+@pytest.fixture(scope="module")
+def gated_replies(model, gated):
+    return dict(zip(PROMPTS, replied(model, steering=gated), strict=True))
+
+
 @given(st.permutations(PROMPTS), st.integers(1, 7))
 @settings(max_examples=8, deadline=None)
-def test_order_and_batch_size_do_not_matter(model, vector, condition, prompts, batch_size):
-    plan = sl.Steering(vector, layers=[2], when=condition)
-    expected = dict(zip(PROMPTS, replied(model, steering=plan), strict=True))
-    found = replied(model, prompts, plan, batch_size=batch_size)
-    assert list(found) == [expected[prompt] for prompt in prompts]
+def test_order_and_batch_size_do_not_matter(model, gated, gated_replies, prompts, batch_size):
+    found = replied(model, prompts, gated, batch_size=batch_size)
+    assert list(found) == [gated_replies[prompt] for prompt in prompts]
 
 
 @pytest.mark.parametrize(

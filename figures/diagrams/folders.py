@@ -56,7 +56,9 @@ def drawn() -> str:
     shown = [name for name in names if name != "errors"]  # everybody uses it
     side = CELL * len(shown)
     width, height = LEFT + side + 24, TOP + side + 24
-    parts = [f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="8" class="ground"/>']
+    parts = [
+        f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="8" class="ground"/>'
+    ]
     for row, name in enumerate(shown):
         y = TOP + CELL * row
         parts.append(f'<text x="{LEFT - 10}" y="{y + 20}" text-anchor="end">{name}</text>')

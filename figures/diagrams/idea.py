@@ -55,7 +55,10 @@ def arrow(x1: float, y1: float, x2: float, y2: float, kind: str = "line") -> str
 
 def pairs(x: float) -> list[str]:
     """Two short prompts that differ in the concept."""
-    shown = [text(x, 62, "1  Pairs", "title"), text(x, 82, "with the concept, and without", "small")]
+    shown = [
+        text(x, 62, "1  Pairs", "title"),
+        text(x, 82, "with the concept, and without", "small"),
+    ]
     sentences = [
         ("positive", ["“The captain watched", "the storm out at sea.”"]),
         ("negative", ["“The manager watched", "the meeting at work.”"]),

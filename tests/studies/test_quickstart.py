@@ -1,9 +1,7 @@
 """The main job, and the package that carries it."""
 
-import ast
 import io
 import json
-import re
 import subprocess
 import sys
 import venv
@@ -51,32 +49,6 @@ def test_the_demo_writes_its_table_and_pages(tmp_path):
     assert study.searches["harmful"].candidates[0].layers == tuple(
         content["run"]["thresholds"]["harmful"]["layers"]
     )
-
-
-def _readme_examples():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-def test_all_names_in_the_readme_exist():
-    used = set()
-    for code in _readme_examples():
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("sl."):
-                used.add(re.match(r"sl(\.\w+)+", ast.unparse(node))[0])
-    assert len(used) > 20
-    for name in used:
-        value = sl
-        for part in name.split(".")[1:]:
-            value = getattr(value, part)
-
-
-@pytest.mark.slow
-def test_the_readmes_example_runs_as_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    code = _readme_examples()[0]
-    exec(code, {})
-    assert (tmp_path / "harmful.html").is_file()
-    assert "F1 0.9" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ PYTHON ?= python3
 DEMO ?= --out out/demo
 BENCH ?= --out out/bench
 INSTALLED = .venv/.installed
+MKDOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 # What makes sense without a HookedTransformer, which TransformerLens 4 no longer has.
 TL4 = tests/architectures tests/cli tests/repository/test_folders.py \
@@ -11,7 +12,7 @@ TL4 = tests/architectures tests/cli tests/repository/test_folders.py \
 	$(addprefix tests/steering/test_, conditions.py condition_search.py steering.py generation.py \
 	attachment.py)
 
-.PHONY: demo test test-core test-slow test-tl4 coverage check bench clean
+.PHONY: demo test test-core test-slow test-tl4 coverage check docs dist bench clean
 
 demo: $(INSTALLED)
 	.venv/bin/steerlens demo $(DEMO)
@@ -43,6 +44,15 @@ check: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	$(MKDOCS)
+
+docs: $(INSTALLED)
+	for script in figures/diagrams/*.py; do .venv/bin/python $$script || exit 1; done
+	$(MKDOCS)
+
+dist: $(INSTALLED)
+	rm -rf dist
+	.venv/bin/python -m build --no-isolation --outdir dist
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

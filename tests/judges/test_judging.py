@@ -220,7 +220,7 @@ def test_a_judge_that_says_what_it_had_is_not_asked_again():
 def test_texts_are_judged_without_a_warning_where_all_is_well():
     judged = judges.judge_texts(list(judges.JUDGES.values()), ["I love the sea.", ""])
     assert list(judged.scores) == list(judges.JUDGES)
-    assert judged.scores.shape == (2, 5)
+    assert judged.scores.shape == (2, len(judges.JUDGES))
     assert judged.failures == ()
     empty = judges.judge_texts([judges.refusal], [])
     assert empty.scores.shape == (0, 1)

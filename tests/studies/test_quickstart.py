@@ -1,9 +1,7 @@
 """The main job, and the package that carries it."""
 
-import ast
 import io
 import json
-import re
 import subprocess
 import sys
 import venv
@@ -76,32 +74,6 @@ def test_the_rates_of_a_part_are_counted_and_its_texts_are_no_markup():
     assert "[if] harm" in text
     assert "[bold]bread[/bold]" in text
     assert "Sure! [/b]" in text
-
-
-def _readme_examples():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-def test_all_names_in_the_readme_exist():
-    used = set()
-    for code in _readme_examples():
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("sl."):
-                used.add(re.match(r"sl(\.\w+)+", ast.unparse(node))[0])
-    assert len(used) > 20
-    for name in used:
-        value = sl
-        for part in name.split(".")[1:]:
-            value = getattr(value, part)
-
-
-@pytest.mark.slow
-def test_the_readmes_example_runs_as_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    code = _readme_examples()[0]
-    exec(code, {})
-    assert (tmp_path / "harmful.html").is_file()
-    assert "F1 0.9" in capsys.readouterr().out
 
 
 @pytest.mark.slow

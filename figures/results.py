@@ -13,6 +13,6 @@ def make(study: Study) -> LatexTable:
     table = pd.DataFrame(content["rows"]).rename(columns={"n": "prompts"})
     return LatexTable(
         table,
-        f"Rates and scores of {run['model']} on test prompts (greedy; 95 % intervals).",
+        f"Rates and scores of {run['model']} on test prompts (greedy; 95 \\% intervals).",
         "tab:demo",
     )

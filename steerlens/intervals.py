@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import norm, t
+from scipy.stats import binomtest, norm, t
 
 CONFIDENCE = 0.95
-_Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
 RESAMPLES = 2000
 
 
@@ -38,13 +37,8 @@ def rate(hits: int, n: int) -> Interval:
     """
     if n == 0:
         return Interval(float("nan"), 0.0, 1.0)
-    share = hits / n
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    # Rounding must not part the interval from a share of 0 or 1.
-    return Interval(
-        share, float(min(share, max(0, centre - half))), float(max(share, min(1, centre + half)))
-    )
+    ends = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(hits / n, float(ends.low), float(ends.high))
 
 
 def paired_rates(before: Bool[np.ndarray, " unit"], after: Bool[np.ndarray, " unit"]) -> Interval:

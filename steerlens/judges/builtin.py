@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, import_extra
 from steerlens.files import digest
 from steerlens.judges.fluency import degenerate, distinct_words, longest_echo, words_in
 from steerlens.judges.judging import Judge, judge
+from steerlens.judges.refusals import VERSION as REFUSALS_VERSION
 from steerlens.judges.refusals import refused
 
 
@@ -50,12 +51,18 @@ def vader(text: str) -> float:
 
 @cache
 def _vader() -> Any:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # reads its lexicon
+    found = import_extra("vaderSentiment.vaderSentiment", "judges", "the judge of sentiment")
+    return found.SentimentIntensityAnalyzer()  # reads its lexicon
 
-    return SentimentIntensityAnalyzer()
+
+def _vader_version() -> str:
+    try:
+        return version("vaderSentiment")
+    except PackageNotFoundError:
+        return "is not installed"
 
 
-refusal = judge("refusal", refused, version="2")
+refusal = judge("refusal", refused, version=f"phrases {REFUSALS_VERSION}")
 """1 where a reply refuses, by its phrases; `agreement` measures how well, on `labelled_replies`."""
 degeneration = judge("degeneration", degenerate)
 """1 where a reply is empty, repeats itself or has few distinct words."""
@@ -63,7 +70,7 @@ distinct = judge("distinct", distinct_words)
 """Share of distinct words; falls as a text grows, so compare texts of like length."""
 repetition = judge("repetition", longest_echo)
 """Share of words in the longest run of repeats."""
-sentiment = judge("sentiment", vader, version=f"vaderSentiment {version('vaderSentiment')}")
+sentiment = judge("sentiment", vader, version=f"vaderSentiment {_vader_version()}")
 """VADER's compound score, −1 to 1."""
 
 JUDGES = {judge.name: judge for judge in (refusal, degeneration, distinct, repetition, sentiment)}

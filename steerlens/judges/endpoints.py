@@ -4,18 +4,17 @@ import hashlib
 import math
 import os
 import re
-import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 from jaxtyping import Float
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, import_extra
 from steerlens.judges.judging import Judge, JudgeError, JudgeWarning
 
 KEY_VARIABLE = "STEERLENS_API_KEY"
@@ -47,16 +46,16 @@ def endpoint(
     api_key: str | None = None,
     concurrency: int = 4,
     retries: int = 3,
-    backoff: float = 0.5,
     timeout: float = 60.0,
     max_tokens: int = 16,
 ) -> Judge:
     """Asks a chat-completions server to rate each text; NaN where text or answer hold nothing.
 
-    `url` ends before `/chat/completions`. Busy or failing servers are asked `retries` more times,
-    each after twice the wait. What was judged is kept: after a `JudgeError`, calling the same
-    judge again asks only for what is missing. Answers without one number on the scale are NaN,
-    and warned of. The key may stand in the environment variable STEERLENS_API_KEY.
+    `url` ends before `/chat/completions`. Needs the `openai` client, which asks busy or failing
+    servers `retries` more times, each after twice the wait. What was judged is kept: after a
+    `JudgeError`, calling the same judge again asks only for what is missing. Answers without one
+    number on the scale are NaN, and warned of. The key may stand in the environment variable
+    STEERLENS_API_KEY.
 
     >>> polite = endpoint("http://localhost:8000/v1", "my-model", "How polite is this reply?")
     >>> polite(["Thank you!", "Go away."])  # doctest: +SKIP
@@ -64,12 +63,12 @@ def endpoint(
     """
     if not _is_address(url):
         raise SteerlensError(f"url={url!r} came; needed is one like 'http://localhost:8000/v1'")
-    if not scale[0] < scale[1] or concurrency < 1 or retries < 0 or backoff < 0 or timeout <= 0:
+    if not scale[0] < scale[1] or concurrency < 1 or retries < 0 or timeout <= 0:
         raise SteerlensError(
-            f"scale={scale}, concurrency={concurrency}, retries={retries}, backoff={backoff}, "
-            f"timeout={timeout}: needed are an increasing scale, concurrency ≥ 1, retries and "
-            "backoff ≥ 0, timeout > 0"
+            f"got scale={scale}, concurrency={concurrency}, retries={retries}, timeout={timeout}; "
+            "expected an increasing scale, concurrency ≥ 1, retries ≥ 0, timeout > 0"
         )
+    _openai()  # if it is missing, that is said before any reply is written
     key = (os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key).strip()
     if not (key.isascii() and key.isprintable()):
         raise SteerlensError(
@@ -77,14 +76,13 @@ def endpoint(
             f"variable {KEY_VARIABLE}"
         )
     asker = _Asker(
-        url.removesuffix("/").removesuffix("/chat/completions") + "/chat/completions",
+        url.removesuffix("/").removesuffix("/chat/completions"),
         model,
         question,
         scale,
         key,
         concurrency,
         retries,
-        backoff,
         timeout,
         max_tokens,
     )
@@ -92,12 +90,16 @@ def endpoint(
     return Judge(name, asker, f"{model} at {url}, question {words}, {scale[0]:g} to {scale[1]:g}")
 
 
+def _openai() -> Any:
+    return import_extra("openai", "judges", "a judge behind a server")
+
+
 def _is_address(url: str) -> bool:
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
+        parsed = urlsplit(url)
+        return parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
+    except ValueError:
         return False
-    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,6 @@ class _Asker:
     api_key: str = field(repr=False)
     concurrency: int
     retries: int
-    backoff: float
     timeout: float
     max_tokens: int
     known: dict[str, float] = field(default_factory=dict, repr=False)
@@ -117,8 +118,7 @@ class _Asker:
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
         missing = [t for t in dict.fromkeys(texts) if t.strip() and t not in self.known]
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        with httpx.Client(headers=headers, timeout=self.timeout) as client:
+        with self._client() as client:
             try:
                 unread = self._ask_all(client, missing)
             except SteerlensError as error:
@@ -138,10 +138,18 @@ class _Asker:
             )
         return self._scores(texts)
 
+    def _client(self) -> Any:
+        return _openai().OpenAI(
+            base_url=self.url,
+            api_key=self.api_key or "none",  # else the client would take one from the environment
+            max_retries=self.retries,
+            timeout=self.timeout,
+        )
+
     def _scores(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
         return np.array([self.known.get(text, math.nan) for text in texts], dtype=np.float64)
 
-    def _ask_all(self, client: httpx.Client, texts: Sequence[str]) -> list[str]:
+    def _ask_all(self, client: Any, texts: Sequence[str]) -> list[str]:
         """Ask for several at once, keep their ratings, and return the answers that are none."""
         pool = ThreadPoolExecutor(self.concurrency)
         try:
@@ -150,7 +158,7 @@ class _Asker:
         finally:
             pool.shutdown(cancel_futures=True)  # what is under way is waited for, and kept
 
-    def _judge(self, client: httpx.Client, text: str) -> list[str]:
+    def _judge(self, client: Any, text: str) -> list[str]:
         answer = self._ask(client, text)
         found = _NUMBER.fullmatch(answer)
         low, high = self.scale
@@ -159,35 +167,33 @@ class _Asker:
         self.known[text] = float(found[1])
         return []
 
-    def _ask(self, client: httpx.Client, text: str) -> str:
+    def _ask(self, client: Any, text: str) -> str:
         low, high = self.scale
+        openai = _openai()
+        unsent = ["OpenAI-Organization", "OpenAI-Project"]  # which may stand in the environment
+        unsent += [] if self.api_key else ["Authorization"]
         content = TEMPLATE.format(question=self.question, text=text, low=low, high=high)
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
-        failed = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(self.backoff * 2 ** (attempt - 1))
-            try:
-                response = client.post(self.url, json=body)
-            except httpx.TransportError as error:
-                failed = (
-                    f"cannot be reached ({type(error).__name__}: {error}); check that the server "
-                    "runs and that the address is right"
-                )
-                continue
-            if response.is_success:
-                return self._content(response)
-            failed = f"answered {response.status_code}: {response.text[:200]!r}"
-            if response.status_code not in (408, 409, 429) and response.status_code < 500:
-                break  # asking again would not help
+        try:
+            raw = client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=[{"role": "user", "content": content}],
+                temperature=0,
+                max_tokens=self.max_tokens,
+                extra_headers={name: openai.Omit() for name in unsent},
+            )
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            failed = (
+                f"cannot be reached ({type(cause).__name__}: {cause}); check that the server runs "
+                "and that the address is right"
+            )
+        except openai.APIStatusError as error:
+            failed = f"answered {error.status_code}: {error.response.text[:200]!r}"
+        else:
+            return self._content(raw.http_response)
         raise SteerlensError(self._without_key(f"the judge at {self.url} {failed}"))
 
-    def _content(self, response: httpx.Response) -> str:
+    def _content(self, response: Any) -> str:
         try:
             answer: Any = response.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, import_extra
 from steerlens.models.engine import Key, Result, Shard
 from steerlens.models.fingerprint import LIBRARIES, fingerprint
 from steerlens.models.host import Model, require_no_hooks
@@ -54,13 +54,7 @@ class Ray:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        try:
-            import ray  # noqa: F401
-        except ImportError as error:
-            raise SteerlensError(
-                "Ray(...) needs ray: install it, here and on every node, with "
-                "pip install 'steerlens[ray]'"
-            ) from error
+        import_extra("ray", "ray", "Ray(...), here and on every node,")
         if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
             raise SteerlensError(
                 f"workers={self.workers} with {self.cpus_per_worker} CPUs and "

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, import_extra
 from steerlens.files import PathLike, require_writable, write_atomically, write_text
 from steerlens.studies.study import Study, read_study
 
@@ -60,7 +60,16 @@ class LatexTable:
 
     data: pd.DataFrame
     caption: str = ""
+    """LaTeX, so that it may hold maths; the data are text, and escaped."""
     label: str = ""
+
+    def __post_init__(self) -> None:
+        loose = re.search(r"(?<!\\)[%#&]", self.caption)
+        if loose:
+            raise SteerlensError(
+                f"got the caption {self.caption!r}; expected LaTeX, in which {loose[0]!r} means "
+                f"something else than itself: write '\\{loose[0]}'"
+            )
 
 
 def regenerate(
@@ -108,12 +117,7 @@ def export(plates: Mapping[str, Plate], out: PathLike, formats: Sequence[str]) -
             write_text(out / f"{name}.html", for_paper(plate).to_html())
             for name, plate in plates.items()
         ]
-    try:
-        import kaleido
-    except ImportError as error:
-        raise SteerlensError(
-            "pictures are drawn by kaleido; install it with pip install 'steerlens[figures]'"
-        ) from error
+    kaleido = import_extra("kaleido", "figures", "drawing pictures")
     jobs = {
         out / f"{name}.{ending}": (for_paper(plate), ending)
         for name, plate in plates.items()
@@ -211,36 +215,15 @@ def latex(table: LatexTable) -> str:
     \\end{table}
     <BLANKLINE>
     """
-    data = table.data
-    columns = "".join("r" if pd.api.types.is_numeric_dtype(kind) else "l" for kind in data.dtypes)
-    rows = [[_tex(value) for value in row] for row in data.itertuples(index=False, name=None)]
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        " & ".join(map(_tex, data.columns)) + r" \\",
-        r"\midrule",
-        *(" & ".join(row) + r" \\" for row in rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        *([rf"\caption{{{_tex(table.caption)}}}"] if table.caption else []),
-        *([rf"\label{{{table.label}}}"] if table.label else []),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-_SPECIAL = str.maketrans(
-    {character: f"\\{character}" for character in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
-)
-
-
-def _tex(value: object) -> str:
-    if isinstance(value, float):
-        return "--" if np.isnan(value) else f"{value:.3f}"
-    return str(value).translate(_SPECIAL)
+    styled = table.data.style.hide(axis="index").format(precision=3, na_rep="--", escape="latex")
+    return str(
+        styled.format_index(escape="latex", axis="columns").to_latex(
+            hrules=True,
+            position_float="centering",
+            caption=table.caption or None,
+            label=table.label or None,
+        )
+    )
 
 
 def _made(script: Path, study: Study) -> Plate | LatexTable:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerlens.errors import SteerlensError, short_repr
+from steerlens.errors import SteerlensError, import_extra, short_repr
 from steerlens.files import PathLike, parse_json, write_atomically
 from steerlens.vectors.foreign import (
     BLOCK_OUTPUT,
@@ -140,13 +140,8 @@ def _text(field: Any) -> str:
 
 
 def _gguf() -> ModuleType:
-    try:
-        import gguf
-    except ImportError as error:
-        raise SteerlensError(
-            "GGUF control vectors need the gguf package: pip install 'steerlens[exchange]'"
-        ) from error
-    return gguf
+    module: ModuleType = import_extra("gguf", "exchange", "a GGUF control vector")
+    return module
 
 
 def gguf_left_out(path: PathLike, content: VectorFile) -> list[str]:

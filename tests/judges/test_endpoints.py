@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -34,7 +35,8 @@ class Handler(BaseHTTPRequestHandler):
         text = content.split("<text>\n")[1].split("\n</text>")[0]
         with self.server.lock:
             self.server.asked.append(text)
-            self.server.seen.append((self.path, dict(self.headers), body))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.server.seen.append((self.path, headers, body))
             times = self.server.asked.count(text)
         status, answer = self.server.answer(text, times)
         if status == 200 and isinstance(answer, str):
@@ -42,6 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(payload)))
+        self.send_header("retry-after-ms", "5")  # otherwise the client waits half a second
         self.end_headers()
         self.wfile.write(payload)
 
@@ -66,7 +69,7 @@ def serve():
 
 
 def ask(server, **options):
-    options = {"backoff": 0.01, "timeout": 10.0} | options
+    options = {"timeout": 10.0} | options
     return endpoint(server.url, "tiny", "How long is it?", **options)
 
 
@@ -185,7 +188,7 @@ def test_an_unreachable_server_is_named_with_what_to_check():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    judge = endpoint(url, "tiny", "Good?", retries=1, backoff=0.01)
+    judge = endpoint(url, "tiny", "Good?", retries=1)
     with pytest.raises(JudgeError, match=r"cannot be reached.*check that the server runs") as error:
         judge(["a", "b"])
     assert url in str(error.value)
@@ -196,7 +199,7 @@ def test_a_server_that_hangs_is_given_up_on(serve):
     release = threading.Event()
     server = serve(lambda text, times: (release.wait(10), (200, "1"))[1])
     judge = ask(server, timeout=0.2, retries=0)
-    with pytest.raises(JudgeError, match="ReadTimeout"):
+    with pytest.raises(JudgeError, match=r"cannot be reached \(ReadTimeout"):
         judge(["a"])
     release.set()
 
@@ -210,9 +213,28 @@ def test_the_key_is_sent_and_never_shown(serve, monkeypatch, caplog):
     ask(server)(["b"])
     monkeypatch.delenv("STEERLENS_API_KEY")
     ask(server)(["c"])
-    keys = [headers.get("Authorization") for _, headers, _ in server.seen]
+    keys = [headers.get("authorization") for _, headers, _ in server.seen]
     assert keys == ["Bearer sk-argument", "Bearer sk-environment", None]
     assert "sk-argument" not in caplog.text + repr(judge) + str(judge.version)
+
+
+def test_nothing_of_another_service_is_sent(serve, monkeypatch):
+    """The client would take these from the environment by itself."""
+    others = ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY")
+    for name in others:
+        monkeypatch.setenv(name, f"of-{name}")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    server = serve(by_length)
+    assert ask(server)(["a"]).tolist() == [1]
+    assert ask(server, api_key="sk-own")(["a"]).tolist() == [1]
+    for _, headers, _ in server.seen:
+        assert not [value for value in headers.values() if "of-OPENAI" in value]
+
+
+def test_without_the_client_the_install_command_is_told_before_anything_is_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(sl.SteerlensError, match=r"pip install 'steerlens\[judges\]'"):
+        endpoint("http://x/v1", "tiny", "Good?")
 
 
 def test_a_key_that_cannot_be_sent_is_refused_unshown():
@@ -227,6 +249,7 @@ def test_a_key_that_cannot_be_sent_is_refused_unshown():
         ("localhost:8000", {}, "'http://localhost:8000/v1'"),
         ("http://x:port/v1", {}, "'http://localhost:8000/v1'"),
         ("http://", {}, "'http://localhost:8000/v1'"),
+        ("http://[::1", {}, "'http://localhost:8000/v1'"),
         ("http://x/v1", {"scale": (5, 5)}, "increasing scale"),
         ("http://x/v1", {"concurrency": 0}, "concurrency ≥ 1"),
     ],

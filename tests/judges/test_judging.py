@@ -1,6 +1,8 @@
 """Judges on replies that people would agree about."""
 
 import hashlib
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import steerlens as sl
 from steerlens import judges
-from steerlens.judges import judging
+from steerlens.judges import builtin, judging
 from steerlens.judges.fluency import degenerate
 from steerlens.judges.refusals import refusal_reasons, refused
 
@@ -78,6 +80,19 @@ def test_a_judge_that_loses_a_text_is_refused():
     short = sl.judges.Judge("short", lambda texts: [1.0])
     with pytest.raises(sl.SteerlensError, match=r"'short' returned shape \(1,\) for 2 texts"):
         short(["a", "b"])
+
+
+def test_the_refusal_judges_version_is_that_of_its_phrases():
+    content = (Path(judges.__file__).parent / "refusal_phrases.toml").read_bytes()
+    assert hashlib.sha256(content).hexdigest().startswith(judges.refusal.version.split()[-1])
+    assert all(judges.REFUSAL_PHRASES.values())
+
+
+def test_without_its_package_the_judge_of_sentiment_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+    builtin._vader.cache_clear()
+    with pytest.raises(sl.SteerlensError, match=r"pip install 'steerlens\[judges\]'"):
+        judges.sentiment(["What a day!"])
 
 
 def test_what_others_say_in_a_reply_refuses_nothing():

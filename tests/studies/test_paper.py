@@ -94,12 +94,18 @@ def test_intervals_and_heatmaps_are_in_the_data():
 
 def test_text_in_a_table_is_escaped():
     table = pd.DataFrame({"50 % & more_": ["{a}~b\\c"], "value": [np.nan], "n": [7]})
-    text = latex(LatexTable(table, "Costs $5 #1", "tab:x"))
+    text = latex(LatexTable(table, r"Costs \$5, of $x_1$", "tab:x"))
     assert r"50 \% \& more\_ & value & n \\" in text
-    assert r"\{a\}\textasciitilde{}b\textbackslash{}c & -- & 7 \\" in text
-    assert r"\caption{Costs \$5 \#1}" in text
+    assert r"\{a\}\textasciitilde b\textbackslash c & -- & 7 \\" in text
+    assert r"\caption{Costs \$5, of $x_1$}" in text
     assert r"\begin{tabular}{lrr}" in text
     assert r"\label{tab:x}" in text
+
+
+@pytest.mark.parametrize("caption", ["50 % of it", "Run #1", "A & B"])
+def test_a_caption_that_latex_would_cut_is_refused(caption):
+    with pytest.raises(sl.SteerlensError, match="expected LaTeX"):
+        LatexTable(pd.DataFrame(), caption)
 
 
 def test_without_a_browser_pages_are_written_and_it_is_said(scripts, study, tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from steerlens.activations.pooling import Readers
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import RunOptions, halving, run_settings
-from steerlens.models.fast_forward import fast_forward, preallocated_cache, select_rows
+from steerlens.models.fast_forward import decoding_cache, forward_pass, is_on, select_rows
+from steerlens.models.hooking import as_they_are
 from steerlens.models.host import Cache, Model, unmasked
 from steerlens.models.progress import progress_bar
 from steerlens.models.sites import Frame, hook_name, resolve_layers, site_frame
@@ -112,9 +113,12 @@ def _read_batch(
 ) -> Reading:
     """A batch whose rows share so many first tokens; in halves, where memory does not hold it."""
     jobs, n_shared = shard
-    with fast_forward(model):
+
+    def read() -> list[Reading]:
         points = [_point(model, *place) for place in places]
-        parts = halving(lambda some: _read_at_once(model, some, n_shared, points), jobs)
+        return halving(lambda some: _read_at_once(model, some, n_shared, points), jobs)
+
+    parts = forward_pass(model, read)
     return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -174,7 +178,7 @@ def _after_prefixes(
     wanted = list(zip(owner, read, strict=True))
     reader_of = {reader: number for number, reader in enumerate(dict.fromkeys(wanted))}
     tokens = torch.tensor(list(prefixes), device=model.cfg.device)
-    cache = preallocated_cache(model, len(tokens), n_shared + room)
+    cache = decoding_cache(model, len(tokens), n_shared + room, is_on(model))
     sums = _summed(model, tokens, list(reader_of), points, cache)
     select_rows(cache, torch.tensor(owner, device=tokens.device))
     return cache, _Sums(*(of[[reader_of[reader] for reader in wanted]] for of in sums))
@@ -207,14 +211,20 @@ def _shown(
     cache: Cache | None = None,
 ) -> Iterator[Float[Tensor, "row pos d_model"]]:
     """The activations at each point, in its site's form; what comes after the last is not run."""
-    # No mask is needed: causal attention never looks at what pads the right.
-    _, shown = model.run_with_cache(
-        **unmasked(model, tokens, cache),
-        names_filter=[point.name for point in points],
-        stop_at_layer=max(point.layer for point in points) + 1,
-        return_type=None,
-        return_cache_object=False,
-    )
+    names = [point.name for point in points]
+    tidy = as_they_are(model, names)
+    try:
+        # No mask is needed: causal attention never looks at what pads the right.
+        _, shown = model.run_with_cache(
+            **unmasked(model, tokens, cache),
+            names_filter=names,
+            stop_at_layer=max(point.layer for point in points) + 1,
+            return_type=None,
+            return_cache_object=False,
+        )
+    except BaseException:
+        tidy()  # the host may have been stopped between a hook and its note of it
+        raise
     for point in points:
         yield point.frame.into(shown[point.name])
 
@@ -231,7 +241,9 @@ def every_token(
         )
     wanted = list(dict.fromkeys(places))
     tokens = torch.tensor([list(ids)], device=model.cfg.device)
-    with fast_forward(model):
+
+    def read() -> list[Tensor]:
         points = [_point(model, *place) for place in wanted]
-        shown = [at_least_float32(one[0]).cpu() for one in _shown(model, tokens, points)]
-    return dict(zip(wanted, shown, strict=True))
+        return [at_least_float32(one[0]).cpu() for one in _shown(model, tokens, points)]
+
+    return dict(zip(wanted, forward_pass(model, read), strict=True))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from steerlens.data.prompts import Passage, require_prompt
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike, read_json, read_lines
 from steerlens.intervals import mean
-from steerlens.models.fast_forward import fast_forward
+from steerlens.models.fast_forward import forward_pass
+from steerlens.models.hooking import placed
 from steerlens.models.host import Model, next_logits
 from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import TokenRow, left_padded, pad_token, tokenize
@@ -218,9 +220,9 @@ def _probabilities(
             run = decoding_run(own, [choice.row for choice in at], mask, model)
             assert isinstance(run.clock, DecodingClock)
             run.clock.show(0, tokens.shape[1])
-            with fast_forward(model), model.hooks(fwd_hooks=run.hooks()):
-                device = model.cfg.device
-                logits = next_logits(model, tokens.to(device), mask.to(device).int()).float().cpu()
+            device = model.cfg.device
+            work = partial(next_logits, model, tokens.to(device), mask.to(device).int())
+            logits = forward_pass(model, work, placed(model, run.hooks())).float().cpu()
             pair = torch.tensor([[choice.matching, choice.other] for choice in at])
             probabilities[batch] = logits.gather(1, pair).double().softmax(dim=1)[:, 0].numpy()
             bar.update(len(batch))

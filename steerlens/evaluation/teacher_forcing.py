@@ -13,7 +13,8 @@ from torch import Tensor
 from steerlens.activations.batching import by_length
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import RunOptions, run_settings
-from steerlens.models.fast_forward import fast_forward
+from steerlens.models.fast_forward import forward_pass
+from steerlens.models.hooking import placed
 from steerlens.models.host import Model, all_logits
 from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import TokenRow, pad_token, right_padded
@@ -101,9 +102,9 @@ def _forced(model: Model, rows: Sequence[TokenRow], plans: Sequence[Steering]) -
     run = decoding_run(stacked([None, *plans], len(rows)), rows, mask, model, copies=many)
     assert isinstance(run.clock, DecodingClock)
     run.clock.show(0, tokens.shape[1])
-    with fast_forward(model), model.hooks(fwd_hooks=run.hooks()):
-        # No attention mask is needed: causal attention never looks at what pads the right.
-        logits = all_logits(model, tokens.repeat(many, 1))
+    # No attention mask is needed: causal attention never looks at what pads the right.
+    work = partial(all_logits, model, tokens.repeat(many, 1))
+    logits = forward_pass(model, work, placed(model, run.hooks()))
     logits = logits.unflatten(0, (many, len(rows)))
     opened = [_opened(plan, run, 1 + i, len(rows)) for i, plan in enumerate(plans)]
     wide = torch.float32 if device.type == "mps" else torch.float64

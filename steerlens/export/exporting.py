@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from steerlens.errors import SteerlensError
 from steerlens.export.checkpoints import folded_model
 from steerlens.export.weight_edits import ablated_weights, edited_biases, require_constant
 from steerlens.files import PathLike, demo_file, digest, write_directory, write_json, write_text
+from steerlens.models.fast_forward import forward_pass
 from steerlens.models.fingerprint import LIBRARIES, fingerprint
+from steerlens.models.hooking import placed
 from steerlens.models.host import Model
 from steerlens.models.loading import TINY_CHAT, load_model, quiet
 from steerlens.models.tokenizing import Readable, TokenRow, tokenize
@@ -267,8 +270,8 @@ def _measure(
     differences, effects = [], []
     for row in rows:
         ids = torch.tensor([row.ids], device=model.cfg.device)
-        with model.hooks(fwd_hooks=steering_hooks(*plan, model=model)):
-            hooked = model(ids)
+        hooks = placed(model, steering_hooks(*plan, model=model))
+        hooked = forward_pass(model, partial(model, ids), hooks)
         differences.append((served(ids).logits - hooked).abs().max())
         effects.append((model(ids) - hooked).abs().max())
     return torch.stack(differences).max().item(), torch.stack(effects).max().item()

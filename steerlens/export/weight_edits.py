@@ -4,7 +4,8 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from einops import einsum
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 
 from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
+from steerlens.models.ownership import edited_weights
 from steerlens.models.sites import FRAMED_SITES, resolve_layers, site_width
 from steerlens.models.weights import SiteBias, site_biases, stream_writers
 from steerlens.numerics import at_least_float32
@@ -43,7 +45,7 @@ def edited_biases(model: Model, *steerings: Steering) -> Iterator[None]:
     [1.0, 1.0, 1.0]
     """
     changes = [change for steering in steerings for change in _additions(model, steering)]
-    with _changed(changes):
+    with edited_weights(model, "edited_biases", partial(_new_values, changes)):
         yield
 
 
@@ -69,7 +71,8 @@ def ablated_weights(
         along = einsum(weight, unit.to(weight), "... d_model, d_model -> ...")
         return weight - along[..., None] * unit.to(weight)
 
-    with _changed([(writer, without) for writer in stream_writers(model)]):
+    changes = [(writer, without) for writer in stream_writers(model)]
+    with edited_weights(model, "ablated_weights", partial(_new_values, changes)):
         yield
 
 
@@ -149,18 +152,12 @@ def _one_direction(vector: SteeringVector) -> Float[Tensor, " d_model"]:
     return first
 
 
-@contextmanager
-def _changed(changes: Iterable[tuple[Parameter, Change]]) -> Iterator[None]:
-    """Let parameters hold changed copies, of the same strides; then, again, their old tensors."""
-    with ExitStack() as undo:
+def _new_values(changes: Iterable[tuple[Parameter, Change]]) -> list[tuple[Parameter, Tensor]]:
+    """Changed copies, of the same strides; changes of one parameter follow each other."""
+    values: dict[Parameter, Tensor] = {}
+    with torch.inference_mode(False), torch.no_grad():
         for parameter, change in changes:
-            undo.callback(_put_back, parameter, parameter.data)
-            with torch.inference_mode(False), torch.no_grad():
-                values = change(at_least_float32(parameter.data))
-                parameter.data = torch.empty_like(parameter.data).copy_(values)
-        yield
-
-
-def _put_back(parameter: Parameter, old: Tensor) -> None:
-    """The very tensor, unless the model has moved to another device or dtype meanwhile."""
-    parameter.data = old.to(parameter.data)
+            old = values.get(parameter, parameter.data)
+            new = change(at_least_float32(old))
+            values[parameter] = torch.empty_like(parameter.data).copy_(new)
+    return list(values.items())

@@ -1,16 +1,18 @@
 """Forward passes without what the host would compute again for every layer and step.
 
 HookedTransformer normalises a block's input three times, rotates all cached keys at every step,
-copies them to append one, and builds positions and masks in every layer. Within `lean` these are
-done once, by attributes of the model's own modules that are gone afterwards: no class is changed,
-every hook point is passed, and logits stay bit-identical. A TransformerBridge repeats nothing, and
-runs as it is.
+copies them to append one, and builds positions and masks in every layer. In a `forward_pass` these
+are done once, by attributes of the model's own modules that are gone afterwards: no class is
+changed, every hook point is passed, and logits stay bit-identical. A TransformerBridge repeats
+nothing, and runs as it is. `disabled()` and `load_model(fast=False)` turn it off.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import get_ident
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from einops import rearrange
@@ -18,7 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache as HuggingFaceCache
 
-from steerlens.models.host import Cache, CacheEntry, Model, exclusive, is_hooked, new_cache
+from steerlens.models.hooking import PlacedHook, hook_steps
+from steerlens.models.host import Cache, CacheEntry, Model, is_hooked, new_cache
+from steerlens.models.ownership import Change, restoring, run_with
+
+Result = TypeVar("Result")
 
 Keys = Float[Tensor, "row pos head d_head"]
 NewKeys = Float[Tensor, "row new head d_head"]
@@ -64,10 +70,10 @@ class _KeyValues(CacheEntry):
         self.past_keys, self.past_values = self._keys[:, :length], self._values[:, :length]
 
 
-def preallocated_cache(model: Model, rows: int, room: int) -> Cache:
-    """An empty cache for texts of up to `room` tokens, to be used within `lean(model)` only."""
+def decoding_cache(model: Model, rows: int, room: int, fast: bool) -> Cache:
+    """An empty cache for texts of up to `room` tokens, for forward passes that are as `fast`."""
     cache = new_cache(model, rows)
-    if isinstance(cache, HuggingFaceCache):
+    if not fast or isinstance(cache, HuggingFaceCache):
         return cache
     cache.entries = [_KeyValues(entry, room) for entry in cache.entries]
     return cache
@@ -80,53 +86,97 @@ def cached_numbers(model: Model) -> int:
 
 
 def select_rows(cache: Cache, rows: Int[Tensor, " row"]) -> None:
-    """Go on with these rows of a lean cache, in this order; a row may be given out repeatedly."""
+    """Go on with these rows of a cache, in this order; a row may be given out repeatedly."""
     if isinstance(cache, HuggingFaceCache):
         cache.batch_select_indices(rows)
         return
     for entry in cache.entries:
-        entry.select(rows)
+        if isinstance(entry, _KeyValues):
+            entry.select(rows)
+        else:
+            entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
     cache.previous_attention_mask = cache.previous_attention_mask[rows]
 
 
-@contextmanager
-def fast_forward(model: Model) -> Iterator[None]:
-    """Forward passes of this model skip repeated work until the block ends; other threads wait.
+_OFF: ContextVar[bool] = ContextVar("fast_forward_off", default=False)
+_PLAIN: WeakSet[Model] = WeakSet()
 
-    >>> with lean(model := load_model()):
-    ...     logits = model("Hello")
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Until the block ends, this thread's forward passes are the host's own, to the last call.
+
+    Nothing that comes out changes, but for the time it takes.
+
+    >>> with disabled():
+    ...     is_on(load_model())
+    False
     """
-    with exclusive(model), ExitStack() as stack:
-        shared = _Padding()
-        for block in model.blocks if is_hooked(model) else ():
-            norm = getattr(block, "ln1", None)
-            if norm is not None:
-                stack.enter_context(_replaced(norm, "forward", _same_input_same_output))
-            attention = block.attn
-            if _turns_keys_once(attention):
-                stack.enter_context(
-                    _replaced(attention, "apply_rotary", partial(_rotate, attention, shared))
-                )
-            if attention.attn_type == "global":
-                stack.enter_context(
-                    _replaced(attention, "apply_causal_mask", partial(_hide, attention, shared))
-                )
-        yield
-
-
-@contextmanager
-def _replaced(
-    module: Any, name: str, instead: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    before = module.__dict__.get(name)  # someone else's own attribute, or the class's method
-    setattr(module, name, instead(getattr(module, name)))
+    before = _OFF.set(True)
     try:
         yield
     finally:
-        if before is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, before)
+        _OFF.reset(before)
+
+
+def turn_off(model: Model) -> None:
+    """For good, for this model."""
+    _PLAIN.add(model)
+
+
+def is_on(model: Model) -> bool:
+    """Whether forward passes of this model skip repeated work."""
+    return is_hooked(model) and not _OFF.get() and model not in _PLAIN
+
+
+def forward_pass(
+    model: Model,
+    work: Callable[[], Result],
+    hooks: Sequence[PlacedHook] = (),
+    *,
+    fast: bool | None = None,
+) -> Result:
+    """`work`, which runs the model, under these hooks and no other run's; other threads wait.
+
+    Repeated work is skipped if `fast`, or by default if `is_on(model)`. Afterwards the model is as
+    it was, whatever happens.
+
+    >>> model = load_model()
+    >>> forward_pass(model, lambda: model("Hello")).shape
+    torch.Size([1, 2, 4096])
+    """
+    fast = is_on(model) if fast is None else fast
+    put_on, take_off = hook_steps(model, hooks)
+    for module, name, instead in _replacements(model) if fast else ():
+        put_on.append((dict.__setitem__, vars(module), name, instead))
+        take_off.append(restoring(module, name))
+    return run_with(model, Change(put_on, take_off), work)
+
+
+def _replacements(model: Model) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+    """Methods of the model's modules, and what does the same in less time, in this thread."""
+    shared = _Padding()
+    for block in model.blocks:
+        norm = getattr(block, "ln1", None)
+        if norm is not None:
+            yield norm, "forward", _here_only(_same_input_same_output(norm.forward), norm.forward)
+        attention = block.attn
+        if _turns_keys_once(attention):
+            rotate = _rotate(attention, shared, attention.apply_rotary)
+            yield attention, "apply_rotary", _here_only(rotate, attention.apply_rotary)
+        if attention.attn_type == "global":
+            hide = _hide(attention, shared, attention.apply_causal_mask)
+            yield attention, "apply_causal_mask", _here_only(hide, attention.apply_causal_mask)
+
+
+def _here_only(ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Another thread that runs the model meanwhile, not through us, gets the host's own."""
+    here = get_ident()
+
+    def method(*args: Any, **options: Any) -> Any:
+        return (ours if get_ident() == here else stock)(*args, **options)
+
+    return method
 
 
 def _same_input_same_output(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -4,12 +4,8 @@ TransformerLens has two: HookedTransformer, until version 3, and TransformerBrid
 Hugging Face model compute.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from inspect import signature
-from threading import RLock
 from typing import Any, Protocol, TypeAlias, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -47,43 +43,6 @@ class Model(Protocol):
 def is_hooked(model: Any) -> bool:
     """Whether it is a HookedTransformer."""
     return HookedTransformer is not None and isinstance(model, HookedTransformer)
-
-
-def attach_hooks(
-    model: Model, hooks: Iterable[tuple[str, Callable[..., Any]]]
-) -> Callable[[], None]:
-    """Add hooks for good; what is returned takes these off again, and no others.
-
-    The host's own `with model.hooks()` takes off whatever was added last.
-    """
-    added: list[tuple[Any, Any]] = []
-
-    def remove() -> None:
-        while added:
-            point, handle = added.pop()
-            handle.hook.remove()
-            point.fwd_hooks = [kept for kept in point.fwd_hooks if kept is not handle]
-
-    try:
-        for name, function in hooks:
-            point = model.hook_dict[name]
-            point.add_hook(function)
-            added.append((point, point.fwd_hooks[-1]))
-    except BaseException:
-        remove()
-        raise
-    return remove
-
-
-def exclusive(model: Model) -> AbstractContextManager[object]:
-    """Held while a model runs with hooks on it, which every thread would run through.
-
-    A second thread waits; the one that holds it may take it again.
-    """
-    return _LOCKS.setdefault(model, RLock())
-
-
-_LOCKS: WeakKeyDictionary[Model, AbstractContextManager[object]] = WeakKeyDictionary()
 
 
 def new_cache(model: Model, batch: int) -> Cache:

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from steerlens.errors import SteerlensError
 from steerlens.files import demo_file
+from steerlens.models.fast_forward import turn_off
 from steerlens.models.host import HookedTransformer, Model
 from steerlens.models.weight_layout import fast_layout
 
@@ -72,13 +73,16 @@ def load_model(
     n_devices: int = 1,
     revision: str | None = None,
     bits: int | None = None,
+    fast: bool = True,
 ) -> Model:
     """Load a model without weight processing, on the fastest host that computes it faithfully.
 
     `name` is "tiny-chat" (ships with the package), a local Hugging Face directory, or a name on the
     hub. `host="auto"` takes a HookedTransformer where TransformerLens has one for the model, and a
     TransformerBridge elsewhere; `bits` (4 or 8) quantises a bridge's weights, by bitsandbytes.
-    Raises if the loaded model computes anything else than the Hugging Face one.
+    With `fast=False` the model is left as TransformerLens made it: weights keep their layout in
+    memory, and forward passes repeat what they could skip (see `fast_forward`); nothing that comes
+    out differs. Raises if the loaded model computes anything else than the Hugging Face one.
 
     >>> load_model().cfg.n_layers
     6
@@ -102,7 +106,10 @@ def load_model(
         load = _load_checked if directory.is_dir() else _load_from_hub
         model = load(str(directory) if directory.is_dir() else name, host, wish)
     model.cfg.model_name = name if name == TINY_CHAT else Path(name).name
-    return fast_layout(model.eval())
+    if fast:
+        return fast_layout(model.eval())
+    turn_off(model)
+    return model.eval()
 
 
 def supported_hosts() -> dict[str, str]:

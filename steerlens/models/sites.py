@@ -94,6 +94,15 @@ def _unchanged(activation: Tensor) -> Tensor:
     return activation
 
 
+def attention_scores(model: Model | None, layer: int) -> str | None:
+    """Where the host shows a layer's attention scores, `[row, head, query, key]`, if it does.
+
+    As many keys as queries stand for a text from its beginning; more, for one that is continued.
+    """
+    name = f"blocks.{layer}.attn.hook_attn_scores"
+    return name if model is None or name in model.hook_dict else None
+
+
 def site_width(model: Model, site: str) -> int:
     """How many numbers a token has at a site."""
     return model.cfg.n_heads * model.cfg.d_head if site == "z" else model.cfg.d_model

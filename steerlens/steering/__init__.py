@@ -1,5 +1,6 @@
 """Edits, conditions, rules and generation: a vector put to work."""
 
+from steerlens.models.hooking import Attachment
 from steerlens.steering import hooks, similarities
 from steerlens.steering.batch_plans import BatchPlan, stacked
 from steerlens.steering.condition_search import ConditionSearch, search_conditions
@@ -8,7 +9,7 @@ from steerlens.steering.generation import GateReport, Replies, generate, stream
 from steerlens.steering.positions import Positions
 from steerlens.steering.rules import apply_rules, parse_rules
 from steerlens.steering.sampling import Sampling
-from steerlens.steering.steering import Attachment, Steering, steering_hooks
+from steerlens.steering.steering import Steering, steering_hooks
 
 __all__ = [
     "Attachment",

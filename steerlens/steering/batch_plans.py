@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
+from steerlens.models.hooking import NamedHook
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import TokenRow, reply_starts
 from steerlens.steering.clocks import DecodingClock, PlainHooksClock
-from steerlens.steering.steering import NamedHook, RowSettings, Run, Steering
+from steerlens.steering.steering import RowSettings, Run, Steering
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,8 @@ class BatchPlan:
         self, prompt_mask: Bool[Tensor, "row pos"] | None = None, model: Model | None = None
     ) -> list[NamedHook]:
         """Fresh hooks for `model.hooks(fwd_hooks=...)`, as `Steering.hooks` gives them."""
-        return Run([(self.steering, self.settings)], PlainHooksClock(prompt_mask), model).hooks()
+        clock = PlainHooksClock(prompt_mask, get_ident())
+        return Run([(self.steering, self.settings)], clock, model).hooks()
 
     def __repr__(self) -> str:
         own = ", each at its own places" if self.where is not None else ""

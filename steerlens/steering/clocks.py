@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from threading import get_ident
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -157,18 +158,29 @@ class PlainHooksClock:
     """Finds out which tokens are shown from what hooks can see, in somebody else's generate.
 
     A run is a prompt pass and the passes that continue it: one token at a time (with a cache), or
-    the whole grown text again. A text that is an earlier one and a token is taken for the latter.
+    the whole grown text again. Whether there is a cache shows in the attention scores. A text that
+    is the one before and one token more is taken for that text grown, whose gates stay as they are:
+    where it is a prompt of its own, make fresh hooks for it, or use `steerlens.generate`.
     """
 
-    def __init__(self, mask: Bool[Tensor, "row pos"] | None = None) -> None:
+    def __init__(
+        self, mask: Bool[Tensor, "row pos"] | None = None, thread: int | None = None
+    ) -> None:
         self.on_prompt: Callable[[], object] = tuple  # called when a new prompt begins
         self._mask = mask
+        self._thread = thread  # the one that these hooks are for; None: any
         self._last: Shown | None = None
         self._text: Tensor | None = None  # recognises the text when it is shown again, grown
+        self._first: Tensor | None = None  # what the pass at hand began with, until it is placed
 
     @property
     def shown(self) -> Shown:
         """What the pass at hand shows."""
+        if self._first is not None:  # no attention scores so far: guess
+            n_rows, width = self._first.shape[:2]
+            last = self._last
+            decoding = last is not None and width == 1 and n_rows == last.rows.count
+            self._place(last.end if last is not None and decoding else 0)
         if self._last is None:
             raise SteerlensError(
                 "a hook ran before the first one of its pass; run the model with all of the hooks"
@@ -177,23 +189,57 @@ class PlainHooksClock:
 
     def tick(self, activation: Float[Tensor, "row pos d_model"]) -> None:
         """Take note of a pass, from the first activation that a hook sees of it."""
-        n_rows, width = activation.shape[:2]
-        last = self._last
-        if last is not None and self._continues(last, activation):
-            self._last = Shown(last.rows, last.end if width == 1 else 0, width)
-        else:
-            self._last = Shown(PromptRows(n_rows, width, self._mask), 0, width)
-            self.on_prompt()
-        if self._last.offset == 0:
-            self._text = activation.detach()
+        if self._thread not in (None, get_ident()):
+            raise SteerlensError(
+                "these hooks were made in another thread than the one that runs the model, and "
+                "would steer what is not theirs; make hooks where they are used, or use "
+                "steerlens.generate, whose runs never meet"
+            )
+        self._first = activation.detach()
 
-    def _continues(self, last: Shown, activation: Tensor) -> bool:
+    def count(self, n_keys: int) -> None:
+        """How many tokens the text of this pass has so far, cached ones included."""
+        if self._first is not None:
+            self._place(n_keys - self._first.shape[1])
+        elif self._last is not None and self._last.end != n_keys and not self._last.doubt:
+            self._last = None
+            raise SteerlensError(
+                f"a pass of {self._width} tokens was taken for another part of its text than it "
+                "is: plain hooks cannot tell at this site; use steerlens.generate, or make fresh "
+                "hooks for each prompt"
+            )
+
+    def _place(self, offset: int) -> None:
+        """The pass at hand shows the text from `offset` on."""
+        assert self._first is not None
+        activation, last = self._first, self._last
+        self._first = None
         n_rows, width = activation.shape[:2]
-        if n_rows != last.rows.count:
-            return False
-        if width == 1:
-            return True
-        if self._text is None or last.offset or width != last.end + 1:
+        self._width = width
+        if not offset:
+            if last is not None and self._grown(last, activation):
+                self._last = Shown(last.rows, 0, width)
+            else:
+                self._last = Shown(PromptRows(n_rows, width, self._mask), 0, width)
+                self.on_prompt()
+            self._text = activation
+            return
+        self._text = None
+        if last is not None and (n_rows, offset, width) == (last.rows.count, last.end, 1):
+            self._last = Shown(last.rows, offset, 1, last.doubt)
+            return
+        self._last = Shown(
+            PromptRows(n_rows, offset + width),
+            offset,
+            width,
+            f"{width} tokens came that continue {offset} cached ones, and which of them are the "
+            "prompt cannot be told; run the whole prompt in one pass, or use steerlens.generate",
+        )
+        self.on_prompt()
+
+    def _grown(self, last: Shown, activation: Tensor) -> bool:
+        """Whether this is the whole text of the pass before, and one token more."""
+        if self._text is None or tuple(activation.shape[:2]) != (last.rows.count, last.end + 1):
             return False
         return torch.allclose(activation[:, : last.end], self._text, rtol=1e-3, atol=1e-4)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerlens.activations.pooling import Readers
 from steerlens.activations.selection import Tokens, read_positions, require_tokens
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.sites import require_site
 from steerlens.numerics import at_least_float32
 from steerlens.steering.clocks import Clock
@@ -88,7 +88,19 @@ class Condition(Leaf):
     def measure(self, pooled: Float[Tensor, "row d_model"], layer: int) -> Float[Tensor, " row"]:
         """Similarity of pooled activations to the vector at one layer, in float32 at least."""
         wide = at_least_float32(pooled)
-        return self.similarity(wide, self.vector[layer].to(wide))
+        # Copies: a similarity of the user's own may work in place.
+        found = self.similarity(wide.clone(), self.vector[layer].to(wide, copy=True))
+        try:
+            values = torch.as_tensor(found)
+        except (TypeError, ValueError, RuntimeError):
+            values = torch.empty(0, 0)
+        if tuple(values.shape) != (len(pooled),) or values.is_complex():
+            given = f"shape {tuple(values.shape)}" if values.ndim != 2 else short_repr(found)
+            raise SteerlensError(
+                f"the similarity of {self} returned {given}; expected one number for each of the "
+                f"{len(pooled)} rows, as a tensor, an array or a list"
+            )
+        return values.to(wide)
 
     def __repr__(self) -> str:
         side = "above" if self.above is not None else "below"

@@ -13,7 +13,8 @@ from torch import Tensor
 from steerlens.activations.batching import by_length
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine, halving
-from steerlens.models.fast_forward import fast_forward, preallocated_cache, select_rows
+from steerlens.models.fast_forward import decoding_cache, forward_pass, is_on, select_rows
+from steerlens.models.hooking import PlacedHook, placed
 from steerlens.models.host import Model, next_logits
 from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import Readable, TokenRow, left_padded, pad_token, tokenize
@@ -318,7 +319,7 @@ def _decode(
     eos = _end_of_text(model)
     tokens, mask = left_padded([row.ids for row in batch.rows], pad_token(model))
     run = decoding_run(batch.plans, batch.rows, mask, model)
-    state = _State.begin(model, tokens, mask, writing)
+    state = _State.begin(model, tokens, mask, writing, placed(model, run.hooks()))
     choose = TokenChooser(writing.sampling, batch.draws)
     ends = torch.tensor(sorted(eos), device=state.text.device)
     for step in range(writing.max_new_tokens):
@@ -348,6 +349,9 @@ class _State:
     text: Int[Tensor, "row pos"]
     mask: Bool[Tensor, "row pos"]
     cache: Any
+    hooks: Sequence[PlacedHook]
+    fast: bool
+    """Whether forward passes skip repeated work, which the cache must know."""
 
     @classmethod
     def begin(
@@ -356,13 +360,15 @@ class _State:
         tokens: Int[Tensor, "row pos"],
         mask: Bool[Tensor, "row pos"],
         writing: Writing,
+        hooks: Sequence[PlacedHook],
     ) -> "_State":
         """At the prompt."""
         device = model.cfg.device
         room = tokens.shape[1] + writing.max_new_tokens
-        cache = preallocated_cache(model, len(tokens), room) if writing.use_cache else None
-        going = torch.ones(len(tokens), dtype=torch.bool)
-        return cls(torch.arange(len(tokens)), going, tokens.to(device), mask.to(device), cache)
+        fast = is_on(model)
+        cache = decoding_cache(model, len(tokens), room, fast) if writing.use_cache else None
+        rows, going = torch.arange(len(tokens)), torch.ones(len(tokens), dtype=torch.bool)
+        return cls(rows, going, tokens.to(device), mask.to(device), cache, hooks, fast)
 
     @torch.inference_mode()
     def append(self, chosen: Int[Tensor, " row"]) -> None:
@@ -391,8 +397,8 @@ def _next_tokens(
     first = 0 if step == 0 or state.cache is None else state.text.shape[1] - 1
     shown = state.text[:, first:]
     run.clock.show(first, shown.shape[1])
-    with fast_forward(model), model.hooks(fwd_hooks=run.hooks()):
-        logits = next_logits(model, shown, state.mask.int(), state.cache)
+    work = partial(next_logits, model, shown, state.mask.int(), state.cache)
+    logits = forward_pass(model, work, state.hooks, fast=state.fast)
     return choose(logits, state.text, state.mask, step, state.rows)
 
 

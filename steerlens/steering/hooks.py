@@ -13,7 +13,7 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 
 Strength = float | Float[Tensor, "batch 1 1"]
 Edit = Callable[..., Float[Tensor, "batch pos d_model"]]
@@ -52,10 +52,13 @@ def steering_hook(edit: Edit) -> Callable[..., Any]:
         scale = strength().to(resid)[:, None, None] if callable(strength) else strength
         if chosen is not None and not chosen.any():
             return None
-        more = () if reference is None else (reference.to(resid),)
-        edited = edit(resid, direction.to(resid), scale, *more)
+        # Copies are handed out: what works in place changes neither the stream nor the vector.
+        more = () if reference is None else (reference.to(resid, copy=True),)
+        edited = edit(resid.clone(), direction.to(resid, copy=True), scale, *more)
+        edited = _checked(edited, resid, chosen, f"the edit {hooked.__name__}")
         if keep_norm is not None:
-            edited = keep_norm(resid, edited)
+            kept = keep_norm(resid.clone(), edited.clone())
+            edited = _checked(kept, resid, chosen, "keep_norm")
         if chosen is None:
             return edited
         return torch.where(chosen.to(resid.device)[..., None], edited, resid)
@@ -186,6 +189,36 @@ def in_site_frame(
 def follow_text(resid: Float[Tensor, "batch pos d_model"], hook: Any, *, clock: Any) -> None:
     """Let the run's clock see which tokens this pass shows; changes nothing."""
     clock.tick(resid)
+
+
+def follow_keys(scores: Float[Tensor, "batch head pos key"], hook: Any, *, clock: Any) -> None:
+    """Let the run's clock see how long the text is, cached tokens included; changes nothing."""
+    clock.count(scores.shape[-1])
+
+
+def _checked(edited: Any, resid: Tensor, chosen: Tensor | None, whose: str) -> Tensor:
+    """What a function of the user's gave back, in the stream's dtype, if it can stand for it."""
+    if not isinstance(edited, Tensor) or edited.shape != resid.shape or edited.is_complex():
+        given = (
+            f"a {edited.dtype} tensor of shape {tuple(edited.shape)}"
+            if isinstance(edited, Tensor)
+            else f"{type(edited).__name__} {short_repr(edited)}"
+        )
+        raise SteerlensError(
+            f"{whose} returned {given}; expected a tensor of the stream's shape "
+            f"{tuple(resid.shape)}, as in `return resid + strength * direction`"
+        )
+    edited = edited.to(resid)
+    if edited.isnan().any():
+        spoilt = edited.isnan() & ~resid.isnan()
+        if chosen is not None:
+            spoilt = spoilt & chosen.to(spoilt.device)[..., None]
+        if spoilt.any():
+            raise SteerlensError(
+                f"{whose} returned NaN for {int(spoilt.any(dim=-1).sum())} tokens; guard it against "
+                "dividing by zero (a token, or a direction, may be zero)"
+            )
+    return edited
 
 
 def _along(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.models.host import Model, attach_hooks
+from steerlens.models.hooking import Attachment, NamedHook
+from steerlens.models.host import Model
 from steerlens.models.sites import (
     FRAMED_SITES,
     SITES,
+    attention_scores,
     forward_order,
     hook_name,
     require_site,
@@ -26,6 +29,7 @@ from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.hooks import (
     KeepNorm,
     add_direction,
+    follow_keys,
     follow_text,
     in_site_frame,
     read_condition,
@@ -36,7 +40,6 @@ from steerlens.steering.positions import Positions, describe, require_positions
 from steerlens.steering.predicates import Predicate
 from steerlens.vectors.vector import SteeringVector
 
-NamedHook = tuple[str, Callable[..., Any]]
 _Placed = tuple[str, int, Callable[..., Any]]
 
 
@@ -150,9 +153,16 @@ class Steering:
 
     def attach(
         self, model: Model, prompt_mask: Bool[Tensor, "row pos"] | None = None
-    ) -> "Attachment":
+    ) -> Attachment:
         """Steer `model` from now on, until `remove()` is called on what is returned."""
-        return Attachment(model, self.hooks(prompt_mask, model))
+        hooks = Run([(self, None)], PlainHooksClock(prompt_mask), model).hooks()
+        attachment = Attachment()
+        try:
+            attachment.attach(model, hooks)
+        except BaseException:
+            attachment.remove()
+            raise
+        return attachment
 
     def __repr__(self) -> str:
         one = isinstance(self.strength, int | float)
@@ -167,17 +177,6 @@ class Steering:
         )
 
 
-class Attachment:
-    """Hooks that stay on a model without a `with`, for notebooks; `remove()` takes them off."""
-
-    def __init__(self, model: Model, hooks: Sequence[NamedHook]) -> None:
-        self._remove = attach_hooks(model, hooks)
-
-    def remove(self) -> None:
-        """Take these hooks off, and no others; more than once does no harm."""
-        self._remove()
-
-
 def steering_hooks(
     *steerings: Steering,
     prompt_mask: Bool[Tensor, "row pos"] | None = None,
@@ -187,7 +186,8 @@ def steering_hooks(
 
     All conditions are read on the unsteered stream, so none may lie after the first steered site.
     """
-    return Run([(one, None) for one in steerings], PlainHooksClock(prompt_mask), model).hooks()
+    clock = PlainHooksClock(prompt_mask, get_ident())
+    return Run([(one, None) for one in steerings], clock, model).hooks()
 
 
 class RowSettings(NamedTuple):
@@ -237,16 +237,18 @@ class Run:
         placed = sorted([*reads, *edits], key=lambda hook: forward_order(hook[0], hook[1]))
         if not placed:
             return []
-        if isinstance(self.clock, PlainHooksClock):
-            # The block input is passed once a pass; a norm's output is, three times.
-            placed = [
-                ("resid_pre", placed[0][1], partial(follow_text, clock=self.clock)),
-                *placed,
-            ]
-        return [
+        named = [
             (self._name(site, layer), self._framed(site, layer, function))
             for site, layer, function in placed
         ]
+        if not isinstance(self.clock, PlainHooksClock):
+            return named
+        first = placed[0][1]
+        # The block input is passed once a pass; a norm's output is, three times.
+        begin = self._name("resid_pre", first), partial(follow_text, clock=self.clock)
+        scores = attention_scores(self.model, first)
+        keys = [(scores, partial(follow_keys, clock=self.clock))] if scores else []
+        return [begin, *keys, *named]
 
     def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with these rows of the batch only, in this order."""

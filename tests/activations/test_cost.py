@@ -4,7 +4,7 @@ from helpers import PROMPTS
 from steerlens.activations.batching import reading_passes
 from steerlens.activations.cost import estimate_cost
 from steerlens.activations.reading import read_rows
-from steerlens.models.host import attach_hooks
+from steerlens.models.hooking import Attachment
 from steerlens.models.sites import hook_name
 from steerlens.models.tokenizing import TokenRow, tokenize
 
@@ -13,11 +13,12 @@ def tokens_run(model, rows, **options):
     """How many tokens enter the first block, padding included."""
     seen = []
     name = hook_name(model, "resid_pre", 0)
-    remove = attach_hooks(model, [(name, lambda resid, hook: seen.append(resid.shape[:2].numel()))])
+    counting = Attachment()
+    counting.attach(model, [(name, lambda resid, hook: seen.append(resid.shape[:2].numel()))])
     try:
         read_rows(model, rows, progress=False, **options)
     finally:
-        remove()
+        counting.remove()
     return sum(seen)
 
 

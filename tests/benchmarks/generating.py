@@ -13,7 +13,7 @@ from hosts import Hosts, Size, mixed_pairs
 
 import steerlens as sl
 from steerlens.activations.reading import read_residual
-from steerlens.models.fast_forward import fast_forward, preallocated_cache
+from steerlens.models.fast_forward import decoding_cache, forward_pass
 from steerlens.models.host import new_cache, next_logits
 from steerlens.steering.batch_plans import BatchPlan
 
@@ -91,9 +91,10 @@ def _logits_gap(hosts: Hosts, rows: Rows, reply: torch.Tensor) -> float:
         return torch.stack(every)
 
     theirs = decoded(hosts.stock, new_cache(hosts.stock, len(rows)))
-    with fast_forward(hosts.ours):
-        cache = preallocated_cache(hosts.ours, len(rows), tokens.shape[1] + reply.shape[1])
-        return (decoded(hosts.ours, cache) - theirs).abs().max().item()
+    room = tokens.shape[1] + reply.shape[1]
+    cache = decoding_cache(hosts.ours, len(rows), room, fast=True)
+    ours = forward_pass(hosts.ours, partial(decoded, hosts.ours, cache), fast=True)
+    return (ours - theirs).abs().max().item()
 
 
 def decoding(hosts: Hosts, size: Size) -> Iterator[Job]:

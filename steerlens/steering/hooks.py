@@ -215,8 +215,8 @@ def _checked(edited: Any, resid: Tensor, chosen: Tensor | None, whose: str) -> T
             spoilt = spoilt & chosen.to(spoilt.device)[..., None]
         if spoilt.any():
             raise SteerlensError(
-                f"{whose} returned NaN for {int(spoilt.any(dim=-1).sum())} tokens; guard it against "
-                "dividing by zero (a token, or a direction, may be zero)"
+                f"{whose} returned NaN for {int(spoilt.any(dim=-1).sum())} tokens; guard it "
+                "against dividing by zero (a token, or a direction, may be zero)"
             )
     return edited
 

@@ -1,7 +1,7 @@
 """Run jobs on one model, stop each at random instants as Ctrl-C does, and tell what was left.
 
-Run by `test_interrupts.py`: in a process of its own, without the tests' checks of annotations, which
-would put instants of their own between a call and its result.
+Run by `test_interrupts.py`: in a process of its own, without the tests' checks of annotations,
+which would put instants of their own between a call and its result.
 """
 
 import json

@@ -21,7 +21,7 @@ def test_whatever_is_interrupted_the_model_is_as_it_was(model_folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert {job: of["left"] for job, of in told.items()} == dict.fromkeys(told, [])
+    assert not {job: of["left"] for job, of in told.items() if of["left"]}
     assert len(told) == 9
     assert sum(of["interrupts"] for of in told.values()) >= 500
     assert min(of["interrupts"] for of in told.values()) >= 10

@@ -63,9 +63,11 @@ def test_streams_side_by_side_say_what_each_says_alone(model, steering, always):
 
 def test_streams_of_asyncio_tasks(model, steering, always):
     async def reply(plan):
+        last = None
         for replies in sl.stream(model, PROMPTS, plan, **NEW):
+            last = replies.tokens
             await asyncio.sleep(0)
-        return replies.tokens
+        return last
 
     async def all_of(*plans):
         return await asyncio.gather(*map(reply, plans))

@@ -1,4 +1,4 @@
-"""Edits, similarities and norms of the user's own: honoured as they are meant, or refused by name."""
+"""Edits, similarities and norms of the user's own: honoured as meant, or refused by name."""
 
 import numpy as np
 import pytest
@@ -27,11 +27,8 @@ def out_of_place(resid, direction, strength):
 
 
 def in_place(resid, direction, strength):
-    direction *= strength + 1 if isinstance(strength, float) else 1
-    if not isinstance(strength, float):
-        resid += (strength + 1) * direction
-        return resid
-    resid += direction
+    resid += (strength + 1) * direction
+    direction.zero_()
     return resid
 
 
@@ -143,9 +140,8 @@ def dot(pooled, direction):
 )
 def test_similarities_may_be_lists_and_arrays(model, vector, form):
     def gates(similarity):
-        plan = sl.Steering(
-            vector, [2], when=sl.Condition(vector, 0, above=0, similarity=similarity)
-        )
+        condition = sl.Condition(vector, 0, above=0, similarity=similarity)
+        plan = sl.Steering(vector, [2], when=condition)
         return sl.generate(model, PROMPTS, plan, **OPTIONS).gates[0]
 
     found, right = gates(lambda pooled, direction: form(dot(pooled, direction))), gates(dot)

@@ -18,12 +18,12 @@ from .steering import hooks as hooks
 from .steering import similarities as similarities
 from .steering.condition_search import search_conditions as search_conditions
 from .steering.conditions import Condition as Condition
-from .steering.generation import Replies as Replies
 from .steering.generation import generate as generate
 from .steering.generation import stream as stream
 from .steering.rules import apply_rules as apply_rules
 from .steering.sampling import Sampling as Sampling
 from .steering.steering import Steering as Steering
 from .steering.steering import steering_hooks as steering_hooks
+from .steering.transcripts import Replies as Replies
 from .vectors import estimators as estimators
 from .vectors.vector import SteeringVector as SteeringVector

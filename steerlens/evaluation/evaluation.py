@@ -38,9 +38,10 @@ from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable
 from steerlens.steering.batch_plans import stacked
-from steerlens.steering.generation import Replies, generate
+from steerlens.steering.generation import generate
 from steerlens.steering.sampling import Sampling
 from steerlens.steering.steering import Steering
+from steerlens.steering.transcripts import Replies
 from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.evaluation/1"

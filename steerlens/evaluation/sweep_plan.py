@@ -23,9 +23,9 @@ from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
 from steerlens.steering.batch_plans import BatchPlan
 from steerlens.steering.conditions import Condition
-from steerlens.steering.generation import Replies
 from steerlens.steering.positions import Positions, describe
 from steerlens.steering.steering import Steering
+from steerlens.steering.transcripts import Replies
 from steerlens.vectors.vector import SteeringVector
 
 

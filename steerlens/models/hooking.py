@@ -59,7 +59,7 @@ def _call(
 
 
 def as_they_are(model: Model, names: Iterable[str]) -> Callable[[], object]:
-    """Gives points the hooks back that they have now, where the host is stopped midway."""
+    """Gives points the hooks back that they have now, if something is stopped midway."""
     points = model.hook_dict
     steps: list[Step] = []
     for name in names:
@@ -78,21 +78,12 @@ class Attachment:
 
     def attach(self, model: Model, hooks: Iterable[NamedHook]) -> None:
         """Put these hooks on, all or none."""
-        where = placed(model, hooks)
+        named = list(hooks)
         with exclusive(model):
-            undo = at_once(
-                [
-                    restoring(point, name)
-                    for point in dict.fromkeys(point for point, _ in where)
-                    for name in ("_forward_hooks", "fwd_hooks")
-                ]
-            )
+            undo = as_they_are(model, dict.fromkeys(name for name, _ in named))
             added = []
             try:
-                for point in dict.fromkeys(point for point, _ in where):
-                    vars(point)["_forward_hooks"] = point._forward_hooks.copy()
-                    vars(point)["fwd_hooks"] = list(point.fwd_hooks)
-                for point, function in where:
+                for point, function in placed(model, named):
                     point.add_hook(function)
                     added.append((point, point.fwd_hooks[-1]))
                 self._added = added

@@ -13,10 +13,11 @@ from steerlens.playground.library import Cut, Entry, Shelf
 from steerlens.playground.token_view import Reading, read_prompt
 from steerlens.steering.batch_plans import BatchPlan
 from steerlens.steering.conditions import Condition
-from steerlens.steering.generation import GateReport, Replies, stream
+from steerlens.steering.generation import stream
 from steerlens.steering.rules import apply_rules
 from steerlens.steering.similarities import cosine
 from steerlens.steering.steering import Steering
+from steerlens.steering.transcripts import GateReport, Replies
 
 LONGEST_PROMPT = 2000
 LONGEST_RULE = 1000

@@ -5,11 +5,12 @@ from steerlens.steering import hooks, similarities
 from steerlens.steering.batch_plans import BatchPlan, stacked
 from steerlens.steering.condition_search import ConditionSearch, search_conditions
 from steerlens.steering.conditions import Condition, Gate
-from steerlens.steering.generation import GateReport, Replies, generate, stream
+from steerlens.steering.generation import generate, stream
 from steerlens.steering.positions import Positions
 from steerlens.steering.rules import apply_rules, parse_rules
 from steerlens.steering.sampling import Sampling
 from steerlens.steering.steering import Steering, steering_hooks
+from steerlens.steering.transcripts import GateReport, Replies
 
 __all__ = [
     "Attachment",

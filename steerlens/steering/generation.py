@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from steerlens.activations.batching import by_length
@@ -25,52 +25,15 @@ from steerlens.steering.batch_plans import (
     as_plans,
     decoding_run,
     for_rows,
-    steering_of,
 )
 from steerlens.steering.clocks import DecodingClock
-from steerlens.steering.conditions import Condition
 from steerlens.steering.fitting import require_fit
 from steerlens.steering.sampling import Sampling, TokenChooser
 from steerlens.steering.steering import Run
+from steerlens.steering.transcripts import GrowingText, Replies, Transcript
 
 WORTH_KEEPING = 7 / 8
 """A batch is made smaller when no more than this share of it goes on: that copies its cache."""
-
-
-@dataclass(frozen=True, eq=False)
-class GateReport:
-    """What one condition saw of each prompt, and which prompts it fired on."""
-
-    condition: Condition
-    similarity: Float[Tensor, "row layer"]
-    open: Bool[Tensor, " row"]
-
-    def __repr__(self) -> str:
-        rows = self.open.nonzero().flatten().tolist()
-        shown = ", ".join(map(str, rows[:20])) + (", …" if len(rows) > 20 else "")
-        return f"{self.condition}: fired on {len(rows)} of {len(self.open)} rows ({shown or '–'})"
-
-
-@dataclass(frozen=True, eq=False)
-class Replies(Sequence[str]):
-    """One reply per prompt, in the order of the prompts; a sequence of their texts."""
-
-    prompts: tuple[Readable, ...]
-    texts: tuple[str, ...]
-    tokens: tuple[tuple[int, ...], ...]
-    """What was generated, without the end-of-text token."""
-    finished: tuple[bool, ...]
-    """Whether the reply ended by itself."""
-    gates: tuple[GateReport, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, row: Any) -> Any:
-        return self.texts[row]
-
-    def __repr__(self) -> str:
-        return f"Replies({len(self)}, {sum(self.finished)} finished, {len(self.gates)} gates)"
 
 
 def generate(
@@ -139,8 +102,10 @@ def stream(
         for _ in steps:
             whole.scatter(groups, [part])
             shown = [""] * len(prompts)
-            for text, tokens, group in zip(texts, part.tokens, groups, strict=True):
-                so_far = text.of(tokens)
+            for place, group in enumerate(groups):
+                tokens = part.tokens[place]
+                ended = part.finished[place] or len(tokens) == max_new_tokens
+                so_far = texts[place].of(tokens, ended)
                 for row in group:
                     shown[row] = so_far
             yield whole.replies(prompts, shown)
@@ -219,76 +184,6 @@ def _equal_rows(task: Task) -> list[list[int]]:
         own = tuple(plan.row_key(index) for plan in by_row)
         groups.setdefault((row, own, task.draws[index] if sampled else None), []).append(index)
     return list(groups.values())
-
-
-@dataclass
-class Transcript:
-    """Replies as far as they have come."""
-
-    tokens: list[list[int]]
-    finished: list[bool]
-    similarities: dict[Condition, Tensor]
-
-    @classmethod
-    def empty(cls, rows: Sequence[TokenRow], plans: Sequence[Plan]) -> "Transcript":
-        """Before the first token."""
-        n_rows = len(rows)
-        conditions = [condition for plan in plans for condition in steering_of(plan).conditions]
-        unseen = {c: torch.full((n_rows, len(c.layers_read)), torch.nan) for c in conditions}
-        return cls([[] for _ in rows], [False] * n_rows, unseen)
-
-    def take(self, rows: Sequence[int], chosen: Sequence[int], eos: frozenset[int]) -> None:
-        """One more token of some rows."""
-        for row, token in zip(rows, chosen, strict=True):
-            if token in eos:
-                self.finished[row] = True
-            else:
-                self.tokens[row].append(token)
-
-    def scatter(self, groups: Sequence[Sequence[int]], parts: Sequence["Transcript"]) -> None:
-        """Put the replies of a batch, in one part or several, where they belong among all."""
-        tokens = [row for part in parts for row in part.tokens]
-        finished = [row for part in parts for row in part.finished]
-        pairs = [(row, place) for place, group in enumerate(groups) for row in group]
-        for row, place in pairs:
-            self.tokens[row], self.finished[row] = tokens[place], finished[place]
-        rows, places = map(list, zip(*pairs, strict=True))
-        # By order: a batch that was written elsewhere has copies of the conditions.
-        seen = zip(*(part.similarities.values() for part in parts), strict=True)
-        for whole, of_parts in zip(self.similarities.values(), seen, strict=True):
-            whole[rows] = torch.cat(of_parts)[places]
-
-    def replies(self, prompts: Sequence[Readable], texts: Sequence[str]) -> Replies:
-        """As they are handed out."""
-        return Replies(
-            tuple(prompts),
-            tuple(texts),
-            tuple(map(tuple, self.tokens)),
-            tuple(self.finished),
-            tuple(
-                GateReport(condition, seen.clone(), condition.fires(seen))
-                for condition, seen in self.similarities.items()
-            ),
-        )
-
-
-class GrowingText:
-    """A reply's text as its tokens come, without decoding from the start each time."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._decode = partial(tokenizer.decode, skip_special_tokens=True)
-        self._text, self._begin, self._end = "", 0, 0
-        # `_text` is that of the first `_end` tokens; those from `_begin` on are decoded again with
-        # what follows, since a token's text depends on the one before (spaces between words).
-
-    def of(self, tokens: Sequence[int]) -> str:
-        """The text of all tokens; those that were asked for before are the first ones."""
-        before = self._decode(tokens[self._begin : self._end])
-        grown = self._decode(tokens[self._begin :])
-        text = self._text + grown[len(before) :]
-        if len(grown) > len(before) and not grown.endswith("\ufffd"):  # half a character
-            self._text, self._begin, self._end = text, self._end, len(tokens)
-        return text
 
 
 def write(model: Model, task: Task) -> Transcript:

@@ -130,6 +130,12 @@ class Steering:
         leaves = () if self.when is None else self.when.leaves()
         return tuple(_require_condition(leaf) for leaf in dict.fromkeys(leaves))
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether every token of every text is steered, so that nothing need be known of them."""
+        by_name = isinstance(self.positions, str) and self.positions == "all"
+        return by_name and not self.skip_bos and self.when is None
+
     def direction(self, layer: int) -> Float[Tensor, " d_model"]:
         """What strength 1 stands for at a layer."""
         direction = self.vector[layer]
@@ -292,12 +298,14 @@ class Run:
         return self.clock.shown.rows.of_rows(per_row, "strength")
 
     def _where(self, index: int, column: int) -> Bool[Tensor, "#row #pos"] | None:
+        steering, rows = self.parts[index]
+        if steering.everywhere and rows is None:
+            return None
         shown = self.clock.shown
         found_in, chosen = self._chosen.get(index, (None, None))
         if found_in is not shown:
             chosen = self._find(index, shown)
             self._chosen[index] = shown, chosen
-        rows = self.parts[index][1]
         if rows is None:
             return chosen
         acts = shown.rows.of_rows(rows.acts[:, column], "strength")[:, None]

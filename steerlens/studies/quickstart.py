@@ -24,8 +24,9 @@ from steerlens.models.fingerprint import LIBRARIES
 from steerlens.models.host import Model
 from steerlens.models.loading import TINY_CHAT, load_model
 from steerlens.steering.condition_search import ConditionSearch
-from steerlens.steering.generation import Replies, generate
+from steerlens.steering.generation import generate
 from steerlens.steering.rules import apply_rules
+from steerlens.steering.transcripts import Replies
 from steerlens.studies.cast import MAX_NEW_TOKENS, Refusing, find_condition, learn_to_refuse
 from steerlens.studies.study import RESULTS_FORMAT, compared
 from steerlens.vectors.vector import SteeringVector

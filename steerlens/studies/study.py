@@ -13,8 +13,8 @@ from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, read_json
 from steerlens.steering.condition_search import FORMAT as SEARCH_FORMAT
 from steerlens.steering.condition_search import ConditionSearch
-from steerlens.steering.generation import Replies
 from steerlens.steering.steering import Steering
+from steerlens.steering.transcripts import Replies
 from steerlens.vectors.vector import SteeringVector
 
 RESULTS_FORMAT = "steerlens.demo/1"

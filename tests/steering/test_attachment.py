@@ -78,6 +78,8 @@ def test_other_hooks_stay(model, steering):
     logits(model)
     assert calls == ["older", "newer"] * 2
     point.remove_hooks()
+    logits(model)
+    assert len(calls) == 4  # the host's own way takes them off as before
 
 
 def test_it_works_inside_and_around_a_with(model, steering):

@@ -95,8 +95,9 @@ def test_a_prompt_in_chunks_is_refused_where_it_matters(model, vector, fields):
             logits(model, LONG[3:], cache)
 
 
-def test_a_prompt_in_chunks_is_steered_everywhere(model, vector):
-    steering, cache = sl.Steering(vector, [2]), new_cache(model, 1)
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_a_prompt_in_chunks_is_steered_everywhere(model, vector, site):
+    steering, cache = sl.Steering(vector, [2], site=site), new_cache(model, 1)
     with model.hooks(fwd_hooks=steering.hooks()):
         parts = [logits(model, ids, cache) for ids in (LONG[:3], LONG[3:])]
     close(torch.cat(parts, dim=1), steered(model, steering, LONG))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import steerlens as sl
 from steerlens.data.prompts import load_prompts
-from steerlens.steering.generation import Replies
+from steerlens.steering.transcripts import Replies
 from steerlens.studies import quickstart
 from steerlens.studies.cast import Refusing
 from steerlens.studies.quickstart import DemoPart, run_demo, show

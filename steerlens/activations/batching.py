@@ -64,7 +64,7 @@ class Pass(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """All that is computed, padding included."""
+        """Tokens computed, padding included."""
         return self.rows * self.width + self.prefixes * self.n_shared
 
 
@@ -76,8 +76,8 @@ def reading_passes(
 ) -> list[Pass]:
     """What `read_rows` would run, found without running it."""
     jobs, shared = read_jobs(list(zip(rows, positions_of(model, rows, tokens), strict=True)))
-    room = BatchBudget.of(model, batch_tokens, LOCAL)
-    return [_pass(jobs, batch, shared) for batch in read_batches(jobs, shared, room)]
+    budget = BatchBudget.of(model, batch_tokens, LOCAL)
+    return [_pass(jobs, batch, shared) for batch in read_batches(jobs, shared, budget)]
 
 
 def _pass(jobs: Sequence[ReadJob], batch: Sequence[int], shared: Sequence[int]) -> Pass:
@@ -96,14 +96,14 @@ def read_jobs(wanted: Sequence[ReadJob]) -> tuple[list[ReadJob], list[int]]:
 
 
 class BatchBudget(NamedTuple):
-    """How much one batch may hold."""
+    """What one batch may hold, in tokens and rows."""
 
-    run: int
-    """Tokens in a forward pass, with their padding: of beginnings, and of what follows."""
-    cached: int
-    """Tokens whose keys and values are kept."""
+    forward_tokens: int
+    """In a forward pass, padding included: of shared prefixes, and of what follows them."""
+    cached_tokens: int
+    """Whose keys and values are kept, where rows share prefixes."""
     rows: int | None = None
-    """Rows, if anybody says how many."""
+    """None: as many as fit."""
 
     @classmethod
     def of(
@@ -122,14 +122,17 @@ def _shareable(job: ReadJob) -> tuple[int, ...]:
 
 
 def read_batches(
-    jobs: Sequence[ReadJob], shared: Sequence[int], room: BatchBudget
+    jobs: Sequence[ReadJob], shared: Sequence[int], budget: BatchBudget
 ) -> Iterator[list[int]]:
-    """Jobs that share as many tokens, in length or in beginning neighbours: what runs fewer."""
+    """Jobs grouped by shared-prefix length, each group ordered by length or by prefix.
+
+    Whichever order computes fewer tokens.
+    """
 
     def by_length(index: int) -> int:
         return len(jobs[index][0].ids)
 
-    def by_beginning(index: int) -> tuple[tuple[int, ...], int]:
+    def by_prefix(index: int) -> tuple[tuple[int, ...], int]:
         return jobs[index][0].ids[: shared[index]], by_length(index)
 
     def n_run(batches: Sequence[Sequence[int]]) -> int:
@@ -137,14 +140,14 @@ def read_batches(
 
     for n_shared in sorted(set(shared)):
         alike = [index for index, length in enumerate(shared) if length == n_shared]
-        orders = (sorted(alike, key=by_length), sorted(alike, key=by_beginning))
-        yield from min((list(_cut(order, n_shared, jobs, room)) for order in orders), key=n_run)
+        orders = (sorted(alike, key=by_length), sorted(alike, key=by_prefix))
+        yield from min((list(_cut(order, n_shared, jobs, budget)) for order in orders), key=n_run)
 
 
 def _cut(
-    order: Sequence[int], n_shared: int, jobs: Sequence[ReadJob], room: BatchBudget
+    order: Sequence[int], n_shared: int, jobs: Sequence[ReadJob], budget: BatchBudget
 ) -> Iterator[list[int]]:
-    """As many neighbours as there is room for."""
+    """Consecutive jobs that fit the budget."""
     batch: list[int] = []
     width, beginnings = 0, set[tuple[int, ...]]()
     for index in order:
@@ -152,10 +155,10 @@ def _cut(
         own, beginning = len(ids) - n_shared, ids[:n_shared]
         rows, wider, more = len(batch) + 1, max(width, own), beginnings | {beginning}
         full = (
-            rows * wider > room.run
-            or (room.rows is not None and rows > room.rows)
-            or len(more) * n_shared > room.run
-            or (n_shared and rows * (n_shared + wider) > room.cached)
+            rows * wider > budget.forward_tokens
+            or (budget.rows is not None and rows > budget.rows)
+            or len(more) * n_shared > budget.forward_tokens
+            or (n_shared and rows * (n_shared + wider) > budget.cached_tokens)
         )
         if batch and full:
             yield batch

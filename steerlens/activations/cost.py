@@ -62,7 +62,7 @@ def estimate_cost(
     """What `extract` with these arguments would cost, at the price of a short read.
 
     >>> model = load_model()
-    >>> forecast_extraction(model, (["I love you."], ["I hate you."])).passes
+    >>> estimate_cost(model, (["I love you."], ["I hate you."])).passes
     1
     """
     numbers = resolve_layers(model, layers)

@@ -147,8 +147,8 @@ def _pairs(model: Model, data: Sides) -> Pairs:
     positive, negative = tokenize_sides(model, data)
     if len(positive) != len(negative):
         raise SteerlensError(
-            f"{len(positive)} positive but {len(negative)} negative prompts came; "
-            "an extraction needs pairs"
+            f"got {len(positive)} positive but {len(negative)} negative prompts; expected pairs: "
+            "give each positive prompt its negative"
         )
     return positive, negative
 

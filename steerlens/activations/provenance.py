@@ -40,12 +40,12 @@ def check_provenance(
         here["weights"] = fingerprint(model)
     for origin in origins:
         crossed = origin.get("processing") == CENTRED_BY_PROJECTION and "centred" in done
-        told = "weights" if origin.get("weights") and not crossed else "model"
-        if origin.get(told) not in (None, here[told]):
+        compared = "weights" if origin.get("weights") and not crossed else "model"
+        if origin.get(compared) not in (None, here[compared]):
             warnings.warn(
-                f"{vector} comes from {_told(origin)}, but is used with {_told(here)}: another "
-                "model, dtype or processing of weights; directions of one mean little in another"
-                + _way_across(origin, done),
+                f"{vector} comes from {_described(origin)}, but is used with {_described(here)}: "
+                "another model, dtype or processing of weights; directions of one mean little in "
+                "another" + _way_across(origin, done),
                 ProvenanceWarning,
                 stacklevel=2,
             )
@@ -79,6 +79,6 @@ def _way_across(origin: Mapping[str, Any], done: str) -> str:
     return ""
 
 
-def _told(origin: Mapping[str, Any]) -> str:
+def _described(origin: Mapping[str, Any]) -> str:
     weights = f" (weights {origin['weights']})" if origin.get("weights") else ""
     return f"{origin.get('model', 'a model')}{weights}"

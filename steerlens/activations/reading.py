@@ -88,10 +88,10 @@ def read_rows(
     pooled: Tensor | None = None
     norms = torch.zeros(len(jobs), len(numbers))
     total = sum(len(row.ids) for row, _ in jobs)
-    room = BatchBudget.of(model, batch_tokens, options.engine, options.batch_size)
+    budget = BatchBudget.of(model, batch_tokens, options.engine, options.batch_size)
     shards = (
         (indices, ([jobs[index] for index in indices], shared[indices[0]]))
-        for indices in read_batches(jobs, shared, room)
+        for indices in read_batches(jobs, shared, budget)
     )
     work = partial(_read_batch, places=places)
     with progress_bar(total, "tok", options.progress, what="reading") as bar:

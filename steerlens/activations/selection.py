@@ -78,8 +78,8 @@ def answer_letter(str_tokens: list[str]) -> list[int]:
 def _within(every: range, position: int, tokens: object) -> int:
     if not -len(every) <= position < len(every):
         raise SteerlensError(
-            f"{getattr(tokens, '__name__', tokens)} chose position {position} "
-            f"of a prompt of {len(every)} tokens"
+            f"{getattr(tokens, '__name__', tokens)} chose position {position} of a prompt of "
+            f"{len(every)} tokens; expected {-len(every)} to {len(every) - 1}"
         )
     return every[position]
 
@@ -91,7 +91,7 @@ def positions_of(
     if isinstance(tokens, Sequence) and not isinstance(tokens, str):
         if len(tokens) != len(rows):
             raise SteerlensError(
-                f"{len(tokens)} indices came for {len(rows)} prompts; give one for each"
+                f"got {len(tokens)} indices for {len(rows)} prompts; expected one for each"
             )
         each: list[Tokens] = [slice(at, at + 1 or None) for at in tokens]
     else:

@@ -39,7 +39,7 @@ class Calibration:
 
     steering: Steering
     strength: float
-    """Of a plan with a row of strengths by layer: what the row is multiplied by."""
+    """Of strengths by layer: what they are multiplied by."""
     kl: float
     """95th percentile of KL(unsteered ‖ steered) per token at this strength, in nats."""
     kl_budget: float
@@ -124,7 +124,7 @@ def calibrate_layers(
     numbers = steering.layers_steered if layers is None else tuple(layers)
     if torch.as_tensor(steering.strength).ndim:
         raise SteerlensError(
-            f"{steering} has a row of strengths by layer; to calibrate each, give it one number"
+            f"got {steering} with strengths by layer; expected one number to calibrate each layer"
         )
     plans = [replace(steering, layers=[layer]) for layer in numbers]
     found = _calibrated(model, plans, kl_budget, texts, tolerance, **run)
@@ -132,7 +132,7 @@ def calibrate_layers(
 
 
 def neighbours(layers: Sequence[int], widths: Iterable[int]) -> list[tuple[int, ...]]:
-    """Every so many layers that stand beside each other.
+    """All windows of neighbouring layers, of each width.
 
     >>> neighbours([3, 4, 5], widths=(1, 2))
     [(3,), (4,), (5,), (3, 4), (4, 5)]
@@ -253,7 +253,7 @@ def _calibrated(
     """All plans in lockstep: the strengths that they try next are rows of one batch."""
     if not kl_budget > 0 or not tolerance > 0:
         raise SteerlensError(
-            f"kl_budget={kl_budget} and tolerance={tolerance} came; both must be above 0"
+            f"got kl_budget={kl_budget} and tolerance={tolerance}; expected both above 0"
         )
     rows = tokenize(model, neutral_texts() if texts is None else texts, chat=False)
     tried: list[dict[float, float]] = [{} for _ in plans]

@@ -53,9 +53,9 @@ def shuffled_labels(
     """Vectors from the pairs that `vector` came from, with positive and negative swapped in half.
 
     Which half is drawn at random; what all pairs share cancels, and what is left is what these
-    texts hold beside the labels. As long as `vector` at each layer. `estimator` and `tokens` are
-    those that the vector notes, unless given. An estimator that does not see which side is which
-    (all PCA of differences) finds the same direction again; then mean differences are taken.
+    texts hold apart from the labels. As long as `vector` at each layer. `estimator` and `tokens`
+    are those that the vector notes, unless given. An estimator that does not see which side is
+    which (all PCA of differences) finds the same direction again; then mean differences are taken.
     Raises if `data` does not give the vector back, for then it would be a control of another one.
     """
     estimator = estimator or _noted_estimator(vector)
@@ -63,8 +63,8 @@ def shuffled_labels(
     positive, negative = tokenize_sides(model, data)
     if len(positive) != len(negative) or len(positive) < 2:
         raise SteerlensError(
-            f"{len(positive)} positive and {len(negative)} negative prompts came; to shuffle "
-            "labels, at least two pairs are needed"
+            f"got {len(positive)} positive and {len(negative)} negative prompts; expected at least "
+            "two pairs, whose labels can be shuffled"
         )
     sides = read_contrast(
         model,
@@ -79,7 +79,7 @@ def shuffled_labels(
         raise SteerlensError(
             f"these {len(positive)} pairs give another direction than {vector} (cosine "
             f"{again.min():.3f}); pass the pairs, estimator= and tokens= that it was extracted "
-            "with, or no data: then the controls are random directions only"
+            "with, or take random_directions() only"
         )
     flips = _flips(len(positive), count, seed)
     found = [apply_estimator(estimator, *_flipped(sides, flip)) for flip in flips]

@@ -126,7 +126,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, directory: PathLike) -> "Evaluation":
-        """Read what `save` wrote; refuses tables that do not belong to the JSON beside them."""
+        """Read what `save` wrote; refuses tables that the JSON was not saved with."""
         directory = Path(directory)
         content = read_json(directory / "evaluation.json")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -176,7 +176,7 @@ def evaluate(
         run: `batch_size`, `progress`, and an `engine` such as `Ray` that runs the model elsewhere;
             judges run here.
 
-    >>> controls = random_directions(vector, 2) + shuffled_labels(model, vector, pairs, 2)
+    >>> controls = random_directions(vector, 2) + shuffled_labels(model, vector, refusals.train, 2)
     >>> print(evaluate(model, steering, prompts, controls=controls))
     """
     names = [judge.name for judge in judges]

@@ -1,4 +1,4 @@
-"""What a steering does where it should do nothing: to neutral text and to harmless prompts."""
+"""Side effects: what a steering does to neutral text and to harmless prompts."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

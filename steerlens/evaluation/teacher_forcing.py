@@ -87,7 +87,7 @@ def as_text(plan: Steering) -> Steering:
     """The plan for a text read in one go, as though the model had said it.
 
     The whole text is the prompt, but for positions that begin where the prompt ends: these begin
-    after the text's first token, for otherwise they would select nothing.
+    after the text's first token, otherwise the selection would be empty.
     """
     begin = {"generated": slice(1, None), "reply": slice(1, None), "last": slice(0, None)}
     if isinstance(plan.positions, str) and plan.positions in begin:

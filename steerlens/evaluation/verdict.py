@@ -143,19 +143,19 @@ class Verdict:
         controls, replies = self.controls, self.replies
         steered = replies[(replies.arm == STEERED) & (replies.strength == self.strength)]
         empty, n = int((steered.reply.str.strip() == "").sum()), len(steered)
-        told = [
+        lines = [
             f"{judge} failed, and not every reply has its score: {why}"
             for judge, why in self.settings["failures"].items()
         ]
-        told += [f"{empty} of {n} steered replies are empty"] if empty else []
-        told += list(self.settings["notes"])
-        told.append(
+        lines += [f"{empty} of {n} steered replies are empty"] if empty else []
+        lines += list(self.settings["notes"])
+        lines.append(
             f"{len(controls)} controls cannot show more than p = 1/{len(controls) + 1} by rank"
             if len(controls)
             else "no controls were run: any direction might do the same"
         )
-        told.append("other models, prompts and judges; no human has read these replies")
-        return ["Not shown:", *(f"  {line}" for line in told)]
+        lines.append("other models, prompts and judges; no human has read these replies")
+        return ["Not shown:", *(f"  {line}" for line in lines)]
 
 
 def _change(row: pd.Series) -> str:

@@ -45,7 +45,8 @@ def principal_scatter(
     rows = torch.cat([at_least_float32(positive), at_least_float32(negative)])
     if min(len(rows), rows.shape[2]) < 2:
         raise SteerlensError(
-            f"{len(rows)} prompts of width {rows.shape[2]} came; two axes need at least two of both"
+            f"got {len(rows)} prompts of width {rows.shape[2]}; expected at least two of both, for "
+            "two axes"
         )
     centred = rows - reduce(rows, "row layer d_model -> layer d_model", "mean")
     left, sizes, _ = torch.linalg.svd(
@@ -80,6 +81,6 @@ def difference_spectrum(
 def _require_layers(rows: Float[Tensor, "prompt layer d_model"], layers: Sequence[int]) -> None:
     if rows.shape[1] != len(layers):
         raise SteerlensError(
-            f"activations of {rows.shape[1]} layers came with the layers {list(layers)}; "
-            "name the layers that were read"
+            f"got activations of {rows.shape[1]} layers and the layer numbers {list(layers)}; "
+            "expected a number for each: name the layers that were read"
         )

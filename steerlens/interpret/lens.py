@@ -71,6 +71,6 @@ def _require_in_stream(model: Model, vector: SteeringVector) -> None:
     check_provenance(model, vector)
     if vector.site not in STREAM_SITES:
         raise SteerlensError(
-            f"{vector} was read at {vector.site}, which is no place in the stream; "
-            f"needed is a vector read at {', '.join(STREAM_SITES)}"
+            f"got {vector}, read at {vector.site}, which is not in the stream; expected a vector "
+            f"read at {', '.join(STREAM_SITES)}"
         )

@@ -101,8 +101,8 @@ def _written_direction(
     require_free_writers(model, "who writes a direction")
     if vector.site != "resid_post":
         raise SteerlensError(
-            f"{vector} was read at {vector.site}; its writers are told of resid_post only, to "
-            "which all heads and MLPs up to that layer have written"
+            f"got {vector}, read at {vector.site}; expected resid_post, to which all heads and "
+            "MLPs up to that layer have written"
         )
     check_provenance(model, vector)
     return vector.at([layer]).normalized().directions[0]

@@ -48,9 +48,9 @@ def find_thresholds(
     rows, columns_made = sum(map(len, similarities)), sum(comb(len(layers), k) for k in sizes)
     if not sizes or rows * columns_made > MOST_VALUES:
         raise SteerlensError(
-            f"{columns_made:,} combinations of up to {combine} of {len(layers)} layers came, for "
-            f"{rows} prompts: at least one is needed, and at most {MOST_VALUES:,} for all prompts "
-            "together can be tried; give fewer layers or a smaller combine="
+            f"got {columns_made:,} combinations of up to {combine} of {len(layers)} layers, for "
+            f"{rows} prompts; expected at least one, and at most {MOST_VALUES:,} for all prompts "
+            "together: give fewer layers or a smaller combine="
         )
     groups = [columns for size in sizes for columns in combinations(range(len(layers)), size)]
     found = []

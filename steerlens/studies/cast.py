@@ -118,7 +118,7 @@ def cast_table(
     """The refusal table of CAST (arXiv 2409.05907) for any model, and its saturation curve.
 
     `refusals` needs a part "train", `harms` also "validation" (all choices) and "test" (all
-    figures; `limit` of its pairs). For the curve, conditions are found anew from nested subsets
+    figures; `limit` of its pairs). For the curve, conditions are found again from nested subsets
     of the training pairs, `draws` times (`sizes=None`: doubling from 4).
     """
     refusing = learn_to_refuse(model, refusals, harms, limit=limit, progress=progress)

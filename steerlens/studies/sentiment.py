@@ -1,7 +1,7 @@
 """The sentiment experiment: does a mood vector move the mood of what a model writes?
 
 After *Activation Steering for LLMs*: replies unsteered, with the vector added and with it taken
-away; here with intervals, coherence and random directions of equal length beside them.
+away; here with intervals, coherence and random directions of equal length to compare with.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

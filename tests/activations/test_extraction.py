@@ -114,7 +114,7 @@ def test_extracting_leaves_no_hooks(model):
 
 
 def test_unequal_sides_are_refused(model):
-    with pytest.raises(sl.SteerlensError, match="2 positive but 1 negative prompts came"):
+    with pytest.raises(sl.SteerlensError, match="got 2 positive but 1 negative prompts; expected"):
         sl.extract(model, (["a", "b"], ["c"]))
 
 

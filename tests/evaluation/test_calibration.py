@@ -102,7 +102,7 @@ def test_a_row_of_strengths_keeps_its_proportions(model, plan):
         torch.tensor(found.steering.strengths), torch.tensor([0.5, 2.0]) * found.strength
     )
     assert p95(model, found.steering, TEXTS) == pytest.approx(0.05, rel=0.03)
-    with pytest.raises(sl.SteerlensError, match="give it one number"):
+    with pytest.raises(sl.SteerlensError, match="expected one number"):
         calibrate_layers(model, by_layer, 0.05, TEXTS, **QUIET)
 
 

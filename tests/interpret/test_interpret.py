@@ -53,7 +53,7 @@ def test_token_logits_are_the_slope_of_the_models_own_logits(tiny_chat):
 
 
 def test_a_lens_refuses_what_is_not_in_the_stream(model):
-    with pytest.raises(sl.SteerlensError, match="no place in the stream"):
+    with pytest.raises(sl.SteerlensError, match="which is not in the stream"):
         logit_lens(model, random_vector(model, site="ln1_out"))
     with pytest.raises(sl.SteerlensError, match="k=0"):
         logit_lens(model, random_vector(model), k=0)
@@ -92,7 +92,7 @@ def test_weight_shares_over_a_basis_add_up_to_one(model):
 
 
 def test_writers_are_told_of_the_stream_after_a_block_only(model):
-    with pytest.raises(sl.SteerlensError, match="resid_post only"):
+    with pytest.raises(sl.SteerlensError, match="expected resid_post"):
         weight_writers(model, random_vector(model, site="resid_pre"), 1)
 
 

@@ -63,7 +63,7 @@ def test_the_same_prompt_at_several_indices(model, rows):
 
 @pytest.mark.parametrize("indices", [[0, 1], [0] * 7])
 def test_an_index_for_each_means_each(model, indices):
-    with pytest.raises(sl.SteerlensError, match=f"{len(indices)} indices came for 6 prompts"):
+    with pytest.raises(sl.SteerlensError, match=f"got {len(indices)} indices for 6 prompts"):
         read(model, PROMPTS, indices)
 
 

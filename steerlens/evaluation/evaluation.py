@@ -207,7 +207,7 @@ def evaluate(
         "steering": repr(steering),
         "provenance": dict(steering.vector.provenance),
         "model": model.cfg.model_name,
-        "strength": own if own in doses else max(doses, key=abs),
+        "strength": next((dose for dose in doses if dose == own), max(doses, key=abs)),
         "strengths": doses,
         "raises": raises,
         "max_new_tokens": max_new_tokens,

@@ -63,6 +63,8 @@ def teacher_forced(
     parts: list[list[Forced]] = [[] for _ in rows]
     lengths = [len(row.ids) for row in rows]
     at_once = max(1, batch_tokens // max(lengths) - 1)
+    if options.batch_size is not None:
+        at_once = max(1, min(at_once, options.batch_size - 1))
     groups = [plans[start : start + at_once] for start in range(0, len(plans), at_once)] or [plans]
     with progress_bar(len(groups) * len(rows), "text", options.progress) as bar:
         for group in groups:

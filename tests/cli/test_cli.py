@@ -142,15 +142,15 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
                "--max-new-tokens", "4", "--judges", "degeneration"]  # fmt: skip
     written = []
 
-    def stop_after_two(out, rows, table):
-        sweep_store.write_part(out, rows, table)
+    def stop_after_two(out, plan, rows, *found):
+        sweep_store.write_part(out, plan, rows, *found)
         written.append(rows)
         if len(written) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(sweeps, "write_part", stop_after_two)
-        patched.setattr("steerlens.cli.measure.sweep", partial(sl.sweep, batch_tokens=0))
+        patched.setattr("steerlens.cli.measure.sweep", partial(sl.sweep, batch_size=1))
         stopped = run(*command)
     assert stopped.exit_code == 130
     assert "keeps Sweep(2 of 10 rows" in " ".join(stopped.output.split())

@@ -18,8 +18,10 @@ from steerlens.evaluation.ab_questions import (
     choice_summary,
     choice_sweep,
     load_questions,
+    require_unseen,
 )
 from steerlens.models.tokenizing import tokenize
+from steerlens.steering.batch_plans import BatchPlan
 
 LETTERED = [
     Question("Is tea nice?\n(A) Yes, it is.\n(B) No.", "(A)", "(B)"),
@@ -200,12 +202,19 @@ def test_malformed_files_are_refused_by_place(tmp_path, name, content, message):
         load_questions(tmp_path / name)
 
 
+def test_questions_that_a_vector_was_read_from_are_not_scored_on():
+    require_unseen(LETTERED[:1], LETTERED[1:])
+    with pytest.raises(sl.SteerlensError, match="got 1 questions to score on that the vector is"):
+        require_unseen(LETTERED[:2], LETTERED[1:])
+
+
 def test_plans_that_could_not_matter_are_refused(model, other_model):
     vector = random_vector(model)
     with pytest.raises(sl.SteerlensError, match="would touch no token of these prompts"):
         choice_probabilities(model, QUESTIONS, sl.Steering(vector, positions="generated"))
-    with pytest.raises(sl.SteerlensError, match="has 2 rows for 5 questions"):
-        choice_probabilities(model, QUESTIONS, sl.Steering(vector, [1], torch.ones(2, 1)))
+    for_two = BatchPlan(sl.Steering(vector, [1]), torch.ones(2, 1))
+    with pytest.raises(sl.SteerlensError, match="got BatchPlan.2 rows .* for 5 prompts"):
+        choice_probabilities(model, QUESTIONS, for_two)
     with pytest.raises(sl.SteerlensError, match="wide"):
         choice_probabilities(other_model, QUESTIONS, sl.Steering(vector, [1]))
     with pytest.raises(sl.SteerlensError, match="no strength was given"):

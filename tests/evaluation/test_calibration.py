@@ -44,7 +44,7 @@ def test_the_strength_of_a_known_curve_is_found(model, log_scale, sign, power):
     scale = 2.0**log_scale
     with pytest.MonkeyPatch.context() as patch:
         rounds = with_curve(patch, lambda strength: (strength / scale) ** power)
-        [found] = _calibrated(model, [sl.Steering(ONE, strength=sign)], 1.0, TEXTS, 0.01, False)
+        [found] = _calibrated(model, [sl.Steering(ONE, strength=sign)], 1.0, TEXTS, 0.01, **QUIET)
     assert found.status == MET
     assert 0.99 <= found.kl <= 1
     assert found.strength == pytest.approx(np.sign(sign) * scale, rel=0.03)
@@ -54,7 +54,7 @@ def test_the_strength_of_a_known_curve_is_found(model, log_scale, sign, power):
 
 def test_the_first_crossing_of_a_curve_that_turns_back_is_found(model, monkeypatch):
     with_curve(monkeypatch, lambda s: 2.5 * s if s < 1.2 else 0.5 if s < 3 else s)
-    [found] = _calibrated(model, [sl.Steering(ONE)], 1.0, TEXTS, 0.02, False)
+    [found] = _calibrated(model, [sl.Steering(ONE)], 1.0, TEXTS, 0.02, **QUIET)
     assert found.strength == pytest.approx(0.4, rel=0.02)
     assert found.tried.strength.is_monotonic_increasing
 

@@ -24,6 +24,7 @@ from steerlens.models.sites import (
     require_writable,
     site_frame,
 )
+from steerlens.numerics import unit
 from steerlens.steering.clocks import Clock, DecodingClock, PlainHooksClock, Shown
 from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.hooks import (
@@ -142,9 +143,7 @@ class Steering:
         if not self.relative:
             return direction
         assert self.vector.norms is not None
-        length = direction.norm()
-        unit = direction / length.where(length > 0, 1.0)
-        return unit * self.vector.norms[self.vector.row(layer)]
+        return unit(direction) * self.vector.norms[self.vector.row(layer)]
 
     def hooks(
         self, prompt_mask: Bool[Tensor, "row pos"] | None = None, model: Model | None = None

@@ -213,7 +213,7 @@ def test_plans_that_could_not_matter_are_refused(model, other_model):
     with pytest.raises(sl.SteerlensError, match="would touch no token of these prompts"):
         choice_probabilities(model, QUESTIONS, sl.Steering(vector, positions="generated"))
     for_two = BatchPlan(sl.Steering(vector, [1]), torch.ones(2, 1))
-    with pytest.raises(sl.SteerlensError, match="got BatchPlan.2 rows .* for 5 prompts"):
+    with pytest.raises(sl.SteerlensError, match=r"got BatchPlan\(2 rows .* for 5 prompts"):
         choice_probabilities(model, QUESTIONS, for_two)
     with pytest.raises(sl.SteerlensError, match="wide"):
         choice_probabilities(other_model, QUESTIONS, sl.Steering(vector, [1]))

@@ -20,15 +20,17 @@ CORE = (
     "tests/vectors",
 )
 """Laws and values, on random models: under a minute on two cores (`pytest -m core`)."""
-NOT_CORE = {"tiny_chat", "cast_model"}
+DECODING = ("tests/steering/test_generation.py", "tests/steering/test_selections.py")
+"""A third of the time of the core, and therefore not in it."""
+LARGER = {"tiny_chat", "cast_model"}
 """Fixtures of models that take longer."""
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         path = item.path.relative_to(ROOT).as_posix()
-        wanted = path.startswith(CORE) and NOT_CORE.isdisjoint(item.fixturenames)
-        if wanted and item.get_closest_marker("slow") is None:
+        small = LARGER.isdisjoint(item.fixturenames) and not item.get_closest_marker("slow")
+        if path.startswith(CORE) and path not in DECODING and small:
             item.add_marker(pytest.mark.core)
 
 

@@ -51,6 +51,30 @@ def require_smollm2():
 
 # Examples
 
+
+@pytest.fixture(scope="session")
+def extracted():
+    """Vectors that pages have extracted so far; most begin with the same one."""
+    return {}
+
+
+@pytest.fixture
+def once(monkeypatch, extracted):
+    """`sl.extract` that does what it did for another page only once."""
+    import steerlens as sl
+
+    extract = sl.extract
+
+    def extract_once(model, data, *args, **options):
+        asked = (model.cfg.model_name, getattr(data, "name", data), len(data), args, options)
+        key = repr(asked)
+        if key not in extracted:
+            extracted[key] = extract(model, data, *args, **options)
+        return extracted[key]
+
+    monkeypatch.setattr(sl, "extract", extract_once)
+
+
 WITH_EXAMPLES = [page for page in PAGES if examples(page, run_only=True)]
 
 
@@ -65,7 +89,7 @@ def test_most_pages_have_examples_that_run():
     [page for page in WITH_EXAMPLES if page.stem not in SLOW_PAGES],
     ids=lambda page: page.stem,
 )
-def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch, once):
     monkeypatch.chdir(tmp_path)
     exec(compile(examples(page, run_only=True), name_of(page), "exec"), {})
 

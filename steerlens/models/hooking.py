@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle
 
 from steerlens.models.host import Model, is_hooked
-from steerlens.models.ownership import Step, at_once, exclusive, restoring
+from steerlens.models.ownership import Step, at_once, holding, restoring
 
 NamedHook = tuple[str, Callable[..., Any]]
 PlacedHook = tuple[HookPoint, Callable[..., Any]]
@@ -79,7 +79,8 @@ class Attachment:
     def attach(self, model: Model, hooks: Iterable[NamedHook]) -> None:
         """Put these hooks on, all or none."""
         named = list(hooks)
-        with exclusive(model):
+
+        def add(_: list[Step]) -> None:
             undo = as_they_are(model, dict.fromkeys(name for name, _ in named))
             added = []
             try:
@@ -90,6 +91,8 @@ class Attachment:
             except BaseException:
                 undo()
                 raise
+
+        holding(model, add)
 
     def remove(self) -> None:
         """Take these hooks off, and no others; more than once does no harm."""

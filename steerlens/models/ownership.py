@@ -93,24 +93,37 @@ def exclusive(model: Model) -> Any:
     return _use_of(model).lock
 
 
+def holding(model: Model, work: Callable[[list[Step]], Result]) -> Result:
+    """`work` while the model's lock is held; the steps that it notes down are done at the end."""
+    lock, ending = _use_of(model).lock, list[Step]()
+    end = at_once(ending)
+    try:
+        try:
+            at_once([(lock.acquire,), (ending.append, (lock.release,))])()
+            return work(ending)
+        finally:
+            end()
+    finally:
+        end()  # for a signal that came right before; done already, it does nothing
+
+
 def run_with(model: Model, change: Change, work: Callable[[], Result]) -> Result:
     """`work` while the change is on the model and no other of ours; other threads wait.
 
     Refuses if another thread or task has edited the weights.
     """
     use = _use_of(model)
-    with use.lock:
+
+    def one_pass(ending: list[Step]) -> Result:
         _require_own_edits(model, use)
         waiting = use.running[-1:]
         off = [step for one in waiting for step in one.take_off]
         on_again = [step for one in waiting for step in one.put_on]
-        undo = at_once([*change.take_off, *on_again, restoring(use, "running")])
-        begin = at_once([(setattr, use, "running", (*use.running, change)), *off, *change.put_on])
-        try:
-            begin()
-            return work()
-        finally:
-            undo()
+        ending[:0] = [*change.take_off, *on_again, restoring(use, "running")]
+        at_once([(setattr, use, "running", (*use.running, change)), *off, *change.put_on])()
+        return work()
+
+    return holding(model, one_pass)
 
 
 @contextmanager
@@ -123,44 +136,40 @@ def edited_weights(
     in reverse order; one that is left too early raises, and is undone with the later one.
     """
     use, edit = _use_of(model), _Edit(name)
+    old, held = dict[Parameter, Tensor](), list[Tensor]()
+
+    def begin(_: list[Step]) -> None:
+        _require_own_edits(model, use)
+        changes = new_values()
+        old.update((parameter, parameter.data) for parameter, _ in changes)
+        note = held.extend, map(getattr, old, repeat("data"))
+        back = [(setattr, parameter, "data", data) for parameter, data in old.items()]
+        edit.undo = at_once([note, *back, restoring(use, "edits")])
+        there = [(setattr, parameter, "data", data) for parameter, data in changes]
+        at_once([*there, (setattr, use, "edits", (*use.edits, edit))])()
+
     try:
-        with use.lock:
-            _require_own_edits(model, use)
-            changes = new_values()
-            parameters = [parameter for parameter, _ in changes]
-            old, now = [parameter.data for parameter in parameters], list[Tensor]()
-            edit.undo = at_once(
-                [
-                    (now.extend, map(getattr, parameters, repeat("data"))),
-                    *(
-                        (setattr, one, "data", data)
-                        for one, data in zip(parameters, old, strict=True)
-                    ),
-                    restoring(use, "edits"),
-                ]
-            )
-            begin = at_once(
-                [
-                    *((setattr, one, "data", data) for one, data in changes),
-                    (setattr, use, "edits", (*use.edits, edit)),
-                ]
-            )
-            begin()
-        _OWN_EDITS.set((*_OWN_EDITS.get(), edit))
-        yield
-    finally:  # nothing is called before `undo`, so that no signal is handled before it
-        edit.left = True
-        if use.edits[-1:] == (edit,):
+        try:
+            holding(model, begin)
+            _OWN_EDITS.set((*_OWN_EDITS.get(), edit))
+            yield
+        finally:
+            # Nothing is called before `undo`, so that no signal is handled before it.
+            edit.left = True
+            if use.edits[-1:] == (edit,):
+                edit.undo()
+    finally:
+        if use.edits[-1:] == (edit,):  # for a signal that came right before
             edit.undo()
-            while use.edits and use.edits[-1].left:
-                use.edits[-1].undo()
-        elif edit in use.edits:
+        while use.edits and use.edits[-1].left:
+            use.edits[-1].undo()
+        if edit in use.edits:
             raise SteerlensError(
                 f"{edit.name} of {model.cfg.model_name} was left before an edit that began later: "
                 "the weights stay edited until that one is left, too; leave edits in reverse order"
             )
     _OWN_EDITS.set(tuple(one for one in _OWN_EDITS.get() if one is not edit))
-    for parameter, data in zip(parameters, now, strict=True):
+    for parameter, data in zip(old, held, strict=True):
         if (data.device, data.dtype) != (parameter.device, parameter.dtype):
             parameter.data = parameter.data.to(data)  # the model has moved meanwhile
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -90,15 +91,17 @@ class Condition(Leaf):
         wide = at_least_float32(pooled)
         # Copies: a similarity of the user's own may work in place.
         found = self.similarity(wide.clone(), self.vector[layer].to(wide, copy=True))
-        try:
-            values = torch.as_tensor(found)
-        except (TypeError, ValueError, RuntimeError):
-            values = torch.empty(0, 0)
-        if tuple(values.shape) != (len(pooled),) or values.is_complex():
-            given = f"shape {tuple(values.shape)}" if values.ndim != 2 else short_repr(found)
+        array = isinstance(found, np.ndarray) and found.dtype.kind in "fiu"
+        values = torch.from_numpy(found) if array else found
+        if not isinstance(values, Tensor) or tuple(values.shape) != (len(pooled),):
+            given = (
+                f"shape {tuple(values.shape)}"
+                if isinstance(values, Tensor)
+                else f"{type(found).__name__} {short_repr(found)}"
+            )
             raise SteerlensError(
-                f"the similarity of {self} returned {given}; expected one number for each of the "
-                f"{len(pooled)} rows, as a tensor, an array or a list"
+                f"the similarity of {self} returned {given}; expected a tensor (or an array) of "
+                f"one number for each of the {len(pooled)} rows"
             )
         return values.to(wide)
 

@@ -294,6 +294,13 @@ def _next_tokens(
     run.clock.show(first, shown.shape[1])
     work = partial(next_logits, model, shown, state.mask.int(), state.cache)
     logits = forward_pass(model, work, state.hooks, fast=state.fast)
+    broken = ~logits.amax(dim=1).isfinite().cpu() & state.going
+    if broken.any():
+        raise SteerlensError(
+            f"{model.cfg.model_name}'s logits are not finite numbers in {int(broken.sum())} of "
+            f"{len(broken)} rows, at new token {step + 1}: a steering is too strong for "
+            f"{logits.dtype}, or the weights hold NaN; lower the strength, or load a wider dtype"
+        )
     return choose(logits, state.text, state.mask, step, state.rows)
 
 

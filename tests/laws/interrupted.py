@@ -50,7 +50,7 @@ def left_stream():
 
 
 def read():
-    sl.extract(model, (PROMPTS, PROMPTS[::-1]), sl.estimators.mean_difference, progress=False)
+    sl.extract(model, (PROMPTS[:2], PROMPTS[1:]), sl.estimators.mean_difference, progress=False)
 
 
 def sweep():

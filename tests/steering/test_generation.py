@@ -460,6 +460,12 @@ def test_plans_that_do_not_fit_are_refused_before_any_work(model, other_model, m
             replied(model, steering=plan)
 
 
+def test_logits_that_are_no_numbers_stop_the_run(model, vector):
+    plan = sl.Steering(vector, [2], 1e38)
+    with pytest.raises(sl.SteerlensError, match=r"logits are not finite .* in 6 of 6 rows, at new"):
+        replied(model, steering=[plan, plan])
+
+
 def test_a_run_that_fails_leaves_no_hook(model, vector, monkeypatch):
     class Interrupted(generation.TokenChooser):
         def __init__(self, *args):

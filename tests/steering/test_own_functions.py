@@ -135,10 +135,8 @@ def dot(pooled, direction):
     return pooled @ direction
 
 
-@pytest.mark.parametrize(
-    "form", [lambda x: x, lambda x: x.tolist(), lambda x: x.numpy(), lambda x: x.double()]
-)
-def test_similarities_may_be_lists_and_arrays(model, vector, form):
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: x.numpy(), lambda x: x.double()])
+def test_similarities_may_be_arrays(model, vector, form):
     def gates(similarity):
         condition = sl.Condition(vector, 0, above=0, similarity=similarity)
         plan = sl.Steering(vector, [2], when=condition)
@@ -168,6 +166,7 @@ def test_a_similarity_that_works_in_place_changes_no_vector(model, vector):
     "returned",
     [
         lambda found: None, lambda found: found[:, None], lambda found: found[:1],
+        lambda found: found.tolist(),
         lambda found: float(found[0]), lambda found: "high", lambda found: [None] * len(found),
         lambda found: np.array(["a"] * len(found)),
     ],
@@ -176,6 +175,6 @@ def test_what_is_no_similarity_is_refused_by_name(model, vector, returned):
     condition = sl.Condition(
         vector, 0, above=0, similarity=lambda pooled, way: returned(projection(pooled, way))
     )
-    told = "similarity of Condition.* expected one number for each of the 6 rows"
+    told = "similarity of Condition.* one number for each of the 6 rows"
     with pytest.raises(sl.SteerlensError, match=told):
         tokens(model, sl.Steering(vector, [2], when=condition))

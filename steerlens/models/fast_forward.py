@@ -145,12 +145,36 @@ def forward_pass(
     >>> forward_pass(model, lambda: model("Hello")).shape
     torch.Size([1, 2, 4096])
     """
-    fast = is_on(model) if fast is None else fast
-    put_on, take_off = hook_steps(model, hooks)
-    for module, name, instead in _replacements(model) if fast else ():
-        put_on.append((dict.__setitem__, vars(module), name, instead))
-        take_off.append(restoring(module, name))
-    return run_with(model, Change(put_on, take_off), work)
+    return ForwardPasses(model, hooks, is_on(model) if fast is None else fast)(work)
+
+
+class ForwardPasses:
+    """`forward_pass` again and again, prepared once for as long as nothing stands against it."""
+
+    def __init__(self, model: Model, hooks: Sequence[PlacedHook], fast: bool) -> None:
+        self._model, self._hooks, self._fast = model, hooks, fast
+        self._change: Change | None = None
+        self._methods: list[tuple[dict[str, Any], str]] = []
+
+    def __call__(self, work: Callable[[], Result]) -> Result:
+        """One pass."""
+        if self._change is None or self._is_stale(self._change):
+            self._change = self._prepared()
+        return run_with(self._model, self._change, work)
+
+    def _is_stale(self, change: Change) -> bool:
+        """In another thread than before, or if somebody else has replaced a method of ours."""
+        elsewhere = change.thread != get_ident() or not is_hooked(self._model)
+        return elsewhere or any(name in attributes for attributes, name in self._methods)
+
+    def _prepared(self) -> Change:
+        put_on, take_off = hook_steps(self._model, self._hooks)
+        self._methods = []
+        for module, name, instead in _replacements(self._model) if self._fast else ():
+            put_on.append((dict.__setitem__, vars(module), name, instead))
+            take_off.append(restoring(module, name))
+            self._methods.append((vars(module), name))
+        return Change(put_on, take_off)
 
 
 def _replacements(model: Model) -> Iterator[tuple[Any, str, Callable[..., Any]]]:

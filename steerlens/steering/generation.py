@@ -13,7 +13,7 @@ from torch import Tensor
 from steerlens.activations.batching import by_length
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine, halving
-from steerlens.models.fast_forward import decoding_cache, forward_pass, is_on, select_rows
+from steerlens.models.fast_forward import ForwardPasses, decoding_cache, is_on, select_rows
 from steerlens.models.hooking import PlacedHook, placed
 from steerlens.models.host import Model, next_logits
 from steerlens.models.progress import progress_bar
@@ -244,9 +244,7 @@ class _State:
     text: Int[Tensor, "row pos"]
     mask: Bool[Tensor, "row pos"]
     cache: Any
-    hooks: Sequence[PlacedHook]
-    fast: bool
-    """Whether forward passes skip repeated work, which the cache must know."""
+    passes: ForwardPasses
 
     @classmethod
     def begin(
@@ -263,7 +261,8 @@ class _State:
         fast = is_on(model)
         cache = decoding_cache(model, len(tokens), room, fast) if writing.use_cache else None
         rows, going = torch.arange(len(tokens)), torch.ones(len(tokens), dtype=torch.bool)
-        return cls(rows, going, tokens.to(device), mask.to(device), cache, hooks, fast)
+        passes = ForwardPasses(model, hooks, fast)
+        return cls(rows, going, tokens.to(device), mask.to(device), cache, passes)
 
     @torch.inference_mode()
     def append(self, chosen: Int[Tensor, " row"]) -> None:
@@ -292,8 +291,7 @@ def _next_tokens(
     first = 0 if step == 0 or state.cache is None else state.text.shape[1] - 1
     shown = state.text[:, first:]
     run.clock.show(first, shown.shape[1])
-    work = partial(next_logits, model, shown, state.mask.int(), state.cache)
-    logits = forward_pass(model, work, state.hooks, fast=state.fast)
+    logits = state.passes(partial(next_logits, model, shown, state.mask.int(), state.cache))
     broken = ~logits.amax(dim=1).isfinite().cpu() & state.going
     if broken.any():
         raise SteerlensError(

@@ -52,13 +52,11 @@ def steering_hook(edit: Edit) -> Callable[..., Any]:
         scale = strength().to(resid)[:, None, None] if callable(strength) else strength
         if chosen is not None and not chosen.any():
             return None
-        # Copies are handed out: what works in place changes neither the stream nor the vector.
-        more = () if reference is None else (reference.to(resid, copy=True),)
-        edited = edit(resid.clone(), direction.to(resid, copy=True), scale, *more)
-        edited = _checked(edited, resid, chosen, f"the edit {hooked.__name__}")
+        more = () if reference is None else (reference.to(resid),)
+        given = (direction.to(resid), scale, *more)
+        edited = _applied(edit, f"the edit {hooked.__name__}", resid, chosen, given)
         if keep_norm is not None:
-            kept = keep_norm(resid.clone(), edited.clone())
-            edited = _checked(kept, resid, chosen, "keep_norm")
+            edited = _applied(keep_norm, "keep_norm", resid, chosen, (edited,))
         if chosen is None:
             return edited
         return torch.where(chosen.to(resid.device)[..., None], edited, resid)
@@ -194,6 +192,21 @@ def follow_text(resid: Float[Tensor, "batch pos d_model"], hook: Any, *, clock: 
 def follow_keys(scores: Float[Tensor, "batch head pos key"], hook: Any, *, clock: Any) -> None:
     """Let the run's clock see how long the text is, cached tokens included; changes nothing."""
     clock.count(scores.shape[-1])
+
+
+def _applied(
+    function: Callable[..., Any],
+    whose: str,
+    resid: Tensor,
+    chosen: Tensor | None,
+    given: tuple[Any, ...],
+) -> Tensor:
+    """What a function makes of the stream; one of the user's own gets copies, and is checked."""
+    if getattr(function, "__module__", None) == __name__:
+        made: Tensor = function(resid, *given)
+        return made
+    copies = (one.clone() if isinstance(one, Tensor) else one for one in given)
+    return _checked(function(resid.clone(), *copies), resid, chosen, whose)
 
 
 def _checked(edited: Any, resid: Tensor, chosen: Tensor | None, whose: str) -> Tensor:

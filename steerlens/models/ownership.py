@@ -148,19 +148,23 @@ def edited_weights(
         there = [(setattr, parameter, "data", data) for parameter, data in changes]
         at_once([*there, (setattr, use, "edits", (*use.edits, edit))])()
 
+    ended = False
     try:
         try:
             holding(model, begin)
             _OWN_EDITS.set((*_OWN_EDITS.get(), edit))
             yield
+            ended = True
         finally:
             # Nothing is called before `undo`, so that no signal is handled before it.
             edit.left = True
             if use.edits[-1:] == (edit,):
                 edit.undo()
     finally:
-        if use.edits[-1:] == (edit,):  # for a signal that came right before
-            edit.undo()
+        # Again, for a signal that came right before; and with what began inside of this `with`,
+        # if an exception has ended it.
+        while edit in use.edits and (use.edits[-1].left or not ended):
+            use.edits[-1].undo()
         while use.edits and use.edits[-1].left:
             use.edits[-1].undo()
         if edit in use.edits:

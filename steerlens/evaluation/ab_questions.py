@@ -100,7 +100,7 @@ def answer_sides(
     the chat template, or follows "Answer:" where there is none.
 
     >>> q = Question("Is tea nice?\\n(A) Yes\\n(B) No", "(A)", "(B)")
-    >>> extract(load_model(), answer_sides(load_model(), [q]), mean_difference)
+    >>> extract(model, answer_sides(model, [q]), estimators.mean_difference)
     SteeringVector('pairs', resid_post, layers 0–5, d 192)
     """
     opening = "" if model.tokenizer.chat_template is not None else "\nAnswer: "
@@ -154,7 +154,9 @@ def choice_sweep(
     a time; `settings` are those of `Steering`, such as `relative=True`. All cells run as one list
     of rows, each with its own strength.
 
-    >>> choice_summary(choice_sweep(load_model(), vector, questions, [2, 3], [-1, 0, 1]))
+    >>> q = Question("Is tea nice?\\n(A) Yes\\n(B) No", "(A)", "(B)")
+    >>> choice_summary(choice_sweep(model, vector, [q], [2, 3], [-1, 0, 1])).shape
+    (6, 6)
     """
     steering = Steering(vector, layers, **settings)
     swept = steering.layers_steered

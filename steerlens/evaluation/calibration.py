@@ -91,7 +91,8 @@ def calibrate_strength(
     on neutral text. Keeps the strength's sign. Raises if no strength reaches the budget, or all
     exceed it.
 
-    >>> calibrate_strength(load_model(), steering, kl_budget=1.0).steering
+    >>> calibrate_strength(model, steering, kl_budget=1.0, texts=prompts).status
+    'met'
     """
     [found] = _calibrated(model, [steering], kl_budget, texts, tolerance, **run)
     if found.status != MET:
@@ -165,7 +166,8 @@ def suggest(
     budget, then all reply to the prompts in one batch. The best of many looks better than it is:
     `evaluate` it on other prompts. With `raises=False` the score should fall.
 
-    >>> suggest(load_model(), vector, prompts, judges.refusal).steering
+    >>> suggest(model, vector, prompts, judges.refusal, texts=prompts).table.status.unique()
+    array(['met'], dtype=object)
     """
     numbers = vector.layers if layers is None else vector.at(layers).layers
     windows = neighbours(numbers, widths)

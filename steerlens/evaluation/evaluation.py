@@ -176,8 +176,10 @@ def evaluate(
         run: `batch_size`, `progress`, and an `engine` such as `Ray` that runs the model elsewhere;
             judges run here.
 
-    >>> controls = random_directions(vector, 2) + shuffled_labels(model, vector, refusals.train, 2)
-    >>> print(evaluate(model, steering, prompts, controls=controls))
+    >>> found = evaluate(model, steering, prompts, texts=prompts, harmless=prompts)
+    >>> print(found)  # doctest: +SKIP
+    >>> found.verdict.controls.arm.tolist()
+    ['random 1', 'random 2', 'random 3']
     """
     names = [judge.name for judge in judges]
     if not names or len(set(names)) < len(names) or not len(prompts):

@@ -41,7 +41,9 @@ def measure_side_effects(
     of `prompt_effects`, which need replies: of all plans, or of those named in `on_prompts`.
     Without texts and prompts of your own, on those that ship with steerlens.
 
-    >>> measure_side_effects(load_model(), steering).query("measure == 'kl_mean'")
+    >>> table = measure_side_effects(model, steering, texts=prompts, harmless=prompts)
+    >>> bool(table.set_index("measure").value["kl_mean"] > 0)
+    True
     """
     named = {"steered": plans} if isinstance(plans, Steering) else plans
     replying = named if on_prompts is None else {name: named[name] for name in on_prompts}

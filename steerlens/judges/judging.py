@@ -86,7 +86,7 @@ def judge_texts(judges: Sequence[Judge], texts: Sequence[str]) -> Judged:
 
     A judge that raises on the whole list is asked again text by text, unless it says what it had.
 
-    >>> judge_texts([refusal, sentiment], ["I love it.", ""]).scores.shape
+    >>> judge_texts([judges.refusal, judges.sentiment], ["I love it.", ""]).scores.shape
     (2, 2)
     """
     names = [judge.name for judge in judges]
@@ -125,7 +125,7 @@ def try_judge(
 
     A judge may be anybody's code, and the replies cost more than it.
 
-    >>> try_judge(sentiment, ["I love it."])[1] is None
+    >>> try_judge(judges.sentiment, ["I love it."])[1] is None
     True
     """
     try:

@@ -1,4 +1,7 @@
-"""The examples in docstrings give what they say."""
+"""The examples in docstrings give what they say.
+
+They may use the public names, and `model` (tiny-chat), `vector`, `steering`, `prompts`, `refusals`.
+"""
 
 import doctest
 import importlib
@@ -9,16 +12,44 @@ import pytest
 import torch
 from places import ROOT
 
+import steerlens as sl
 
-@pytest.mark.parametrize(
-    "name",
-    ["interpret.lens", "dashboards.effects", "studies.html", "studies.paper", "studies.reports"],
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "steerlens").rglob("*.py")
+    if ">>> " in path.read_text()
 )
-def test_the_examples_of_a_module_run(name, tiny_chat, monkeypatch, tmp_path):
+
+
+@pytest.fixture(scope="module")
+def namespace(tiny_chat):
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json"))
+    vector = sl.extract(tiny_chat, refusals.train, tokens="suffix", layers=[2, 3], progress=False)
+    return {
+        **{name: getattr(sl, name) for name in sl.__all__},
+        "load_model": lambda *_, **__: tiny_chat,
+        "model": tiny_chat,
+        "refusals": refusals,
+        "vector": vector,
+        "steering": sl.Steering(vector, strength=0.2, relative=True),
+        "prompts": sl.load_prompts(sl.demo_file("questions.json"))["validation"][:4],
+        "torch": torch,
+        "np": np,
+        "pd": pd,
+    }
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(name, namespace, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "figures").symlink_to(ROOT / "figures")
-    module = importlib.import_module(f"steerlens.{name}")
-    known = {"load_model": lambda: tiny_chat, "torch": torch, "np": np, "pd": pd}
-    done = doctest.testmod(module, extraglobs=known)
+    module = importlib.import_module(name)
+    own = {key: value for key, value in namespace.items() if key not in vars(module)}
+    own["load_model"] = namespace["load_model"]
+    done = doctest.testmod(module, extraglobs=own)
     assert done.attempted
     assert not done.failed
+
+
+def test_most_modules_have_examples():
+    assert len(MODULES) > 40

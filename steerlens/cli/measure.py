@@ -25,13 +25,12 @@ from steerlens.cli.options import (
     reporting,
 )
 from steerlens.data.contrastive import ContrastiveDataset
+from steerlens.data.questions import load_questions, require_unseen
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.ab_questions import (
     answer_sides,
     choice_summary,
     choice_sweep,
-    load_questions,
-    require_unseen,
 )
 from steerlens.evaluation.controls import random_directions, shuffled_labels
 from steerlens.evaluation.evaluation import evaluate

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from steerlens.data.prompts import load_prompts
+from steerlens.data.prompt_files import load_prompts
 from steerlens.errors import SteerlensError
 from steerlens.files import read_lines
 from steerlens.intervals import Interval

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from steerlens.data.prompts import as_texts
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.controls import random_directions
 from steerlens.evaluation.effects import (
@@ -179,6 +180,7 @@ def evaluate(
     >>> controls = random_directions(vector, 2) + shuffled_labels(model, vector, refusals.train, 2)
     >>> print(evaluate(model, steering, prompts, controls=controls))
     """
+    prompts = as_texts(prompts)
     names = [judge.name for judge in judges]
     if not names or len(set(names)) < len(names) or not len(prompts):
         raise SteerlensError(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import steerlens as sl
 from steerlens.cli.options import prompts_in
-from steerlens.data.prompts import load_prompts
+from steerlens.data.prompt_files import load_prompts
 from steerlens.steering.condition_search import ConditionSearch, search_similarities
 from steerlens.steering.rules import parse_rules
 from steerlens.steering.thresholds import Similarities

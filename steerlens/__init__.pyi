@@ -4,7 +4,7 @@ from . import judges as judges
 from . import studies as studies
 from .activations.extraction import extract as extract
 from .data.contrastive import ContrastiveDataset as ContrastiveDataset
-from .data.prompts import load_prompts as load_prompts
+from .data.prompt_files import load_prompts as load_prompts
 from .errors import SteerlensError as SteerlensError
 from .evaluation.calibration import calibrate_strength as calibrate_strength
 from .evaluation.calibration import suggest as suggest
@@ -27,3 +27,5 @@ from .steering.steering import steering_hooks as steering_hooks
 from .steering.transcripts import Replies as Replies
 from .vectors import estimators as estimators
 from .vectors.vector import SteeringVector as SteeringVector
+
+__version__: str

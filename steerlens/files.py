@@ -1,5 +1,6 @@
 """Reading and writing files so that nothing is ever half written."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,18 @@ def write_atomically(path: PathLike, write: Callable[[Path], object]) -> Path:
     """
     path = Path(path)
     require_writable(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; a saved result is not
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _naming_what_fails(path):
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; a saved result is not
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -46,22 +51,35 @@ def write_directory(
     if path.exists() and not replace:
         raise SteerlensError(f"{str(path)!r} exists already; choose another name, or remove it")
     require_writable(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    new, old = temporary / "new", temporary / "old"
-    try:
-        new.mkdir()
-        write(new)
-        if path.exists():
-            path.rename(old)
+    with _naming_what_fails(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        new, old = temporary / "new", temporary / "old"
         try:
-            new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-    finally:
-        shutil.rmtree(temporary)
+            new.mkdir()
+            write(new)
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+        finally:
+            shutil.rmtree(temporary)
     return path
+
+
+@contextmanager
+def _naming_what_fails(path: Path) -> Iterator[None]:
+    """A full disk, a quota, a file system that has gone: which file, why, and what is left."""
+    try:
+        yield
+    except OSError as error:
+        raise SteerlensError(
+            f"cannot write {str(path)!r} ({error.strerror or error}); what stood there before is "
+            "unchanged"
+        ) from error
 
 
 def _umask() -> int:
@@ -167,20 +185,59 @@ def _walk(value: Any) -> Iterator[tuple[int, Any]]:
 
 def read_lines(path: PathLike) -> list[str]:
     """The non-empty lines of a text file, without their line ends."""
-    return [line for line in _read_text(path).splitlines() if line.strip()]
+    return lines_of(_read_text(path))
+
+
+def lines_of(text: str) -> list[str]:
+    """The non-empty lines; they end at \\n, \\r\\n or \\r, and at no other sign.
+
+    `str.splitlines` would also cut at signs that occur inside of texts, such as U+2028.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line for line in lines if line.strip()]
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """The content of a file; one that is missing or unreadable is named."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise SteerlensError(f"there is no file {str(path)!r}") from error
+    except OSError as error:
+        raise SteerlensError(f"cannot read {str(path)!r}: {error.strerror}") from error
 
 
 def _read_text(path: PathLike) -> str:
+    return decode_text(read_bytes(path), path)
+
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks, which say the encoding of what follows."""
+
+
+def decode_text(content: bytes, path: PathLike) -> str:
+    """Text in UTF-8, or in what its byte order mark says; other encodings are refused by name."""
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise SteerlensError(f"there is no file {str(path)!r}") from error
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise SteerlensError(
-            f"{str(path)!r} is not UTF-8 text (byte {error.start} cannot be decoded)"
+            f"{str(path)!r} is not {'UTF-8' if encoding == 'utf-8' else encoding} text (byte "
+            f"{error.start} cannot be decoded); if it is text in Latin-1 or Windows-1252, convert "
+            "it: iconv -f WINDOWS-1252 -t UTF-8"
         ) from error
-    except OSError as error:
-        raise SteerlensError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    if "\0" in text:
+        raise SteerlensError(
+            f"{str(path)!r} is not UTF-8 text (it holds zero bytes); if it is text in UTF-16 "
+            "without a byte order mark, convert it: iconv -f UTF-16LE -t UTF-8"
+        )
+    return text
 
 
 def digest(*content: bytes) -> str:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from steerlens.errors import SteerlensError
 
+MOST_LAYERS = 10_000
+"""No model has as many; a range of far more would fill the memory."""
+
 
 def layers_as_text(layers: Sequence[int], *, dash: str = "-", comma: str = ",") -> str:
     """Layers as people type them; `parse_layers` reads them back.
@@ -46,18 +49,23 @@ def parse_layers(text: str | None, argument: str = "--layers") -> list[int] | No
     if text is None:
         return None
     numbers: list[int] = []
+    empty = ""
     try:
         for piece in text.replace("–", "-").split(","):
             first, dash, last = piece.partition("-")
-            found = range(int(first), int(last) + 1) if dash else [int(first)]
+            low, high = int(first), int(last if dash else first)
+            if high > MOST_LAYERS:
+                raise ValueError
+            found = range(low, high + 1)
             if not found:
-                raise SteerlensError(
-                    f"{argument} {text!r} holds the empty range {piece.strip()!r}; write the lower "
-                    "layer first"
-                )
+                empty = piece.strip()
             numbers += found
     except ValueError as error:
         raise SteerlensError(
             f'{argument} {text!r} cannot be read; write "3", "2-5" or "1,4-6"'
         ) from error
+    if empty:
+        raise SteerlensError(
+            f"{argument} {text!r} holds the empty range {empty!r}; write the lower layer first"
+        )
     return numbers

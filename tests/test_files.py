@@ -56,7 +56,7 @@ def test_an_unwritable_directory_is_found_before_the_work(tmp_path):
     [
         (b'{"a": [1, 2', r"not valid JSON.*line 1, column \d+; the file may be truncated"),
         (b'{\n"a": nonsense}', "line 2, column 6"),
-        (b"\xff\xfe", "not UTF-8 text .byte 0"),
+        (b"\xe9\xff", "not UTF-8 text .byte 0"),
         (b"[" * 100_000, "nested too deeply"),
         (b"", "not valid JSON"),
     ],

@@ -1,6 +1,9 @@
-"""The command line: arguments → calls of the library. Each module adds its commands."""
+"""The command line: arguments → calls of the library. Each module adds its commands.
 
-from steerlens.cli import measure, show, steer
+None imports the library's heavy parts before a command line has been found to make sense.
+"""
+
+from steerlens.cli import start, steer, measure, show, serve  # isort: skip - the order of the help
 from steerlens.cli.options import app
 
-__all__ = ["app", "measure", "show", "steer"]
+__all__ = ["app", "measure", "serve", "show", "start", "steer"]

@@ -1,84 +1,76 @@
-"""What the commands share: the app, common options, reading arguments, showing tables."""
+"""What the commands share: the app, and options with what they take.
 
+An option is read and checked before its command begins, and so before torch is imported.
+"""
+
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from steerlens.data.prompts import load_prompts
+from steerlens.cli.names import (
+    ESTIMATOR_NAMES,
+    JUDGE_NAMES,
+    PICTURE_NAMES,
+    POSITION_NAMES,
+    TOKEN_NAMES,
+    VECTOR_ENDINGS,
+    WRITTEN_ENDINGS,
+    require_model,
+)
 from steerlens.errors import SteerlensError
-from steerlens.files import read_lines
-from steerlens.intervals import Interval
-from steerlens.models.engine import LOCAL, Engine
-from steerlens.models.ray import Ray
-from steerlens.vectors.estimators import ESTIMATORS, Estimator
+from steerlens.files import require_writable
+from steerlens.layer_text import parse_layers
+
+START, VECTORS, CONDITIONS, GENERATE, MEASURE, SHOW, SERVE = (
+    "Start here", "Vectors", "Conditions", "Generate", "Measure", "Show", "Serve",
+)  # fmt: skip
+"""The groups of commands, in the order of the work."""
 
 app = typer.Typer(
     help="Activation steering and conditional activation steering on TransformerLens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="tiny-chat (ships with steerlens), a local Hugging Face directory, or a hub name.",
-    ),
-]
-Layers = Annotated[
-    str | None, typer.Option(help='Layers, such as "3", "2-5" or "1,4-6". Default: all.')
-]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Workers = Annotated[
-    int, typer.Option(help="Ray workers that run the model (needs steerlens[ray]); 0: run it here.")
-]
-RayAddress = Annotated[
-    str | None, typer.Option("--ray", help='The cluster of the workers; "auto": the one here.')
-]
-GpusPerWorker = Annotated[float, typer.Option(help="GPUs of each worker; 0: it runs on a CPU.")]
 
 
-def estimator_of(name: str) -> Estimator:
-    """What `--estimator` names."""
-    if name not in ESTIMATORS:
-        raise SteerlensError(
-            f"--estimator {name!r} is unknown; choose one of {', '.join(ESTIMATORS)}"
-        )
-    return ESTIMATORS[name]
+def _show_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"steerlens {version('steerlens')}")
+        raise typer.Exit
+    return asked
 
 
-def engine_of(
-    model: str, workers: int, address: str | None, gpus_per_worker: float
-) -> AbstractContextManager[Engine]:
-    """What `--workers`, `--ray` and `--gpus-per-worker` ask for; ends with the `with` block."""
-    if workers or address is not None:
-        return Ray(model, workers or 2, address, gpus_per_worker=gpus_per_worker)
-    if gpus_per_worker:
-        raise SteerlensError(f"--gpus-per-worker {gpus_per_worker:g} came without --workers")
-    return nullcontext(LOCAL)
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
 
 
-def reporting(command: Callable[..., None]) -> Callable[..., None]:
-    """Show steerlens's own errors as a message, not as a traceback; exit with 2."""
+# What options take
 
-    @wraps(command)
-    def reported(*args: Any, **options: Any) -> None:
+
+def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A reader of texts as typer wants it: what it refuses is a mistake in the command line."""
+
+    def parse(text: str) -> Any:
         try:
-            command(*args, **options)
+            return read(text)
         except SteerlensError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-            raise typer.Exit(2) from error
+            raise typer.BadParameter(str(error)) from error
 
-    return reported
+    return parse
 
 
 def parse_strengths(strengths: str) -> list[float]:
@@ -88,36 +80,259 @@ def parse_strengths(strengths: str) -> list[float]:
     [-1.0, 0.0, 0.5]
     """
     try:
-        return [float(piece) for piece in strengths.split(",")]
+        numbers = [float(piece) for piece in strengths.split(",")]
     except ValueError as error:
         raise SteerlensError(
-            f'--strengths {strengths!r} cannot be read; write numbers such as "-1,0,0.5"'
+            f'strengths {strengths!r} cannot be read; write numbers such as "-1,0,0.5"'
+        ) from error
+    if not all(map(math.isfinite, numbers)):
+        raise SteerlensError(f"strengths {strengths!r} are not all finite")
+    return numbers
+
+
+def parse_sizes(sizes: str) -> list[int]:
+    """`"8,64"` as whole numbers; nothing as no number.
+
+    >>> parse_sizes("8,64")
+    [8, 64]
+    """
+    try:
+        return [int(piece) for piece in sizes.split(",") if sizes]
+    except ValueError as error:
+        raise SteerlensError(
+            f'sizes {sizes!r} cannot be read; write whole numbers such as "8,64"'
         ) from error
 
 
-def prompts_in(path: Path, part: str = "") -> list[str]:
-    """The lines of a text file, or the prompts of a JSON file or of one of its parts."""
-    if path.suffix != ".json":
-        if part:
-            raise SteerlensError(f"{str(path)!r} has no part {part!r}: a text file is one list")
-        return read_lines(path)
-    parts = load_prompts(path)
-    if part:
-        if part not in parts:
-            raise SteerlensError(f"{str(path)!r} has no part {part!r}; it has {list(parts)}")
-        parts = {part: parts[part]}
-    if not all(isinstance(part, list) for part in parts.values()):
-        raise SteerlensError(f"{str(path)!r} groups its prompts by topic; give a list of prompts")
-    return [row for part in parts.values() for row in part]
+def parse_windows(layers: str) -> list[list[int]]:
+    """`"1,2-4"` as layers and windows of layers, each of which is tried.
+
+    >>> parse_windows("1,2-4")
+    [[1], [2, 3, 4]]
+    """
+    return [parse_layers(window, "layers") or [] for window in layers.split(",")]
 
 
-def print_frame(frame: pd.DataFrame, title: str) -> None:
-    """A table for the terminal; a value and the ends of its interval share a column."""
-    for name in {"mean", "refused", "f1"} & set(frame.columns):
-        ends = ("f1_low", "f1_high") if name == "f1" else ("low", "high")
-        shown = [str(Interval(*row)) for row in frame[[name, *ends]].itertuples(index=False)]
-        frame = frame.assign(**{name: shown}).drop(columns=[*ends])
-    table = Table(*map(str, frame.columns), title=title)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
-    console.print(table)
+def one_of(names: tuple[str, ...], what: str) -> Callable[[str], str]:
+    """A reader of one of these names."""
+    return lambda text: _known([text], names, what)[0]
+
+
+def parse_tokens(tokens: str) -> str | int:
+    """Tokens by name, or the last k.
+
+    >>> parse_tokens("last"), parse_tokens("3")
+    ('last', 3)
+    """
+    if tokens.isdecimal() and int(tokens):
+        return int(tokens)
+    return _known([tokens], TOKEN_NAMES, "tokens", "or a number k, for the last k")[0]
+
+
+def parse_judges(names: str) -> str:
+    """Names of judges with commas between, each of them known.
+
+    >>> parse_judges("refusal, sentiment")
+    'refusal,sentiment'
+    """
+    return ",".join(_known(names.split(","), JUDGE_NAMES, "judges"))
+
+
+def parse_positions(names: str) -> list[str]:
+    """Names of positions with commas between, each of them known."""
+    return _known(names.split(","), POSITION_NAMES, "positions")
+
+
+def parse_pictures(names: str) -> list[str]:
+    """Names of kinds of pictures with commas between, each of them known."""
+    return _known(names.split(","), PICTURE_NAMES, "kinds of pictures")
+
+
+def parse_pair_columns(names: str) -> list[str]:
+    """The column of the positive and that of the negative prompts.
+
+    >>> parse_pair_columns("harmful,harmless")
+    ['harmful', 'harmless']
+    """
+    columns = [name.strip() for name in names.split(",")]
+    if len(columns) != 2 or not all(columns):
+        raise SteerlensError(f"columns {names!r} are not two; write POSITIVE,NEGATIVE")
+    return columns
+
+
+def _known(names: list[str], known: tuple[str, ...], what: str, more: str = "") -> list[str]:
+    wanted = [name.strip() for name in names]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise SteerlensError(
+            f"unknown {what}: {', '.join(map(repr, unknown))}; choose of {', '.join(known)} " + more
+        )
+    return wanted
+
+
+def existing_file(text: str) -> Path:
+    """The path of a file that is there."""
+    path = Path(text)
+    if path.is_dir():
+        raise SteerlensError(f"{text!r} is a directory; expected a file")
+    if not path.exists():
+        raise SteerlensError(f"there is no file {text!r}")
+    return path
+
+
+def existing_directory(text: str) -> Path:
+    """The path of a directory that is there."""
+    path = Path(text)
+    if not path.is_dir():
+        raise SteerlensError(
+            f"{text!r} is a file; expected a directory"
+            if path.exists()
+            else f"there is no directory {text!r}"
+        )
+    return path
+
+
+def vector_file(text: str) -> Path:
+    """The path of a file that is there, and whose ending is that of a vector."""
+    path = existing_file(text)
+    return _with_ending(path, VECTOR_ENDINGS)
+
+
+def written_vector(text: str) -> Path:
+    """A path that a vector can be written to."""
+    return _with_ending(Path(text), WRITTEN_ENDINGS)
+
+
+def _with_ending(path: Path, endings: tuple[str, ...]) -> Path:
+    if path.suffix.lower() not in endings:
+        raise SteerlensError(
+            f"{str(path)!r} ends in {path.suffix!r}; expected one of {', '.join(endings)}"
+        )
+    return path
+
+
+def require_places(*paths: Path | None) -> None:
+    """Refuse places that cannot be written to, before long work."""
+    for path in paths:
+        if path is not None:
+            if path.is_dir():
+                raise SteerlensError(f"{str(path)!r} is a directory; expected the name of a file")
+            require_writable(path.parent)
+
+
+def engine_of(
+    model: str, workers: int, address: str | None, gpus_per_worker: float
+) -> Callable[[], AbstractContextManager[Any]]:
+    """What opens the engine that `--workers`, `--ray` and `--gpus-per-worker` ask for."""
+    asked = bool(workers) or address is not None
+    if gpus_per_worker and not asked:
+        raise SteerlensError(f"got --gpus-per-worker {gpus_per_worker:g} without --workers")
+
+    def open_engine() -> AbstractContextManager[Any]:
+        from steerlens.models.engine import LOCAL
+        from steerlens.models.ray import Ray
+
+        if not asked:
+            return nullcontext(LOCAL)
+        return Ray(model, workers or 2, address, gpus_per_worker=gpus_per_worker)
+
+    return open_engine
+
+
+# The options
+
+
+def taking(read: Callable[[str], Any], what: str, help: str, *names: str) -> Any:
+    """An option whose text is read by a function."""
+    return typer.Option(*names, parser=checked(read), metavar=what, help=help)
+
+
+def argument(read: Callable[[str], Any], what: str, help: str) -> Any:
+    """An argument whose text is read by a function."""
+    return typer.Argument(parser=checked(read), metavar=what, help=help)
+
+
+PROMPTS_HELP = "Prompts: text with one a line, JSON, JSON lines, CSV, TSV or Parquet."
+
+ModelName = Annotated[
+    Any,
+    taking(
+        require_model,
+        "MODEL",
+        "tiny-chat (ships with steerlens), a local Hugging Face directory, or a hub name.",
+        "--model",
+    ),
+]
+VectorFile = Annotated[Path, argument(vector_file, "VECTOR", "The vector to steer with.")]
+VectorFiles = Annotated[list[Path], argument(vector_file, "VECTORS", "Each is named by its file.")]
+WrittenVector = Annotated[
+    Path,
+    taking(
+        written_vector,
+        "FILE",
+        "The file to write: .safetensors holds all; .svec and .gguf are for other programs.",
+    ),
+]
+PairsFile = Annotated[
+    Path,
+    argument(
+        existing_file,
+        "DATASET",
+        "Positive and negative prompts: a dataset (JSON), or a table of two columns.",
+    ),
+]
+PairColumns = Annotated[
+    Any,
+    taking(
+        parse_pair_columns,
+        "NAME,NAME",
+        "In a table: the columns of the two sides. Default: positive,negative.",
+    ),
+]
+PromptsFile = Annotated[Path, argument(existing_file, "PROMPTS", PROMPTS_HELP)]
+PromptsOption = Annotated[Path, taking(existing_file, "FILE", PROMPTS_HELP)]
+PromptColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt-column",
+        help="In a table: the column of the prompts. Several are joined by a blank line.",
+    ),
+]
+Part = Annotated[str, typer.Option(help="Which part of a JSON file; empty: all of it.")]
+Layers = Annotated[
+    Any,
+    taking(
+        partial(parse_layers, argument="layers"),
+        "LAYERS",
+        'Such as "3", "2-5" or "1,4-6". Default: all.',
+    ),
+]
+Tokens = Annotated[
+    Any, taking(parse_tokens, "TOKENS", f"Tokens read: {', '.join(TOKEN_NAMES)}, or the last k.")
+]
+EstimatorName = Annotated[
+    str,
+    taking(one_of(ESTIMATOR_NAMES, "estimator"), "NAME", f"One of {', '.join(ESTIMATOR_NAMES)}."),
+]
+Strength = Annotated[float, typer.Option(help="Multiplies the direction.")]
+Strengths = Annotated[Any, taking(parse_strengths, "NUMBERS", 'Such as "-1,0,1".')]
+Relative = Annotated[
+    bool, typer.Option("--relative", help="Strengths are fractions of the activation norm.")
+]
+Judges = Annotated[Any, taking(parse_judges, "NAMES", f"With commas: {', '.join(JUDGE_NAMES)}.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=0, help=r"Ray workers that run the model (needs steerlens\[ray]); 0: run it here."
+    ),
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", help='The cluster of the workers; "auto": the one here.')
+]
+GpusPerWorker = Annotated[
+    float, typer.Option(min=0, help="GPUs of each worker; 0: it runs on a CPU.")
+]

@@ -1,58 +1,56 @@
-"""Commands that show: the demo, pages and paper figures."""
+"""Commands that show results: pages and paper figures."""
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from steerlens.cli.options import ModelName, Seed, app, console, reporting
-from steerlens.models.loading import TINY_CHAT
-from steerlens.studies.quickstart import run_demo
+from steerlens.cli.names import PICTURE_NAMES
+from steerlens.cli.options import SHOW, app, argument, existing_directory, parse_pictures, taking
+from steerlens.cli.output import reporting, say
+from steerlens.errors import SteerlensError
+
+StudyDirectory = Annotated[Path, argument(existing_directory, "STUDY", "A directory of results.")]
 
 
-@app.command()
-@reporting
-def demo(
-    out: Annotated[Path, typer.Option(help="Where results, vectors and pages go.")] = Path(
-        "out/demo"
-    ),
-    model: ModelName = TINY_CHAT,
-    seed: Seed = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts: a first look.")] = False,
-) -> None:
-    """Run the CAST quickstart: refuse everything, refuse harm only, refuse by topic."""
-    run_demo(model, out, seed=seed, quick=quick, console=console)
-
-
-@app.command("report")
+@app.command("report", rich_help_panel=SHOW)
 @reporting
 def report_command(
-    study: Annotated[Path, typer.Argument(help="A directory of results.")],
+    study: StudyDirectory,
     out: Annotated[
-        Path | None, typer.Option(help="The page to write. Default: report.html in it.")
+        Path | None,
+        typer.Option(help="The page to write (.html), or a directory. Default: report.html in it."),
     ] = None,
 ) -> None:
     """Write one page about a study: what a demo, a sweep or an evaluation left in a directory.
 
     Example: steerlens report out/demo
     """
+    if out is not None and out.is_dir():
+        out = out / "report.html"
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise SteerlensError(
+            f"--out {str(out)!r} is no page and no directory; give a name that ends in .html"
+        )
     from steerlens.studies.reports import report
 
-    console.print(f"wrote {report(study, out)}")
+    say(f"wrote {report(study, out)}")
 
 
-@app.command("figures")
+@app.command("figures", rich_help_panel=SHOW)
 @reporting
 def figures_command(
-    study: Annotated[Path, typer.Argument(help="A directory of results.")] = Path("figures/study"),
-    scripts: Annotated[Path, typer.Option(help="The directory of figure scripts.")] = Path(
-        "figures"
-    ),
+    study: StudyDirectory = Path("figures/study"),
+    scripts: Annotated[
+        Path, taking(existing_directory, "DIRECTORY", "The directory of figure scripts.")
+    ] = Path("figures"),
     out: Annotated[
         Path | None, typer.Option(help="Where they go. Default: beside the scripts.")
     ] = None,
-    format: Annotated[list[str] | None, typer.Option(help="svg, pdf or png; repeatable.")] = None,
+    format: Annotated[
+        Any, taking(parse_pictures, "NAMES", f"With commas: {', '.join(PICTURE_NAMES)}.")
+    ] = "svg",
 ) -> None:
     """Draw all paper figures and tables again from saved results.
 
@@ -62,26 +60,7 @@ def figures_command(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NoBrowserWarning)
-        written = regenerate(scripts, study, out or scripts, format or ["svg"])
+        written = regenerate(scripts, study, out or scripts, format)
     for warning in caught:
-        console.print(f"[yellow]{warning.message}[/]")
-    console.print(f"wrote {', '.join(path.name for path in written)} to {out or scripts}")
-
-
-@app.command()
-@reporting
-def playground(
-    model: ModelName = TINY_CHAT,
-    host: Annotated[
-        str, typer.Option(help="The address to listen on; beyond loopback, a token is asked for.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8050,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
-) -> None:
-    """Steer a model by hand, on a page in the browser: replies, gates and tokens side by side.
-
-    Example: steerlens playground --open
-    """
-    from steerlens.playground.app import serve
-
-    serve(model, host=host, port=port, open_browser=open_browser, console=console)
+        say(warning.message, style="yellow")
+    say(f"wrote {', '.join(path.name for path in written)} to {out or scripts}")

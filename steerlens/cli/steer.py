@@ -4,90 +4,72 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from steerlens.activations.cost import estimate_cost
-from steerlens.activations.extraction import extract
+from steerlens.cli.names import SIMILARITY_NAMES, SITE_NAMES, TINY_CHAT
 from steerlens.cli.options import (
+    CONDITIONS,
+    GENERATE,
+    PROMPTS_HELP,
+    VECTORS,
+    EstimatorName,
     GpusPerWorker,
     Layers,
+    MaxNewTokens,
     ModelName,
+    PairColumns,
+    PairsFile,
+    Part,
+    PromptColumns,
     RayAddress,
+    Relative,
     Seed,
+    Strength,
+    Temperature,
+    Tokens,
+    VectorFile,
     Workers,
+    WrittenVector,
     app,
-    console,
     engine_of,
-    estimator_of,
-    prompts_in,
-    reporting,
+    existing_file,
+    one_of,
+    require_places,
+    taking,
+    vector_file,
 )
-from steerlens.data.contrastive import ContrastiveDataset
+from steerlens.cli.output import print_rows, reporting, say
+from steerlens.data.prompt_files import read_pairs, read_prompts
 from steerlens.errors import SteerlensError
-from steerlens.export.exporting import (
-    PROBES,
-    TOLERANCE,
-    control_vector,
-    export_ablation,
-    export_model,
-)
-from steerlens.files import require_writable, write_json, write_text
-from steerlens.layer_text import parse_layers
-from steerlens.models.loading import TINY_CHAT, load_model, official_names, supported_hosts
-from steerlens.steering.condition_search import ConditionSearch, search_conditions
-from steerlens.steering.generation import generate
-from steerlens.steering.sampling import Sampling
-from steerlens.steering.similarities import SIMILARITIES
-from steerlens.steering.steering import Steering
-from steerlens.studies.study import compared
-from steerlens.vectors.estimators import ESTIMATORS
-from steerlens.vectors.formats import writer_of
-from steerlens.vectors.vector import SteeringVector
+
+SiteName = Annotated[
+    str, taking(one_of(SITE_NAMES, "site"), "NAME", f"Where: one of {', '.join(SITE_NAMES)}.")
+]
+SimilarityName = Annotated[
+    str,
+    taking(
+        one_of(SIMILARITY_NAMES, "similarity"), "NAME", f"One of {', '.join(SIMILARITY_NAMES)}."
+    ),
+]
+ConditionFile = Annotated[
+    Path | None, taking(existing_file, "SEARCH", "Steer only where its best condition fires.")
+]
+ConditionVector = Annotated[
+    Path | None, taking(vector_file, "VECTOR", "The vector that the search was made with.")
+]
 
 
-@app.command()
-@reporting
-def models(
-    names: Annotated[
-        bool, typer.Option("--names", help="List the names of hub models that are known.")
-    ] = False,
-    like: Annotated[str, typer.Option(help="Only those that contain this.")] = "",
-) -> None:
-    """List which architectures load, and on which of TransformerLens's hosts.
-
-    Example: steerlens models --like gemma
-    """
-    if names:
-        found = [name for name in official_names() if like.lower() in name.lower()]
-        console.print("\n".join(found) or f"no name contains {like!r}", highlight=False)
-        return
-    table = Table("architecture of a local Hugging Face directory", "host")
-    full = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
-    for architecture, host in supported_hosts().items():
-        if like.lower() in architecture.lower():
-            table.add_row(architecture, full[host])
-    console.print(table)
-    console.print(
-        f"{TINY_CHAT} ships with steerlens; {len(official_names())} names of the hub are known "
-        "(--names); any other owner/name of these architectures loads, too."
-    )
-
-
-@app.command("extract")
+@app.command("extract", rich_help_panel=VECTORS)
 @reporting
 def extract_command(
-    dataset: Annotated[Path, typer.Argument(help="A contrastive dataset (JSON).")],
-    out: Annotated[Path, typer.Option(help="The vector file to write (.safetensors).")],
+    dataset: PairsFile,
+    out: WrittenVector,
     model: ModelName = TINY_CHAT,
-    part: Annotated[str, typer.Option(help="Which part of the dataset; empty: all of it.")] = "",
-    estimator: Annotated[str, typer.Option(help=f"One of {', '.join(ESTIMATORS)}.")] = (
-        "pca_pairwise"
-    ),
-    tokens: Annotated[
-        str, typer.Option(help='Tokens that are read: "last", "all", "suffix", or the last k.')
-    ] = "last",
+    part: Part = "",
+    pair_columns: PairColumns = None,
+    estimator: EstimatorName = "pca_pairwise",
+    tokens: Tokens = "last",
     layers: Layers = None,
-    site: Annotated[str, typer.Option(help="Where in a block it is read.")] = "resid_post",
+    site: SiteName = "resid_post",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would cost; write nothing.")
     ] = False,
@@ -100,54 +82,56 @@ def extract_command(
     Example: steerlens extract demo-data/refusal.json --part train --tokens suffix --out
     refuse.safetensors
     """
-    chosen_estimator = estimator_of(estimator)
-    require_writable(out.parent)
-    writer_of(out)  # refuses unknown endings before the work
-    data = ContrastiveDataset.load(dataset)
+    engine = engine_of(model, workers, ray, gpus_per_worker)
+    data = read_pairs(dataset, pair_columns or ())
     data = data.part(part) if part else data
+    require_places(out)
+    from steerlens.activations.cost import estimate_cost
+    from steerlens.activations.extraction import extract
+    from steerlens.models.loading import load_model
+    from steerlens.vectors.estimators import ESTIMATORS
+
     loaded = load_model(model)
-    reading: dict[str, Any] = {
-        "tokens": int(tokens) if tokens.isdecimal() else tokens,
-        "layers": parse_layers(layers),
-        "site": site,
-    }
+    reading = {"tokens": tokens, "layers": layers, "site": site}
     if dry_run:
-        console.print(str(estimate_cost(loaded, data, **reading)))
+        say(estimate_cost(loaded, data, **reading))
         return
-    with engine_of(model, workers, ray, gpus_per_worker) as engine:
-        vector = extract(loaded, data, chosen_estimator, **reading, engine=engine)
+    with engine() as running:
+        vector = extract(loaded, data, ESTIMATORS[estimator], **reading, engine=running)
     vector.save(out)
-    table = Table("layer", "length", "activation norm", "explained variance")
     assert vector.norms is not None
     assert vector.explained is not None
-    for row, layer in enumerate(vector.layers):
-        table.add_row(
-            str(layer),
-            f"{vector.directions[row].norm():.3f}",
-            f"{vector.norms[row]:.2f}",
-            f"{vector.explained[row]:.3f}",
-        )
-    console.print(table)
-    console.print(f"wrote {vector} to {out}")
+    lengths = vector.directions.norm(dim=1)
+    print_rows(
+        ("layer", "length", "activation norm", "explained variance"),
+        (
+            (layer, f"{length:.3f}", f"{norm:.2f}", f"{explained:.3f}")
+            for layer, length, norm, explained in zip(
+                vector.layers, lengths, vector.norms, vector.explained, strict=True
+            )
+        ),
+    )
+    say(f"wrote {vector} to {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=CONDITIONS)
 @reporting
 def search(
-    vector: Annotated[Path, typer.Argument(help="A vector file.")],
-    dataset: Annotated[Path, typer.Argument(help="Positive and negative prompts (JSON).")],
+    vector: VectorFile,
+    dataset: PairsFile,
     out: Annotated[Path, typer.Option(help="The search file to write (JSON).")],
     model: ModelName = TINY_CHAT,
-    part: Annotated[str, typer.Option(help="The part to choose on; empty: all of it.")] = "",
+    part: Part = "",
     held_out: Annotated[
         str, typer.Option(help="The part to score on; empty: half of the prompts.")
     ] = "",
+    pair_columns: PairColumns = None,
     layers: Layers = None,
-    tokens: Annotated[
-        str, typer.Option(help='Tokens of the prompt that are judged: "all", "last", the last k.')
-    ] = "all",
-    similarity: Annotated[str, typer.Option(help=f"One of {', '.join(SIMILARITIES)}.")] = "cast",
-    combine: Annotated[int, typer.Option(help="Up to so many layers, any of which fires.")] = 1,
+    tokens: Tokens = "all",
+    similarity: SimilarityName = "cast",
+    combine: Annotated[
+        int, typer.Option(min=1, help="Up to so many layers, any of which fires.")
+    ] = 1,
     page: Annotated[Path | None, typer.Option(help="Also write a page of figures (HTML).")] = None,
     seed: Seed = 0,
     workers: Workers = 0,
@@ -159,74 +143,72 @@ def search(
     Example: steerlens search harm.safetensors demo-data/harmful.json --part validation
     --held-out test --out harm.json
     """
+    engine = engine_of(model, workers, ray, gpus_per_worker)
+    data = read_pairs(dataset, pair_columns or ())
+    chosen, scored = (data.part(name) if name else None for name in (part, held_out))
+    require_places(out, page)
     from steerlens.dashboards.conditions import condition_report
+    from steerlens.files import write_text
+    from steerlens.models.loading import load_model
+    from steerlens.steering.condition_search import search_conditions
+    from steerlens.steering.similarities import SIMILARITIES
+    from steerlens.vectors.vector import SteeringVector
 
-    for path in (out, page):
-        if path is not None:
-            require_writable(path.parent)
-    if similarity not in SIMILARITIES:
-        raise SteerlensError(
-            f"--similarity {similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}"
-        )
-    data = ContrastiveDataset.load(dataset)
-    with engine_of(model, workers, ray, gpus_per_worker) as engine:
+    direction = SteeringVector.load(vector)
+    with engine() as running:
         found = search_conditions(
-            load_model(model),
-            SteeringVector.load(vector),
-            data.part(part) if part else data,
-            held_out=data.part(held_out) if held_out else None,
-            layers=parse_layers(layers),
-            combine=combine,
-            similarity=SIMILARITIES[similarity],
-            tokens=int(tokens) if tokens.isdecimal() else tokens,
-            seed=seed,
-            engine=engine,
-        )
+            load_model(model), direction, chosen or data, held_out=scored, layers=layers,
+            combine=combine, similarity=SIMILARITIES[similarity], tokens=tokens, seed=seed,
+            engine=running,
+        )  # fmt: skip
     found.save(out)
-    table = Table("layers", "fires", "threshold", "F1 where chosen", title="Best candidates")
-    for candidate in found.candidates[:8]:
-        table.add_row(
-            ", ".join(map(str, candidate.layers)),
-            candidate.side,
-            f"{candidate.threshold:.4f}",
-            f"{candidate.f1:.3f}",
-        )
-    console.print(table)
-    scores = found.scores
-    console.print(f"best: {found.best}, on {found.scored_on} it was not chosen on:")
-    for measure in ("f1", "precision", "recall", "balanced_accuracy"):
-        console.print(f"  {measure.replace('_', ' '):18} {getattr(scores, measure)}")
     if page is not None:
         write_text(page, condition_report(found).to_html())
-        console.print(f"wrote {page}")
-    console.print(f"wrote {out}")
+    _print_search(found)
+    say(f"wrote {' and '.join(str(path) for path in (out, page) if path)}")
 
 
-@app.command("generate")
+def _print_search(found: Any) -> None:
+    print_rows(
+        ("layers", "fires", "threshold", "F1 where chosen"),
+        (
+            (
+                ", ".join(map(str, candidate.layers)),
+                candidate.side,
+                f"{candidate.threshold:.4f}",
+                f"{candidate.f1:.3f}",
+            )
+            for candidate in found.candidates[:8]
+        ),
+        title="Best candidates",
+    )
+    scores = found.scores
+    say(f"best: {found.best}, on {found.scored_on} it was not chosen on:")
+    for measure in ("f1", "precision", "recall", "balanced_accuracy"):
+        say(f"  {measure.replace('_', ' '):18} {getattr(scores, measure)}")
+
+
+@app.command("generate", rich_help_panel=GENERATE)
 @reporting
 def generate_command(
-    vector: Annotated[Path, typer.Argument(help="The vector to steer with.")],
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts to reply to.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="More prompts: a text file with one a line, or JSON.")
+    vector: VectorFile,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPTS", help="Prompts to reply to.")
     ] = None,
+    file: Annotated[Path | None, taking(existing_file, "FILE", f"More. {PROMPTS_HELP}")] = None,
+    part: Part = "",
+    prompt_column: PromptColumns = None,
     model: ModelName = TINY_CHAT,
     layers: Layers = None,
-    strength: Annotated[float, typer.Option(help="Multiplies the direction.")] = 1.0,
-    relative: Annotated[
-        bool, typer.Option("--relative", help="Strength is a fraction of the activation norm.")
-    ] = False,
-    condition: Annotated[
-        Path | None, typer.Option(help="Steer only where this search's best condition fires.")
-    ] = None,
-    condition_vector: Annotated[
-        Path | None, typer.Option(help="The vector that the search was made with.")
-    ] = None,
+    strength: Strength = 1.0,
+    relative: Relative = False,
+    condition: ConditionFile = None,
+    condition_vector: ConditionVector = None,
     unless: Annotated[
         bool, typer.Option("--unless", help="Steer where the condition does *not* fire.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 50,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_new_tokens: MaxNewTokens = 50,
+    temperature: Temperature = 0.0,
     out: Annotated[Path | None, typer.Option(help="Also write the replies (JSON).")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -235,18 +217,27 @@ def generate_command(
     Example: steerlens generate refuse.safetensors "How do I bake bread?" --layers 3-4
     --strength 0.6 --relative
     """
-    if out is not None:
-        require_writable(out.parent)
     if (condition is None) != (condition_vector is None):
         raise SteerlensError("--condition and --condition-vector belong together; give both")
-    asked = [*(prompts or []), *(prompts_in(file) if file is not None else [])]
-    when = None
-    if condition is not None and condition_vector is not None:
-        best = ConditionSearch.load(condition, SteeringVector.load(condition_vector)).best
-        when = ~best if unless else best
-    steering = Steering(
-        SteeringVector.load(vector), parse_layers(layers), strength, when, relative=relative
-    )
+    if unless and condition is None:
+        raise SteerlensError("got --unless without --condition; give the condition, too")
+    more = read_prompts(file, part, prompt_column or ()) if file is not None else []
+    asked = [*(prompts or []), *more]
+    if not asked:
+        raise SteerlensError(
+            "got no prompt; write one behind the vector, or give a file of them with --file"
+        )
+    require_places(out)
+    from steerlens.files import write_json
+    from steerlens.models.loading import load_model
+    from steerlens.steering.generation import generate
+    from steerlens.steering.sampling import Sampling
+    from steerlens.steering.steering import Steering
+    from steerlens.studies.study import compared
+    from steerlens.vectors.vector import SteeringVector
+
+    when = _condition(condition, condition_vector, unless)
+    steering = Steering(SteeringVector.load(vector), layers, strength, when, relative=relative)
     loaded = load_model(model)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -254,73 +245,29 @@ def generate_command(
     }
     unsteered = generate(loaded, asked, **options)
     steered = generate(loaded, asked, steering, **options)
-    gates = [gate.open.tolist() for gate in steered.gates]
-    table = Table("prompt", "unsteered", "steered", *(["fired"] if gates else []), show_lines=True)
-    for row, prompt in enumerate(asked):
-        fired = ["yes" if gate[row] else "no" for gate in gates]
-        table.add_row(prompt, unsteered[row], steered[row], *fired)
-    console.print(steering)
-    console.print(table)
     if out is not None:
         write_json(out, compared(asked, unsteered, steered, steering))
-        console.print(f"wrote {out}")
+    say(steering)
+    _print_replies(asked, unsteered, steered)
+    if out is not None:
+        say(f"wrote {out}")
 
 
-@app.command("export")
-@reporting
-def export_command(
-    vector: Annotated[Path, typer.Argument(help="The vector to steer with.")],
-    out: Annotated[Path, typer.Option(help="The directory (hf) or .gguf file to write.")],
-    to: Annotated[
-        str,
-        typer.Option(help="hf: a steered checkpoint; gguf: a control vector for llama.cpp."),
-    ] = "hf",
-    model: Annotated[
-        str, typer.Option("--model", help="tiny-chat, or the Hugging Face directory to steer.")
-    ] = TINY_CHAT,
-    layers: Layers = None,
-    strength: Annotated[float, typer.Option(help="Multiplies the direction.")] = 1.0,
-    relative: Annotated[
-        bool, typer.Option("--relative", help="Strength is a fraction of the activation norm.")
-    ] = False,
-    ablate: Annotated[
-        bool, typer.Option("--ablate", help="Take one layer's direction out of the whole model.")
-    ] = False,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Prompts to prove it on: a text file, or JSON.")
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option(help="Largest difference of logits to steering by hooks.")
-    ] = TOLERANCE,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
-) -> None:
-    """Write a steered model that other servers run: the vector in its biases, or beside it.
+def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:
+    """The best condition of a search, or where it does not fire; None if there is no search."""
+    if search is None or vector is None:
+        return None
+    from steerlens.steering.condition_search import ConditionSearch
+    from steerlens.vectors.vector import SteeringVector
 
-    Example: steerlens export refuse.safetensors --layers 2-3 --strength 0.3 --relative
-    --out refusing-chat
-    """
-    steered = SteeringVector.load(vector)
-    if to not in ("hf", "gguf"):
-        raise SteerlensError(f"--to {to!r} is unknown; choose hf or gguf")
-    if ablate and (strength != 1.0 or relative or to == "gguf"):
-        raise SteerlensError("--ablate goes without --strength, --relative and --to gguf")
-    if to == "gguf":
-        if out.suffix.lower() != ".gguf" or (out.exists() and not force):
-            raise SteerlensError(f"{str(out)!r} must end in .gguf and not exist yet, or --force")
-        plan = Steering(steered, parse_layers(layers), strength, relative=relative)
-        control_vector(plan).save(out)
-        console.print(f"wrote {plan} to {out}; the strength is in it. Steer with it by")
-        console.print(f"  llama-cli -m MODEL.gguf --control-vector {out}", soft_wrap=True)
-        return
-    options: dict[str, Any] = {
-        "prompts": PROBES if prompts is None else prompts_in(prompts),
-        "tolerance": tolerance,
-        "force": force,
-    }
-    if ablate:
-        made = export_ablation(steered, model, out, layers=parse_layers(layers), **options)
-    else:
-        plan = Steering(steered, parse_layers(layers), strength, relative=relative)
-        made = export_model(plan, model, out, **options)
-    console.print(made)
-    console.print(f"wrote {out}; load it as you would {made.source}")
+    best = ConditionSearch.load(search, SteeringVector.load(vector)).best
+    return ~best if unless else best
+
+
+def _print_replies(prompts: list[Any], unsteered: Any, steered: Any) -> None:
+    gates = [["yes" if opened else "no" for opened in gate.open] for gate in steered.gates]
+    print_rows(
+        ("prompt", "unsteered", "steered", *["fired"] * len(gates)),
+        zip(prompts, unsteered, steered, *gates, strict=True),
+        show_lines=True,
+    )

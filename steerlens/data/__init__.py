@@ -1,6 +1,21 @@
 """Contrasting prompts: what goes in. Knows no model."""
 
 from steerlens.data.contrastive import ContrastiveDataset
-from steerlens.data.prompts import Message, Passage, Prompt, load_prompts, require_prompt
+from steerlens.data.prompt_files import load_prompts, read_pairs, read_prompts
+from steerlens.data.prompts import Message, Passage, Prompt, as_texts, require_prompt
+from steerlens.data.questions import Question, load_questions, require_unseen
 
-__all__ = ["ContrastiveDataset", "Message", "Passage", "Prompt", "load_prompts", "require_prompt"]
+__all__ = [
+    "ContrastiveDataset",
+    "Message",
+    "Passage",
+    "Prompt",
+    "Question",
+    "as_texts",
+    "load_prompts",
+    "load_questions",
+    "read_pairs",
+    "read_prompts",
+    "require_prompt",
+    "require_unseen",
+]

@@ -6,15 +6,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
-from steerlens.data.prompts import Passage, Prompt, require_prompt
+from steerlens.data.prompts import Passage, Prompt, as_texts, require_prompt
+from steerlens.data.row_files import PAIRS as FORMAT
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike, read_json, write_json
-
-FORMAT = "steerlens.contrast/1"
 
 
 @dataclass(frozen=True)
@@ -79,6 +74,7 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         cls, positive: Sequence[Prompt], negative: Sequence[Prompt], **options: Any
     ) -> "ContrastiveDataset":
         """Pair two equally long lists of prompts, first with first."""
+        positive, negative = as_texts(positive, "positive"), as_texts(negative, "negative")
         if len(positive) != len(negative):
             raise SteerlensError(
                 f"{len(positive)} positive prompts but {len(negative)} negative ones; "
@@ -228,6 +224,7 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
                 f'{str(path)!r} is not a contrastive dataset: its "format" is {short_repr(found)}, '
                 f"needed is {FORMAT!r}"
             )
+        _require_known_keys(content, path)
         pairs: list[Any] = []
         suffixes: list[Any] = []
         parts: dict[str, tuple[range, range]] = {}
@@ -257,6 +254,24 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
             ) from error
         except SteerlensError as error:
             raise SteerlensError(f"in {str(path)!r}: {error}") from error
+
+
+_KEYS = ("format", "name", "about", "system", "chat_template", "generation_prompt", "parts")
+_PART_KEYS = ("pairs", "suffixes")
+
+
+def _require_known_keys(content: Mapping[str, Any], path: PathLike) -> None:
+    """A misspelt key would be passed over, and its setting with it."""
+    parts = content.get("parts")
+    named = parts.values() if isinstance(parts, dict) else ()
+    tables = [part for part in named if isinstance(part, dict)]
+    unknown = [key for key in content if key not in _KEYS]
+    unknown += [key for part in tables for key in part if key not in _PART_KEYS]
+    if unknown:
+        raise SteerlensError(
+            f"{str(path)!r} has the unknown key {short_repr(unknown[0])}; expected "
+            f"{', '.join(_KEYS)}, and in each part {', '.join(_PART_KEYS)}"
+        )
 
 
 def _a_list(value: Any) -> list[Any]:
@@ -302,6 +317,10 @@ def _listed(suffix: Any) -> Any:
 
 def _groups_sharing_a_prompt(pairs: Sequence[tuple[Prompt, Prompt]]) -> list[list[int]]:
     """Indices of the pairs, grouped so that pairs of different groups share no prompt."""
+    import numpy as np  # with scipy, as long to import as the command line may take to start
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     node: dict[str, int] = {}
     edges = [[node.setdefault(repr(prompt), len(node)) for prompt in pair] for pair in pairs]
     graph = coo_array((np.ones(len(edges)), np.array(edges).T), shape=(len(node), len(node)))

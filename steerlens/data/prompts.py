@@ -1,10 +1,9 @@
-"""Prompts and where they come from: text, chats, files of lists."""
+"""Prompts: texts and chats, and lists of them as they come from other libraries."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.files import PathLike, read_json
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -42,27 +41,46 @@ def require_prompt(prompt: Any, where: str) -> None:
         )
 
 
-def load_prompts(path: PathLike) -> dict[str, Any]:
-    """The parts of a `steerlens.prompts/1` or `steerlens.topics/1` file, as written there."""
-    content = read_json(path)
-    known = ("steerlens.prompts/1", "steerlens.topics/1")
-    if not isinstance(content, dict) or content.get("format") not in known:
+def as_texts(texts: Any, what: str = "prompts") -> Any:
+    """A list of texts, whatever held them: a list, tuple, Series, array or a dataset's column.
+
+    Tensors of tokens stay tensors. One text, a table or a mapping would be taken for its letters,
+    columns or keys, and is refused; so is a set, which has no order.
+
+    >>> as_texts(("Hi.", "Ho."))
+    ['Hi.', 'Ho.']
+    """
+    form = _form_of(texts)
+    if form in _MISTAKEN:
+        shown = short_repr(texts) if form == "one text" else type(texts).__name__
         raise SteerlensError(
-            f'{str(path)!r} is not a list of prompts: its "format" must be one of {list(known)}'
+            f"{what}: got {form} ({shown}); expected a list of texts: {_MISTAKEN[form]}"
         )
-    parts = content.get("parts")
-    if not isinstance(parts, dict) or not parts:
-        raise SteerlensError(f'{str(path)!r} has no "parts" with prompts in them')
-    by_topic = content["format"] == "steerlens.topics/1"
-    for name, part in parts.items():
-        groups = list(part.values()) if by_topic and isinstance(part, dict) else [part]
-        if isinstance(part, dict) != by_topic or not all(map(_are_prompts, groups)):
-            raise SteerlensError(
-                f"the part {short_repr(name)} of {str(path)!r} holds {short_repr(part)}; needed is "
-                + ("a table: topic → list of prompts" if by_topic else "a list of prompts")
-            )
-    return parts
+    if hasattr(texts, "to_pylist"):  # Arrow's arrays hold scalars of their own
+        return list(texts.to_pylist())
+    if hasattr(texts, "layout") and hasattr(texts, "ndim"):  # torch, which is not imported here
+        return texts
+    try:
+        return list(texts)
+    except TypeError as error:
+        raise SteerlensError(
+            f"{what}: got {short_repr(texts)} ({type(texts).__name__}); expected a list of texts"
+        ) from error
 
 
-def _are_prompts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value)
+_MISTAKEN = {
+    "one text": "put it into one, as in [text]",
+    "a mapping": "give the list in it, such as list(table.values())",
+    "a table": 'give one column of it, such as table["prompt"]',
+    "a set": "sort it, for a set has no order",
+}
+
+
+def _form_of(texts: Any) -> str:
+    if isinstance(texts, str | bytes):
+        return "one text"
+    if isinstance(texts, Mapping):
+        return "a mapping"
+    if hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        return "a table"
+    return "a set" if isinstance(texts, set | frozenset) else "a list"

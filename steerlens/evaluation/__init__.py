@@ -1,13 +1,10 @@
 """Effects, controls, side effects, calibration and sweeps."""
 
 from steerlens.evaluation.ab_questions import (
-    Question,
     answer_sides,
     choice_probabilities,
     choice_summary,
     choice_sweep,
-    load_questions,
-    require_unseen,
 )
 from steerlens.evaluation.calibration import (
     Calibration,
@@ -27,7 +24,6 @@ from steerlens.evaluation.verdict import Verdict
 __all__ = [
     "Calibration",
     "Evaluation",
-    "Question",
     "Suggestion",
     "Sweep",
     "Verdict",
@@ -38,13 +34,11 @@ __all__ = [
     "choice_summary",
     "choice_sweep",
     "evaluate",
-    "load_questions",
     "mean_doses",
     "measure_side_effects",
     "paired_effects",
     "prompt_slopes",
     "random_directions",
-    "require_unseen",
     "shuffled_labels",
     "suggest",
     "sweep",

@@ -1,7 +1,6 @@
 """A/B questions: which of two answers a model would begin to give, steered or not (CAA)."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -13,8 +12,9 @@ from jaxtyping import Float
 
 from steerlens.activations.batching import by_length
 from steerlens.data.prompts import Passage, require_prompt
-from steerlens.errors import SteerlensError, short_repr
-from steerlens.files import PathLike, read_json, read_lines
+from steerlens.data.questions import Question
+from steerlens.errors import SteerlensError
+from steerlens.files import PathLike, write_json, write_text
 from steerlens.intervals import mean
 from steerlens.models.fast_forward import forward_pass
 from steerlens.models.hooking import placed
@@ -28,67 +28,12 @@ from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
 
-class Question(NamedTuple):
-    """A question with two answers, of which one shows the behaviour."""
-
-    text: str
-    matching: str
-    """The answer that shows the behaviour, such as "(A)" or " Yes"."""
-    other: str
-
-
 class _Choice(NamedTuple):
     """What a model has read when it must choose, and the two tokens it chooses between."""
 
     row: TokenRow
     matching: int
     other: int
-
-
-def load_questions(path: PathLike) -> list[Question]:
-    """Questions from CAA's JSON list, or from JSON lines; raises with the place of the fault.
-
-    Each has `question`, `answer_matching_behavior` and `answer_not_matching_behavior`.
-    """
-    if str(path).endswith(".jsonl"):
-        entries = [_parsed(path, number, line) for number, line in enumerate(read_lines(path), 1)]
-    else:
-        entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise SteerlensError(f"{str(path)!r} holds no questions; needed is a JSON list of them")
-    names = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
-    questions = []
-    for index, entry in enumerate(entries):
-        values = [entry.get(name) for name in names] if isinstance(entry, dict) else [None]
-        if not all(isinstance(value, str) and value.strip() for value in values):
-            raise SteerlensError(
-                f"question {index} of {str(path)!r} needs text in each of {', '.join(names)}"
-            )
-        questions.append(Question(*values))
-    return questions
-
-
-def _parsed(path: PathLike, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise SteerlensError(
-            f"line {number} of {str(path)!r} is not valid JSON: {error.msg}"
-        ) from error
-
-
-def require_unseen(questions: Sequence[Question], training: Sequence[Question]) -> None:
-    """Refuse to score on questions that a vector was read from: it would answer from memory.
-
-    >>> asked = [Question("Is tea nice?", "Yes", "No")]
-    >>> require_unseen(asked, training=[Question("Is rain nice?", "Yes", "No")])
-    """
-    shared = {question.text for question in questions} & {question.text for question in training}
-    if shared:
-        raise SteerlensError(
-            f"got {len(shared)} questions to score on that the vector is read from, such as "
-            f"{short_repr(min(shared))}; expected others: take them out of one of the two"
-        )
 
 
 def answer_sides(
@@ -184,6 +129,23 @@ def choice_summary(sweep: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         value = mean(cell["p_match"].to_numpy(), seed=seed)
         rows.append((layer, strength, len(cell), value.value, value.low, value.high))
     return pd.DataFrame(rows, columns=["layer", "strength", "n", "p_match", "low", "high"])
+
+
+def write_choices(
+    path: PathLike,
+    sweep: pd.DataFrame,
+    summary: pd.DataFrame,
+    *,
+    run: Mapping[str, Any],
+    seed: int,
+) -> None:
+    """Write p_match of every question, as CSV, or as JSON with the summary and how it was run."""
+    if str(path).endswith(".csv"):
+        write_text(path, sweep.to_csv(index=False))
+        return
+    tables = {"summary": summary, "questions": sweep}
+    records = {name: table.to_dict("records") for name, table in tables.items()}
+    write_json(path, {"run": dict(run), "seed": seed, **records})
 
 
 def _choices(model: Model, questions: Sequence[Question]) -> list[_Choice]:

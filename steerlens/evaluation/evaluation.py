@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from steerlens.data.prompts import as_texts
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.controls import random_directions
 from steerlens.evaluation.effects import (
@@ -181,6 +182,7 @@ def evaluate(
     >>> found.verdict.controls.arm.tolist()
     ['random 1', 'random 2', 'random 3']
     """
+    prompts = as_texts(prompts)
     names = [judge.name for judge in judges]
     if not names or len(set(names)) < len(names) or not len(prompts):
         raise SteerlensError(

@@ -8,7 +8,7 @@ from typing import Unpack
 import numpy as np
 import pandas as pd
 
-from steerlens.data.prompts import load_prompts
+from steerlens.data.prompt_files import load_prompts
 from steerlens.evaluation.effects import UNSTEERED
 from steerlens.evaluation.teacher_forcing import as_text, kl_percentiles, percentile, teacher_forced
 from steerlens.files import demo_file

@@ -169,11 +169,10 @@ def write_part(
     path = out / f"part-{rows[0]:08}-{rows[-1]:08}.parquet"
     try:
         write_atomically(path, lambda temporary: pq.write_table(part, temporary))
-    except OSError as error:
+    except SteerlensError as error:
         raise SteerlensError(
-            f"rows {rows[0]} to {rows[-1]} could not be written to {str(out)!r} "
-            f"({error.strerror or error}); the rows before them are kept: make room, then go on "
-            "with resume=True (--resume)"
+            f"rows {rows[0]} to {rows[-1]} could not be written: {error}; the rows before them are "
+            "kept: make room, then go on with resume=True (--resume)"
         ) from error
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from steerlens.data.prompts import as_texts
 from steerlens.errors import SteerlensError, short_repr
 
 
@@ -28,6 +29,7 @@ class Judge:
     version: str = "1"
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
+        texts = as_texts(texts, "texts to judge")
         found = self.score(list(texts))  # a list of its own, that it may sort or empty
         try:
             scores = np.array(found, dtype=np.float64)
@@ -89,6 +91,7 @@ def judge_texts(judges: Sequence[Judge], texts: Sequence[str]) -> Judged:
     >>> judge_texts([judges.refusal, judges.sentiment], ["I love it.", ""]).scores.shape
     (2, 2)
     """
+    texts = as_texts(texts, "texts to judge")
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
         raise SteerlensError(f"the judges are named {names}; give each a name of its own")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from steerlens.data.contrastive import ContrastiveDataset
-from steerlens.data.prompts import Message, Passage, Prompt, require_prompt
+from steerlens.data.prompts import Message, Passage, Prompt, as_texts, require_prompt
 from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
 
@@ -48,8 +48,9 @@ def tokenize(
     generation_prompt: bool = True,
 ) -> list[TokenRow]:
     """Token rows of prompts: the chat template applied, one BOS, suffixes marked."""
-    if isinstance(prompts, str) or not len(prompts):
-        raise SteerlensError(f"prompts={prompts!r} came; needed is a list of at least one prompt")
+    prompts = as_texts(prompts)
+    if not len(prompts):
+        raise SteerlensError("got an empty list of prompts; expected at least one prompt")
     tokenizer = _tokenizer_of(model)
     templated = tokenizer.chat_template is not None if chat is None else chat
     if templated and tokenizer.chat_template is None:

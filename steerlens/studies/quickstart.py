@@ -15,7 +15,8 @@ from rich.text import Text
 
 from steerlens.dashboards.conditions import similarities_by_layer, threshold_sweep
 from steerlens.data.contrastive import ContrastiveDataset
-from steerlens.data.prompts import Prompt, load_prompts
+from steerlens.data.prompt_files import load_prompts
+from steerlens.data.prompts import Prompt
 from steerlens.files import PathLike, demo_file, require_writable, write_json, write_text
 from steerlens.intervals import rate
 from steerlens.judges.fluency import degenerate

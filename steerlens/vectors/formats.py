@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from steerlens.errors import SteerlensError, short_repr
@@ -134,7 +134,14 @@ def write_safetensors(path: PathLike, content: VectorFile) -> None:
     """The native format: tensors, and the metadata as one JSON string in the header."""
     header = {"format": VECTOR_FORMAT, "steerlens": json.dumps(content.metadata, sort_keys=True)}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in content.tensors.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, header)
+        except SafetensorError as error:  # it wraps the disk's errors in its own
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def read_safetensors(path: PathLike) -> VectorFile:

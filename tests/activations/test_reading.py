@@ -333,8 +333,8 @@ def test_reading_leaves_nothing_behind(model, capsys):
 @pytest.mark.parametrize(
     ("prompts", "told"),
     [
-        ([], "needed is a list of at least one prompt"),
-        ("Hi.", r"prompts='Hi.' came; needed is a list"),
+        ([], "expected at least one prompt"),
+        ("Hi.", r"got one text .'Hi.'.; expected a list of texts"),
         (["Hi.", " "], "prompt 1 has an empty prompt"),
         (["Hi.", []], "prompt 1 has the prompt"),
         ([torch.tensor([], dtype=torch.long)], "prompt 0 has no tokens"),

@@ -8,7 +8,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.data.prompts import Passage, load_prompts
+from steerlens.data.prompt_files import load_prompts
+from steerlens.data.prompts import Passage
 
 PAIRS = [("Be kind.", "Be rude."), ("Help.", "Refuse."), ("Smile.", "Frown.")]
 ENDINGS = [("No, I", "Sure, I"), ("Sorry,", "Here,")]
@@ -234,6 +235,22 @@ def test_other_prompt_lists_are_refused_by_name(tmp_path, content):
     path.write_text(json.dumps(content))
     with pytest.raises(sl.SteerlensError, match=r"prompts.json.*(format|parts)"):
         load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda content: content.update(chat=False), "chat"),
+        (lambda content: content["parts"]["all"].update(sufixes=["No"]), "sufixes"),
+    ],
+)
+def test_misspelt_keys_are_refused_by_name(tmp_path, change, key):
+    sl.ContrastiveDataset([("Up.", "Down.")]).save(tmp_path / "d.json")
+    content = json.loads((tmp_path / "d.json").read_text())
+    change(content)
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    with pytest.raises(sl.SteerlensError, match=f"d.json.*unknown key '{key}'; expected format"):
+        sl.ContrastiveDataset.load(tmp_path / "d.json")
 
 
 def test_a_dataset_is_a_value():

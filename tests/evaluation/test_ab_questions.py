@@ -11,14 +11,12 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 import steerlens as sl
 from steerlens.activations.reading import read_residual
 from steerlens.activations.selection import answer_letter
+from steerlens.data.questions import Question, load_questions, require_unseen
 from steerlens.evaluation.ab_questions import (
-    Question,
     answer_sides,
     choice_probabilities,
     choice_summary,
     choice_sweep,
-    load_questions,
-    require_unseen,
 )
 from steerlens.models.tokenizing import tokenize
 from steerlens.steering.batch_plans import BatchPlan
@@ -189,10 +187,10 @@ def test_both_forms_of_files_are_read(tmp_path):
     ("name", "content", "message"),
     [
         ("a.json", "[]", "holds no questions"),
-        ("a.json", '{"question": "?"}', "holds no questions"),
+        ("a.json", '{"question": "?"}', "is a table with the keys"),
         ("a.json", '[{"question": "?", "answer_matching_behavior": "(A)"}]', "question 0 of"),
         ("a.json", '["?"]', "question 0 of"),
-        ("a.jsonl", '{"question": "?"\n', "line 1 of"),
+        ("a.jsonl", '{"question": "?"\n', "line 1.*not valid JSON"),
         ("a.json", "[", "not valid JSON"),
     ],
 )

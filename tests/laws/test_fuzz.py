@@ -19,8 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.cli.options import prompts_in
-from steerlens.data.prompts import load_prompts
+from steerlens.data.prompt_files import load_prompts, read_prompts
 from steerlens.steering.condition_search import ConditionSearch, search_similarities
 from steerlens.steering.rules import parse_rules
 from steerlens.steering.thresholds import Similarities
@@ -86,7 +85,7 @@ def valid(vector, tmp_path_factory):
     (folder / "topics.json").write_text(json.dumps(topics))
     files["topics"] = folder / "topics.json", load_prompts
     (folder / "lines.txt").write_text("One prompt.\nAnd another.\n")
-    files["lines"] = folder / "lines.txt", prompts_in
+    files["lines"] = folder / "lines.txt", read_prompts
     return files
 
 
@@ -383,4 +382,4 @@ def test_a_search_of_all_combinations_is_not_begun(tmp_path, combine):
 
 def test_topics_are_not_taken_for_prompts(valid):
     with pytest.raises(sl.SteerlensError, match="groups its prompts by topic"):
-        prompts_in(valid["topics"][0])
+        read_prompts(valid["topics"][0])

@@ -23,6 +23,7 @@ ORDER = [
     "studies",      # experiments that write a directory
     "playground",   # the local page
     "cli",          # arguments → calls
+    "__main__",     # the same, as python -m steerlens
 ]  # fmt: skip
 PACKAGE = Path(steerlens.__file__).parent
 MODULES = sorted(

@@ -12,10 +12,6 @@ MOST_LINES = 60
 """Of a function, its docstring apart."""
 MOST_PARAMETERS = 12
 LONGER: dict[str, str] = {
-    "cli/measure.py choices": "a command: half of it is its options",
-    "cli/measure.py evaluate_command": "a command: half of it is its options",
-    "cli/measure.py sweep_command": "a command: half of it is its options",
-    "cli/steer.py search": "a command: half of it is its options",
     "playground/callbacks.py add_writing": "one page's callbacks, that share what they close over",
 }
 """Functions that may be longer, as "folder/module.py function", and why."""

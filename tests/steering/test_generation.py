@@ -423,7 +423,7 @@ def test_impossible_sampling_is_refused(options, told):
 @pytest.mark.parametrize(
     ("prompts", "told"),
     [
-        ([], "needed is a list of at least one prompt"),
+        ([], "expected at least one prompt"),
         (["Hi.", ""], "prompt 1 has an empty prompt"),
         (["Hi.", "word " * 200], r"has \d+ tokens, but .* reads at most 128"),
     ],

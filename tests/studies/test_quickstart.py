@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import steerlens as sl
-from steerlens.data.prompts import load_prompts
+from steerlens.data.prompt_files import load_prompts
 from steerlens.steering.transcripts import Replies
 from steerlens.studies import quickstart
 from steerlens.studies.cast import Refusing

@@ -8,7 +8,7 @@ import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import steerlens as sl
-from steerlens.data.prompts import load_prompts
+from steerlens.data.prompt_files import load_prompts
 from steerlens.evaluation.sweep_store import COLUMNS, Sweep
 from steerlens.judges.judging import Judge
 from steerlens.studies.sentiment import BITS, MARGIN, choose, run_sentiment

@@ -1,0 +1,83 @@
+"""Commands to start with: the demo, what a file is, which models load."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steerlens.cli.describing import describe
+from steerlens.cli.names import TINY_CHAT, hub_names
+from steerlens.cli.options import START, ModelName, Seed, app
+from steerlens.cli.output import console, print_rows, reporting, say
+from steerlens.errors import SteerlensError
+from steerlens.files import require_writable
+
+
+@app.command(rich_help_panel=START)
+@reporting
+def demo(
+    out: Annotated[Path, typer.Option(help="Where results, vectors and pages go.")] = Path(
+        "out/demo"
+    ),
+    model: ModelName = TINY_CHAT,
+    seed: Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts: a first look.")] = False,
+) -> None:
+    """Run the CAST quickstart: refuse everything, refuse harm only, refuse by topic."""
+    require_writable(out)
+    from steerlens.studies.quickstart import run_demo
+
+    run_demo(model, out, seed=seed, quick=quick, console=console)
+
+
+@app.command(rich_help_panel=START)
+@reporting
+def inspect(
+    paths: Annotated[list[Path], typer.Argument(help="Files or directories.")],
+) -> None:
+    """Say what a file or directory is: a vector, a search, a sweep, data, an exported model.
+
+    Example: steerlens inspect refuse.safetensors out/demo
+    """
+    unknown = []
+    for path in paths:
+        found = describe(path)
+        say(f"{path}: {found.kind}", style="bold")
+        for name, value in found.facts.items():
+            say(f"  {name + ':':18} {value}")
+        for warning in found.warnings:
+            say(f"  warning: {warning}", style="yellow")
+        unknown += [] if found.known else [str(path)]
+    if unknown:
+        raise SteerlensError(f"not understood: {', '.join(unknown)}")
+
+
+@app.command(rich_help_panel=START)
+@reporting
+def models(
+    names: Annotated[
+        bool, typer.Option("--names", help="List the names of hub models that are known.")
+    ] = False,
+    like: Annotated[str, typer.Option(help="Only those that contain this.")] = "",
+) -> None:
+    """List which architectures load, and on which of TransformerLens's hosts.
+
+    Example: steerlens models --like gemma
+    """
+    if names:
+        found = [name for name in hub_names() if like.lower() in name.lower()]
+        say("\n".join(found) or f"no name contains {like!r}")
+        return
+    from steerlens.models.loading import supported_hosts
+
+    full = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
+    rows: Any = [
+        (architecture, full[host])
+        for architecture, host in supported_hosts().items()
+        if like.lower() in architecture.lower()
+    ]
+    print_rows(("architecture of a local Hugging Face directory", "host"), rows)
+    say(
+        f"{TINY_CHAT} ships with steerlens; {len(hub_names())} names of the hub are known "
+        "(--names); any other owner/name of these architectures loads, too."
+    )

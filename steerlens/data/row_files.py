@@ -1,0 +1,219 @@
+"""Files of rows as they come: text with a row a line, JSON, JSON lines, CSV, TSV, Parquet."""
+
+import csv
+import io
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.files import PathLike, decode_text, lines_of, parse_json, read_bytes
+
+PAIRS, PROMPTS, TOPICS = "steerlens.contrast/1", "steerlens.prompts/1", "steerlens.topics/1"
+REPLIES = "steerlens.replies/1"
+"""What steerlens's own JSON files of rows say as their "format"."""
+TEXT_ENDINGS = ("", ".txt", ".text")
+ENDINGS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
+_JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+_TABLES = {".csv": ("CSV", ",;\t"), ".tsv": ("TSV", "\t")}
+"""The kind of each ending, and what may stand between its values."""
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive (as .xlsx and .docx are)",
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "compressed by gzip",
+    b"GGUF": "a GGUF file",
+}
+"""How files begin that hold no rows."""
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """The rows of a file, by its parts; a file without parts has one, called "all"."""
+
+    path: str
+    kind: str
+    """Such as "JSON" or "CSV"."""
+    parts: dict[str, list[Any]]
+    """Rows are texts, tables of columns, or lists (pairs)."""
+    format: str = ""
+    """What a JSON file says of itself."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The names in its rows, as first met; none if the rows are texts."""
+        rows = (row for part in self.parts.values() for row in part if isinstance(row, dict))
+        return list(dict.fromkeys(str(name) for row in rows for name in row))
+
+    def part(self, name: str) -> list[Any]:
+        """The rows of one part, or of all of them if the name is empty."""
+        if not name:
+            return [row for part in self.parts.values() for row in part]
+        if name not in self.parts:
+            has = f"it has {list(self.parts)}" if len(self.parts) > 1 else "it is one list"
+            raise SteerlensError(f"{self.path!r} has no part {name!r}; {has}")
+        return self.parts[name]
+
+
+def read_row_file(path: PathLike) -> RowFile:
+    """Read rows by what the file holds and by its ending; what is neither is refused by name."""
+    content = read_bytes(path)
+    ending = Path(path).suffix.lower()
+    foreign = next((what for mark, what in _FOREIGN.items() if content.startswith(mark)), None)
+    if foreign:
+        raise SteerlensError(f"{str(path)!r} is {foreign}; {_EXPECTED}")
+    if content.startswith(b"PAR1") or ending == ".parquet":
+        return RowFile(str(path), "Parquet", {"all": _parquet(path)})
+    text = decode_text(content, path)
+    if ending in _TABLES:
+        kind, delimiters = _TABLES[ending]
+        return RowFile(str(path), kind, {"all": _separated(text, path, delimiters)})
+    if ending in _JSON_ENDINGS:
+        return _json_lines(text, path) if _is_json_lines(text, path) else _json(text, path)
+    if text.lstrip()[:1] in ("[", "{"):
+        with suppress(SteerlensError):  # then it is text that begins with a bracket
+            return _json_lines(text, path) if _is_json_lines(text, path) else _json(text, path)
+    if ending not in TEXT_ENDINGS:
+        raise SteerlensError(f"the ending {ending!r} of {str(path)!r} is unknown; {_EXPECTED}")
+    return RowFile(str(path), "text", {"all": lines_of(text)})
+
+
+_EXPECTED = f"expected text with one prompt a line, or a table: {', '.join(ENDINGS)}"
+
+
+def _json(text: str, path: PathLike) -> RowFile:
+    content = parse_json(text, path)
+    parts = _parts(content, path)
+    for name, rows in parts.items():
+        wrong = [row for row in rows if not isinstance(row, str | dict | list)]
+        if wrong:
+            raise SteerlensError(
+                f"{str(path)!r} holds {short_repr(wrong[0])} in {name!r}; expected texts, or "
+                "tables of columns"
+            )
+    told = content.get("format", "") if isinstance(content, dict) else ""
+    return RowFile(str(path), "JSON", parts, str(told))
+
+
+def _parts(content: Any, path: PathLike) -> dict[str, list[Any]]:
+    """A list, or lists by part, in steerlens's own formats or in those that CAST's files have."""
+    if isinstance(content, list):
+        return {"all": content}
+    if not isinstance(content, dict):
+        raise SteerlensError(f"{str(path)!r} holds {short_repr(content)}; expected a list of rows")
+    told = content.get("format")
+    if str(told).startswith("steerlens.") and told not in (PAIRS, PROMPTS, TOPICS, REPLIES):
+        raise SteerlensError(f'{str(path)!r} holds no rows: its "format" is {short_repr(told)}')
+    parts = content.get("parts") if "format" in content else content
+    if "format" in content and "parts" not in content and isinstance(content.get("rows"), list):
+        return {"all": content["rows"]}
+    if not isinstance(parts, dict) or not parts:
+        raise SteerlensError(
+            f'{str(path)!r} has no "parts" with rows in them (its format: '
+            f"{short_repr(content.get('format'))}, its keys: {short_repr(list(content))})"
+        )
+    how = _PART_OF.get(str(content.get("format")), _list_of_rows)
+    return {str(name): how(part, str(name), path, content) for name, part in parts.items()}
+
+
+def _list_of_rows(part: Any, name: str, path: PathLike, content: dict[str, Any]) -> list[Any]:
+    if isinstance(part, list):
+        return part
+    if "format" in content:
+        raise SteerlensError(
+            f"the part {short_repr(name)} of {str(path)!r} holds {short_repr(part)}; expected a "
+            "list of rows"
+        )
+    raise SteerlensError(
+        f"{str(path)!r} is a table with the keys {short_repr(list(content))}; expected a list of "
+        'rows, or lists of rows by part, such as {"train": [...], "test": [...]}'
+    )
+
+
+def _list_of_pairs(part: Any, name: str, path: PathLike, content: dict[str, Any]) -> list[Any]:
+    pairs = part.get("pairs") if isinstance(part, dict) else None
+    rows = _list_of_rows(pairs, name, path, content)
+    if not all(isinstance(row, list) and len(row) == 2 for row in rows):
+        raise SteerlensError(f"the part {short_repr(name)} of {str(path)!r} is no list of pairs")
+    return [dict(zip(("positive", "negative"), row, strict=True)) for row in rows]
+
+
+def _rows_of_topics(part: Any, name: str, path: PathLike, content: dict[str, Any]) -> list[Any]:
+    if not isinstance(part, dict) or not all(isinstance(rows, list) for rows in part.values()):
+        raise SteerlensError(
+            f"the part {short_repr(name)} of {str(path)!r} holds {short_repr(part)}; expected a "
+            "table: topic → list of prompts"
+        )
+    longest = max((len(rows) for rows in part.values()), default=0)
+    return [
+        {topic: rows[index] for topic, rows in part.items() if index < len(rows)}
+        for index in range(longest)
+    ]
+
+
+_PART_OF: dict[str, Callable[..., list[Any]]] = {PAIRS: _list_of_pairs, TOPICS: _rows_of_topics}
+"""How a part is laid out, in the formats where it is no list of rows."""
+
+
+def _is_json_lines(text: str, path: PathLike) -> bool:
+    """Several lines, of which the first is complete in itself."""
+    lines = lines_of(text)
+    if len(lines) < 2:
+        return Path(path).suffix.lower() in (".jsonl", ".ndjson")
+    with suppress(SteerlensError):
+        return isinstance(parse_json(lines[0], path), dict | str)
+    return False
+
+
+def _json_lines(text: str, path: PathLike) -> RowFile:
+    lines = enumerate(lines_of(text), 1)
+    rows = [parse_json(line, f"{path} (line {number})") for number, line in lines]
+    if len(rows) == 1 and isinstance(rows[0], list):  # JSON under the other ending
+        return RowFile(str(path), "JSON", {"all": rows[0]})
+    wrong = [n for n, row in enumerate(rows, 1) if not isinstance(row, str | dict)]
+    if wrong:
+        raise SteerlensError(
+            f"line {wrong[0]} of {str(path)!r} is neither a text nor a table of columns"
+        )
+    return RowFile(str(path), "JSON lines", {"all": rows})
+
+
+def _separated(text: str, path: PathLike, delimiters: str) -> list[Any]:
+    """The first line names the columns, and shows the delimiter; every row has as many values."""
+    delimiter = max(delimiters, key=text.lstrip().partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise SteerlensError(f"line {reader.line_num} of {str(path)!r}: {error}") from error
+    if not lines:
+        return []
+    (_, header), *rows = lines
+    names = [name.strip() for name in header]
+    if len(set(names)) < len(names):
+        raise SteerlensError(f"{str(path)!r} has two columns of one name: {short_repr(names)}")
+    for number, row in rows:
+        if len(row) != len(names):
+            raise SteerlensError(
+                f"line {number} of {str(path)!r} has {len(row)} values; its first line names "
+                f"{len(names)} columns: {short_repr(names)}"
+            )
+    return [dict(zip(names, row, strict=True)) for _, row in rows]
+
+
+def _parquet(path: PathLike) -> list[Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise SteerlensError(
+            f"{str(path)!r} is Parquet, which pyarrow reads; install it with "
+            "pip install 'steerlens[sweeps]'"
+        ) from error
+    try:
+        rows: list[Any] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SteerlensError(f"{str(path)!r} is no readable Parquet file: {reason}") from error
+    return rows

@@ -1,0 +1,120 @@
+"""How commands end when the disk is full, when Ctrl-C comes, and when nobody reads on."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+from typer.testing import CliRunner
+
+import steerlens as sl
+from steerlens.cli.output import console, reporting, say
+
+STEERLENS = [sys.executable, "-m", "steerlens"]
+
+
+def no_large_files(most=4500):
+    """Room for what loading a model writes aside, but not for a vector of six layers."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def test_a_full_disk_is_a_message(tmp_path):
+    done = subprocess.run(
+        [*STEERLENS, "extract", sl.demo_file("harmful.json"), "--part", "test", "--out",
+         tmp_path / "v.safetensors"],
+        capture_output=True, text=True, preexec_fn=no_large_files,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_cannot_be_written_is_a_message():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*STEERLENS, "models", "--names"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    assert os.strerror(errno.ENOSPC) in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    shown = subprocess.run(
+        f"{sys.executable} -m steerlens models --names | head -n 1; "
+        f"{sys.executable} -m steerlens --help | true",
+        shell=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.stdout.count("\n") == 1
+    assert shown.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (sl.SteerlensError("a [b]c[/b] :x:"), 2, "error: a [b]c[/b] :x:"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "f.json"),
+            1,
+            "f.json: No space left on device; make room",
+        ),
+        (BrokenPipeError(), 1, ""),
+    ],
+)
+def test_endings_have_a_status_and_a_message(raised, code, told):
+    import typer
+
+    ending = typer.Typer()
+
+    @ending.command()
+    @reporting
+    def command() -> None:
+        raise raised
+
+    done = CliRunner().invoke(ending, [])
+    assert done.exit_code == code
+    assert told in done.output
+    assert "Traceback" not in done.output
+
+
+def test_ctrl_c_ends_a_command_with_130(tmp_path):
+    (tmp_path / "v.safetensors").touch()
+    os.mkfifo(tmp_path / "prompts.txt")
+    running = subprocess.Popen(
+        [*STEERLENS, "generate", "v.safetensors", "--file", "prompts.txt"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    with held_open(tmp_path / "prompts.txt"):  # it reads its prompts, and waits for more
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=60)[0]
+    assert running.returncode == 130
+    assert said.strip() == "stopped"
+
+
+@contextmanager
+def held_open(fifo):
+    """A pipe's writing end, from the moment on that somebody reads it."""
+    for _ in range(600):
+        try:
+            end = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            time.sleep(0.05)
+        else:
+            break
+    time.sleep(0.2)
+    yield
+    os.close(end)
+
+
+def test_texts_are_printed_as_they_are(capsys):
+    with console.capture() as captured:
+        say("[red]x[/red] [/] :smile: " + "y" * 200)
+    assert captured.get() == "[red]x[/red] [/] :smile: " + "y" * 200 + "\n"

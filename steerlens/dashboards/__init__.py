@@ -2,25 +2,22 @@
 
 Nothing here runs a model, shows or saves. Conditions: `similarities_by_layer`, `threshold_sweep`,
 `condition_report`, `gate_timeline`. Vectors: `vector_cosines`, `explained_variance`, `logit_lens`,
-`writers`, `token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`. Effects, from tidy
-tables: `layer_strength`, `dose_response`, `pareto`, `sentiment`, `saturation`, `rates`.
+`writers`, `token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`. Effects, from the
+results themselves or tidy tables: `layer_strength` (of a sweep), `dose_response` (of an evaluation
+or a sweep), `pareto` (of either, or a suggestion), `rates` (of an evaluation), `calibration`,
+`sentiment`, `saturation`. In all of them orange is positive and blue is negative.
 """
 
+from steerlens.dashboards.comparisons import rates, saturation, sentiment
 from steerlens.dashboards.conditions import (
     condition_report,
     gate_timeline,
     similarities_by_layer,
     threshold_sweep,
 )
-from steerlens.dashboards.effects import (
-    dose_response,
-    layer_strength,
-    pareto,
-    rates,
-    saturation,
-    sentiment,
-)
+from steerlens.dashboards.effects import dose_response, layer_strength
 from steerlens.dashboards.theme import DARK, TEMPLATE, dark
+from steerlens.dashboards.tradeoffs import calibration, pareto
 from steerlens.dashboards.vectors import (
     explained_variance,
     logit_lens,
@@ -35,6 +32,7 @@ from steerlens.dashboards.vectors import (
 __all__ = [
     "DARK",
     "TEMPLATE",
+    "calibration",
     "condition_report",
     "dark",
     "dose_response",

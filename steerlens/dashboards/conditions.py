@@ -44,7 +44,7 @@ def similarities_by_layer(*searches: ConditionSearch) -> go.Figure:
     return titled(
         figure.update_layout(boxmode="group"),
         "Similarity of prompts to the condition vector, by layer",
-        "orange-red bar: the chosen layer and threshold",
+        "green bar: the chosen layer and threshold",
         height=160 + 380 * rows,
         min_width=WIDE if columns > 1 else 0,
     )
@@ -184,7 +184,7 @@ def _add_curves(
     for measure, name, color, dash in (
         ("f1", "F1", LINES[0], "solid"),
         ("precision", "precision", LINES[1], "dash"),
-        ("recall", "recall", LINES[2], "dot"),
+        ("recall", "recall", LINES[3], "dot"),
     ):
         figure.add_scatter(
             x=curve.thresholds,
@@ -212,7 +212,7 @@ def _add_curves(
         y=[0.0, *curve.recall],
         name="ROC",
         showlegend=False,
-        line={"color": LINES[3]},
+        line={"color": LINES[4]},
         visible=visible,
         hovertemplate="false alarms %{x:.3f}, recall %{y:.3f}<extra></extra>",
         row=row,

@@ -8,12 +8,25 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-POSITIVE, NEGATIVE, CHOSEN = "#0072B2", "#E69F00", "#D55E00"
+POSITIVE, NEGATIVE = "#D55E00", "#0072B2"
+"""Everywhere: orange along a vector, or of its positive side; blue against it, or negative."""
+SIGNS = "orange: {}; blue: {}"
+"""Says so; each figure whose colours have a sign fills it in."""
+CHOSEN = "#009E73"
 LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito's colours, told apart by colour-blind readers."""
 FLOOR = "#8c8c8c"
 """Of controls: what happens without the concept."""
-DIVERGING = [[0.0, "#0072B2"], [0.5, "#f7f7f7"], [1.0, "#D55E00"]]
+DIVERGING = [[0.0, NEGATIVE], [0.5, "#f7f7f7"], [1.0, POSITIVE]]
+PALE_DIVERGING = [[0.0, "#86bcdf"], [0.5, "#f7f7f7"], [1.0, "#f0ae86"]]
+"""Under text in `INK`, which has at least seven times the contrast on all of it."""
+INK = "#1a1a1a"
+ON_DARK = {
+    "#0072B2": "#5AA9E6", "#E69F00": "#F2B640", "#009E73": "#35C79A", "#CC79A7": "#E59AC4",
+    "#56B4E9": "#A9DDF9", "#D55E00": "#F5813F", "#8c8c8c": "#a3a3a3", "#f7f7f7": "#262a31",
+    "#86bcdf": "#0b4a75", "#f0ae86": "#8a3f0c", INK: "#f2f2f2",
+}  # fmt: skip
+"""What each colour becomes on a dark ground: lighter lines, and maps with a dark middle."""
 SEQUENTIAL = "Cividis"
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
@@ -70,7 +83,7 @@ def _template(ink: str, page: str, grid: str) -> go.layout.Template:
     )
 
 
-TEMPLATE = _template("#1a1a1a", "#ffffff", "#e5e5e5")
+TEMPLATE = _template(INK, "#ffffff", "#e5e5e5")
 """Light, and for print."""
 DARK = _template("#e8e8e8", "#16181c", "#34383f")
 
@@ -94,7 +107,23 @@ def titled(
 
 def dark(figure: go.Figure) -> go.Figure:
     """The same figure on a dark ground."""
-    return go.Figure(figure).update_layout(template=DARK)
+    layout = go.Layout(figure.layout).update(template=None)
+    return go.Figure(
+        [_recoloured(trace.to_plotly_json()) for trace in figure.data],
+        _recoloured(layout.to_plotly_json()),
+    ).update_layout(template=DARK)
+
+
+def _recoloured(value: Any) -> Any:
+    """Every colour as it is on a dark ground; other text stays."""
+    if isinstance(value, dict):
+        return {name: _recoloured(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_recoloured(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    begun, comma, opacity = value.rpartition(",")
+    return ON_DARK.get(value) or FADED_ON_DARK.get(begun, begun) + comma + opacity
 
 
 def plain(text: object) -> str:
@@ -103,19 +132,31 @@ def plain(text: object) -> str:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Lines that differ in colour, dash and marker, so that they do in grey too."""
-    place = index % len(LINES)
+    """Lines that differ in colour, dash and marker, so that they do in grey too.
+
+    Beyond six, colours come again with other dashes and markers.
+    """
+    round_, place = divmod(index, len(LINES))
+    look = (place + round_) % len(LINES)
     return {
         "mode": "lines+markers",
-        "line": {"color": LINES[place], "dash": _DASHES[place]},
-        "marker": {"color": LINES[place], "symbol": _SYMBOLS[place], "size": 8},
+        "line": {"color": LINES[place], "dash": _DASHES[look]},
+        "marker": {"color": LINES[place], "symbol": _SYMBOLS[look], "size": 8},
     }
 
 
 def faded(color: str, opacity: float = 0.2) -> str:
     """A hexadecimal colour as one that shows what is below it."""
+    return f"{_rgba(color)},{opacity})"
+
+
+def _rgba(color: str) -> str:
     red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"
+    return f"rgba({red},{green},{blue}"
+
+
+FADED_ON_DARK = {_rgba(old): _rgba(new) for old, new in ON_DARK.items()}
+"""`ON_DARK` for what `faded` makes, up to its opacity."""
 
 
 def add_band(figure: go.Figure, x: Any, low: Any, high: Any, color: str, **options: Any) -> None:

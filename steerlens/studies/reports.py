@@ -8,15 +8,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from steerlens.dashboards.comparisons import rates, saturation, sentiment
 from steerlens.dashboards.conditions import similarities_by_layer, threshold_sweep
-from steerlens.dashboards.effects import (
-    dose_response,
-    layer_strength,
-    pareto,
-    rates,
-    saturation,
-    sentiment,
-)
+from steerlens.dashboards.effects import dose_response, layer_strength
 from steerlens.dashboards.tables import (
     DOSE_RESPONSE,
     PARETO,
@@ -27,6 +21,7 @@ from steerlens.dashboards.tables import (
     Contract,
     kind_of,
 )
+from steerlens.dashboards.tradeoffs import pareto
 from steerlens.dashboards.vectors import explained_variance, vector_cosines
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, require_writable, write_text

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import steerlens as sl
 from steerlens.dashboards import dose_response, layer_strength, pareto, rates, saturation, sentiment
-from steerlens.dashboards.effects import pareto_front
+from steerlens.dashboards.tradeoffs import pareto_front
 
 CELLS = [
     (vector, layers, strength, judge)

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from steerlens.intervals import Interval, means, paired_rates, rate
+from steerlens.intervals import means, paired_rates, rate
 
 UNSTEERED, STEERED, NEGATIVE = ARMS = ("unsteered", "steered", "negative")
 """Every other arm is a control."""

@@ -96,7 +96,7 @@ class SteeringVector:
         rows = list(zip(*known.values(), strict=True))
         return card(
             f"SteeringVector {self.provenance.get('name', 'vector')}",
-            {"site": self.site, "layers": _span(self.layers), "width": self.width},
+            {"site": self.site, "layers": display_layers(self.layers), "width": self.width},
             Rows(list(known), rows, len(rows)),
             Rows(("what", "value"), self.provenance.items(), len(self.provenance), "Origin", True),
         )

@@ -1,11 +1,12 @@
 """Results → Plotly figures: every one of them, by what it shows.
 
 Nothing here runs a model, shows or saves. Conditions: `similarities_by_layer`, `threshold_sweep`,
-`condition_report`, `gate_timeline`. Vectors: `vector_cosines`, `explained_variance`, `logit_lens`,
-`writers`, `token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`. Effects, from the
-results themselves or tidy tables: `layer_strength` (of a sweep), `dose_response` (of an evaluation
-or a sweep), `pareto` (of either, or a suggestion), `rates` (of an evaluation), `calibration`,
-`sentiment`, `saturation`. In all of them orange is positive and blue is negative.
+`condition_report`, `gate_timeline`. Vectors: `vector_cosines`, `cosine_matrix`,
+`explained_variance`, `logit_lens`, `writers`, `token_scan`, `token_text`, `principal_scatter`,
+`singular_spectrum`. Effects, from the results themselves or tidy tables: `layer_strength` (of a
+sweep), `dose_response` (of an evaluation or a sweep), `pareto` (of either, or a suggestion),
+`rates` (of an evaluation), `calibration`, `sentiment`, `saturation`. Where colours have a sign,
+orange is positive and blue is negative.
 """
 
 from steerlens.dashboards.comparisons import rates, saturation, sentiment
@@ -19,6 +20,7 @@ from steerlens.dashboards.effects import dose_response, layer_strength
 from steerlens.dashboards.theme import DARK, TEMPLATE, dark
 from steerlens.dashboards.tradeoffs import calibration, pareto
 from steerlens.dashboards.vectors import (
+    cosine_matrix,
     explained_variance,
     logit_lens,
     principal_scatter,
@@ -34,6 +36,7 @@ __all__ = [
     "TEMPLATE",
     "calibration",
     "condition_report",
+    "cosine_matrix",
     "dark",
     "dose_response",
     "explained_variance",

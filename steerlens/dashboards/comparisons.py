@@ -48,7 +48,10 @@ def sentiment(table: pd.DataFrame) -> go.Figure:
     colors = [LINES[index % len(LINES)] for index in range(len(given))]
     for column, (value, error) in enumerate(
         (
-            ("polarity", error_bars(given["polarity"], given["low"], given["high"])),
+            (
+                "polarity",
+                error_bars(given["polarity"], given["low"], given["high"]),
+            ),
             ("bits_per_character", None),
         ),
         start=1,
@@ -122,6 +125,7 @@ def rates(result: Evaluation | pd.DataFrame, measure: str | None = None) -> go.F
     rows = merged(rows, ["part", "group"], "value")
     require_few(rows["group"].nunique(), "groups", "filter the table first")
     figure = go.Figure()
+    width, starts = _slots(rows)
     for index, (group, part) in enumerate(rows.groupby("group", sort=False)):
         figure.add_bar(
             x=[plain(name) for name in part["part"]],
@@ -129,18 +133,36 @@ def rates(result: Evaluation | pd.DataFrame, measure: str | None = None) -> go.F
             name=plain(group),
             showlegend=True,
             error_y=error_bars(part["value"], part["low"], part["high"]),
+            width=width,
+            offset=[starts[name, group] for name in part["part"]],
             marker={
                 "color": LINES[index % len(LINES)],
-                "pattern": {"shape": ("", "/", ".", "x", "-", "+")[index % 6], "size": 5},
+                "pattern": {
+                    "shape": ("", "/", ".", "x", "-", "+")[index % 6],
+                    "size": 7,
+                    "fillmode": "overlay",
+                    "solidity": 0.15,
+                },
             },
             customdata=part["n"],
             hovertemplate="%{x}: %{y:.1%}, n = %{customdata:.0f}",
         )
     figure.update_yaxes(title=f"share {plain(measure)}", range=[0, 1.05], tickformat=".0%")
-    figure.update_layout(barmode="group")
     return titled(
         figure, f"Replies {plain(measure)}", *notes_on(rows, rows, RATES), "95 % intervals"
     )
+
+
+def _slots(rows: pd.DataFrame) -> tuple[float, dict[tuple[str, str], float]]:
+    """The width of a bar, and where each begins: a part's own groups stand about its tick."""
+    own = {part: list(names) for part, names in rows.groupby("part", sort=False)["group"]}
+    width = 0.8 / max(map(len, own.values()))
+    starts = {
+        (part, group): (place - len(groups) / 2) * width
+        for part, groups in own.items()
+        for place, group in enumerate(groups)
+    }
+    return width, starts
 
 
 def _few(numbers: pd.Series, most: int = 10) -> list[float]:

@@ -189,6 +189,7 @@ def error_bars(value: Any, low: Any, high: Any) -> dict[str, Any]:
         "array": np.clip(high - value, 0, None),
         "arrayminus": np.clip(value - low, 0, None),
         "thickness": 1.5,
+        "color": INK,
     }
 
 

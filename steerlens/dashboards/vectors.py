@@ -65,6 +65,48 @@ def vector_cosines(vectors: Mapping[str, SteeringVector], to: str) -> go.Figure:
     return titled(figure, f"Cosine of each vector to “{plain(to)}”, by layer")
 
 
+def cosine_matrix(vectors: Mapping[str, SteeringVector]) -> go.Figure:
+    """Cosine of each vector to each other, at one layer; a slider for layers.
+
+    Args:
+        vectors: At least two, by name, of the same layers and site.
+    """
+    if len(vectors) < 2:
+        raise SteerlensError(f"got {len(vectors)} vector(s); expected at least two to compare")
+    names = [plain(name) for name in vectors]
+    layers = next(iter(vectors.values())).layers
+    cosines = np.array([
+        [one.cosine(other).tolist() for other in vectors.values()] for one in vectors.values()
+    ])  # fmt: skip
+    middle = len(layers) // 2
+    figure = go.Figure([
+        go.Heatmap(
+            x=names,
+            y=names,
+            z=cosines[:, :, row],
+            colorscale=PALE_DIVERGING,
+            zmin=-1,
+            zmax=1,
+            texttemplate="%{z:.2f}",
+            textfont={"color": INK},
+            visible=row == middle,
+            colorbar={"title": {"text": "cosine"}},
+            hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
+        )
+        for row in range(len(layers))
+    ])  # fmt: skip
+    titles = [f"Cosine of each vector to each other, at layer {layer}" for layer in layers]
+    steps = [
+        [{"visible": [row == other for other in range(len(layers))]}, {"title.text": title}]
+        for row, title in enumerate(titles)
+    ]
+    figure.update_layout(sliders=layer_slider(layers, middle, steps))
+    figure.update_xaxes(showgrid=False, title="vector")
+    figure.update_yaxes(showgrid=False, title="vector", autorange="reversed")
+    note = SIGNS.format("alike (positive)", "opposite (negative)")
+    return titled(figure, titles[middle], note, height=300 + 40 * len(names), min_width=WIDE)
+
+
 def explained_variance(vectors: Mapping[str, SteeringVector]) -> go.Figure:
     """The share of its contrast's variance that each vector explains, by layer."""
     told = {name: v.explained for name, v in vectors.items() if v.explained is not None}

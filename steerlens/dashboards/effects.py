@@ -33,6 +33,7 @@ from steerlens.dashboards.theme import (
     line_style,
     plain,
     titled,
+    wrapped,
 )
 from steerlens.evaluation.effects import UNSTEERED
 from steerlens.evaluation.evaluation import Evaluation
@@ -231,7 +232,7 @@ def _menu(titles: list[str], notes: list[str]) -> dict:
                 "method": "update",
                 "args": [
                     {"visible": [other == index for other in range(len(titles))]},
-                    {"title.text": title, "title.subtitle.text": notes[index]},
+                    {"title.text": title, "title.subtitle.text": wrapped(notes[index])},
                 ],
             }
             for index, title in enumerate(titles)

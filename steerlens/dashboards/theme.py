@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,11 @@ HEIGHT = 460
 WIDE = 640
 """Pixels that panels side by side, or tokens along an axis, need to be read."""
 TITLE_HEIGHT = 72
-"""Pixels at the top of a figure, before its legend."""
+"""Pixels at the top of a figure, before its legend; each more line of its note adds some."""
+LINE_HEIGHT = 17
+LONGEST_LINE = 100
+"""Characters of a note in one line."""
+BREAK = "<br>"
 
 
 def _template(ink: str, page: str, grid: str) -> go.layout.Template:
@@ -95,14 +100,25 @@ def titled(
 
     Pages scroll a figure sideways where the window is narrower than its `min_width`, in pixels.
     """
+    note = wrapped(" · ".join(filter(None, notes)))
+    more = LINE_HEIGHT * note.count(BREAK)
+    height, top = height + more, TITLE_HEIGHT + more
     figure.update_layout(
         template=TEMPLATE,
-        title={"text": title, "subtitle": {"text": " · ".join(filter(None, notes))}},
+        title={"text": title, "subtitle": {"text": note}},
         height=height,
-        meta={"min_width": min_width},
-        legend={"y": 1 - TITLE_HEIGHT / height},
+        meta={"min_width": min_width, "title_height": top},
+        legend={"y": 1 - top / height},
     )
+    if more:
+        figure.update_layout(margin={"t": 130 + more})
     return figure
+
+
+def wrapped(note: str) -> str:
+    """A note in lines that fit a notebook's width: Plotly breaks none by itself."""
+    lines = wrap(note, LONGEST_LINE, break_long_words=False, break_on_hyphens=False)
+    return BREAK.join(lines)
 
 
 def dark(figure: go.Figure) -> go.Figure:

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
 from steerlens.dashboards.theme import (
+    BREAK,
     DARK,
     FADED_ON_DARK,
     ON_DARK,
@@ -157,12 +158,13 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
         }
         for menu in layout.updatemenus
     ]
-    title, caption = layout.title.text or "figure", layout.title.subtitle.text or ""
+    title, caption = layout.title.text or "figure", _unbroken(layout.title.subtitle.text)
+    top = (layout.meta or {}).get("title_height", TITLE_HEIGHT)
     below = 90 if layout.sliders else 0
     bare.update_layout(
         template=None,
         title=None,
-        height=height - TITLE_HEIGHT - below,
+        height=height - top - below,
         margin={"t": 70},
         legend={"y": 1},
     )
@@ -184,8 +186,13 @@ def _step(label: str, args: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "label": unescape(label),
         "visible": list(args[0]["visible"]),
         "title": unescape(args[1].get("title.text", "")),
-        "caption": unescape(args[1].get("title.subtitle.text", "")),
+        "caption": unescape(_unbroken(args[1].get("title.subtitle.text"))),
     }
+
+
+def _unbroken(note: str | None) -> str:
+    """A caption breaks its own lines."""
+    return (note or "").replace(BREAK, " ")
 
 
 def _json_for_html(text: str) -> str:

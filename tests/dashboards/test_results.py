@@ -111,7 +111,7 @@ def test_a_heatmap_opens_on_a_steered_vector_and_notes_the_unsteered_score(swept
     assert figure.layout.title.text.startswith("vector: length")
     level = summary[(summary["vector"] == "unsteered") & (summary["judge"] == "length")].iloc[0]
     note = f"unsteered: {level['mean']:.3f} [{level['low']:.3f}, {level['high']:.3f}]"
-    assert note in figure.layout.title.subtitle.text
+    assert note in figure.layout.title.subtitle.text.replace("<br>", " ")
     buttons = figure.layout.updatemenus[0].buttons
     assert [button.label for button in buttons] == ["vector: length", "vector: d"]
 
@@ -128,7 +128,7 @@ def test_the_dose_of_an_evaluation_is_a_change_through_zero(found):
     level = of(figure, "unsteered")
     assert list(level.y) == [0, 0]
     assert level.x[0] < level.x[1]  # a line that can be seen
-    assert "NaN" not in figure.layout.title.subtitle.text
+    assert "NaN" not in figure.layout.title.subtitle.text.replace("<br>", " ")
     same = dashboards.dose_response(found.effects)
     np.testing.assert_array_equal(of(same, "steered").y, line.y)
 
@@ -203,11 +203,15 @@ def test_broken_cells_are_marked_and_said(swept):
     broken = type(swept)(table, swept.plan)
     figure = dashboards.layer_strength(broken)
     assert figure.data[0].text.tolist() == [["", "", ""], ["", "", "×"]]
-    assert "over 10 % of replies degenerate" in figure.layout.title.subtitle.text
-    told = dashboards.dose_response(broken).layout.title.subtitle.text
+    assert "over 10 % of replies degenerate" in figure.layout.title.subtitle.text.replace(
+        "<br>", " "
+    )
+    told = dashboards.dose_response(broken).layout.title.subtitle.text.replace("<br>", " ")
     assert "degenerate replies at vector, layers 3, strength 1 (100%)" in told
     sound = type(swept)(table[rest], swept.plan)
-    assert "degenerate" not in dashboards.layer_strength(sound).layout.title.subtitle.text
+    assert "degenerate" not in dashboards.layer_strength(sound).layout.title.subtitle.text.replace(
+        "<br>", " "
+    )
     assert degenerate_note(pd.DataFrame({"degenerate": [0.1, 0.0]}), str) == ""
 
 

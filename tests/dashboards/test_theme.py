@@ -69,7 +69,7 @@ def test_positive_is_orange_in_every_figure_and_each_says_so(model):
         scale = scale_of(figure)
         assert is_orange(scale[-1][1]), name
         assert not is_orange(scale[0][1]), name
-        assert "orange: " in figure.layout.title.subtitle.text, name
+        assert "orange: " in figure.layout.title.subtitle.text.replace("<br>", " "), name
     assert "orange: " in text._repr_html_()
     spread = dashboards.similarities_by_layer(made_search())
     assert [(one.name, one.marker.color) for one in spread.data] == [

@@ -41,6 +41,8 @@ def similarities_by_layer(*searches: ConditionSearch) -> go.Figure:
     )
     for index, search in enumerate(searches):
         _add_spread(figure, search, index // columns + 1, index % columns + 1, legend=index == 0)
+    if columns > 1 and len(set(map(_kind, searches))) == 1:
+        figure.update_yaxes(title_text="", col=2)  # said once a row
     return titled(
         figure.update_layout(boxmode="group"),
         "Similarity of prompts to the condition vector, by layer",

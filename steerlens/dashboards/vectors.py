@@ -50,18 +50,22 @@ def vector_cosines(vectors: Mapping[str, SteeringVector], to: str) -> go.Figure:
             "needed are that vector and at least one more"
         )
     figure = go.Figure()
-    others = [(name, vector) for name, vector in vectors.items() if name != to]
-    for index, (name, vector) in enumerate(others):
+    cosines = {
+        name: vector.cosine(vectors[to]).tolist() for name, vector in vectors.items() if name != to
+    }
+    for index, (name, values) in enumerate(cosines.items()):
         figure.add_scatter(
-            x=list(vector.layers),
-            y=vector.cosine(vectors[to]).tolist(),
+            x=list(vectors[name].layers),
+            y=values,
             name=plain(name),
             showlegend=True,
             hovertemplate="layer %{x}: cosine %{y:.3f}",
             **line_style(index),
         )
     figure.update_xaxes(**layer_axis(vectors[to].layers))
-    figure.update_yaxes(title="cosine", range=[-1.05, 1.05])
+    reach = min(1.05, 1.15 * max(0.1, *(abs(value) for own in cosines.values() for value in own)))
+    figure.update_yaxes(title="cosine", range=[-reach, reach])
+    figure.add_hline(0, line={"color": FLOOR, "width": 1})
     return titled(figure, f"Cosine of each vector to “{plain(to)}”, by layer")
 
 

@@ -105,8 +105,8 @@ def cosine_matrix(vectors: Mapping[str, SteeringVector]) -> go.Figure:
         for row, title in enumerate(titles)
     ]
     figure.update_layout(sliders=layer_slider(layers, middle, steps))
-    figure.update_xaxes(showgrid=False, title="vector")
-    figure.update_yaxes(showgrid=False, title="vector", autorange="reversed")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False, autorange="reversed")
     note = SIGNS.format("alike (positive)", "opposite (negative)")
     return titled(figure, titles[middle], note, height=300 + 40 * len(names), min_width=WIDE)
 
@@ -132,7 +132,8 @@ def explained_variance(vectors: Mapping[str, SteeringVector]) -> go.Figure:
             **line_style(index),
         )
     figure.update_xaxes(**layer_axis([layer for name in told for layer in vectors[name].layers]))
-    figure.update_yaxes(title="share of variance", range=[0, 1.02])
+    most = max(explained.max().item() for explained in told.values())
+    figure.update_yaxes(title="share of variance", range=[0, min(1.02, 1.15 * max(most, 0.1))])
     unknown = len(vectors) - len(told)
     return titled(
         figure,

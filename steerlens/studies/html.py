@@ -160,7 +160,7 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
     ]
     title, caption = layout.title.text or "figure", _unbroken(layout.title.subtitle.text)
     top = (layout.meta or {}).get("title_height", TITLE_HEIGHT)
-    below = 90 if layout.sliders else 0
+    below = 70 if layout.sliders else 0
     bare.update_layout(
         template=None,
         title=None,

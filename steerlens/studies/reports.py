@@ -143,12 +143,13 @@ def _drawn(draw: Callable[..., go.Figure], *arguments: Any) -> Block:
 def _results(study: Study) -> Iterator[Block]:
     for name, content in study.results.items():
         table = pd.DataFrame(content["rows"])
-        for measure in list(dict.fromkeys(table.get("measure", [])))[:2]:
-            for part in _like_groups(table[table["measure"] == measure]):
-                yield _drawn(rates, part, measure)
         told = {what: PARTS[what] for what in PARTS if what in {*table.get("part", ())}}
         if told:
             yield _pairs("What the parts are", told)
+        for index, measure in enumerate(list(dict.fromkeys(table.get("measure", [])))[:2]):
+            parts = _like_groups(table[table["measure"] == measure])
+            figures = [_drawn(rates, part, measure) for part in parts]
+            yield from [Fold(f"Replies {measure}", figures)] if index else figures
         yield Listing.of(table, f"All cells of {name}", most=200, folded=True)
 
 

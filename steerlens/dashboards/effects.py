@@ -10,7 +10,6 @@ from plotly.subplots import make_subplots
 
 from steerlens.dashboards.results import (
     BROKEN,
-    WORST_SHARE,
     degenerate_note,
     doses,
     sweep_cells,
@@ -38,6 +37,7 @@ from steerlens.dashboards.theme import (
 from steerlens.evaluation.effects import UNSTEERED
 from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep
+from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE
 from steerlens.intervals import Interval
 
 _CONTROL = re.compile(r"^(random|shuffled)\b")
@@ -144,9 +144,9 @@ def dose_response(result: Evaluation | Sweep | pd.DataFrame) -> go.Figure:
 
 def _broken_marks(cells: pd.DataFrame, shape: tuple[int, int]) -> dict[str, Any]:
     """A cross in each cell where more than a tenth of the replies fell apart."""
-    if BROKEN not in cells or not (cells[BROKEN] > WORST_SHARE).any():
+    if BROKEN not in cells or not (cells[BROKEN] > TOO_MANY_DEGENERATE).any():
         return {}
-    marks = np.where(cells[BROKEN] > WORST_SHARE, "×", "").reshape(shape)
+    marks = np.where(cells[BROKEN] > TOO_MANY_DEGENERATE, "×", "").reshape(shape)
     return {"text": marks, "texttemplate": "%{text}", "textfont": {"size": 22}}
 
 

@@ -15,13 +15,12 @@ from steerlens.evaluation.calibration import Calibration, Suggestion
 from steerlens.evaluation.effects import NEGATIVE, STEERED, UNSTEERED
 from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep
+from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE
 from steerlens.intervals import mean
 from steerlens.judges.fluency import degenerate
 
 BROKEN = "degenerate"
 """The column of optional shares of replies that are empty or go round in circles."""
-WORST_SHARE = 0.1
-"""Of degenerate replies, beyond which a figure says so."""
 Calibrations: TypeAlias = Calibration | Mapping[int, Calibration]
 
 
@@ -121,7 +120,9 @@ def degenerate_note(table: pd.DataFrame, names: Callable[[Any], str]) -> str:
     """Where more than a tenth of the replies fell apart, and what to do; empty if nowhere."""
     if BROKEN not in table:
         return ""
-    broken = table[table[BROKEN] > WORST_SHARE].sort_values(BROKEN, ascending=False, kind="stable")
+    broken = table[table[BROKEN] > TOO_MANY_DEGENERATE].sort_values(
+        BROKEN, ascending=False, kind="stable"
+    )
     places = list(
         dict.fromkeys(f"{names(row)} ({row[BROKEN]:.0%})" for _, row in broken.iterrows())
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE, Verdict
 from steerlens.intervals import Interval
 from steerlens.studies.study import Study
 
@@ -20,12 +21,18 @@ PARTS = {
 
 def findings(study: Study) -> list[str]:
     """One line for each evaluation and each run of the demo; or that nothing here is a finding."""
-    lines = [f"{name}: {found.verdict.claim()}" for name, found in study.evaluations.items()]
+    lines = [f"{name}: {_claim(found.verdict)}" for name, found in study.evaluations.items()]
     for content in study.results.values():
         lines += _refusals(pd.DataFrame(content["rows"]))
     if not lines:
         return ["No verdict: this directory holds no evaluation, and no results of the demo."]
     return lines
+
+
+def _claim(verdict: Verdict) -> str:
+    if verdict.degenerate <= TOO_MANY_DEGENERATE:
+        return verdict.claim()
+    return f"{verdict.claim()} But {verdict.degenerate:.0%} of the steered replies are degenerate."
 
 
 def _refusals(rows: pd.DataFrame) -> Iterator[str]:

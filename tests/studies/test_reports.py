@@ -238,7 +238,9 @@ def test_sweeps_and_evaluations_are_read_and_shown_as_what_they_are(model, tmp_p
     assert not study.tables
     text = report(tmp_path).read_text()
     claim = found.verdict.claim()
-    assert findings(study) == [f"found: {claim}"]
+    [line] = findings(study)
+    assert line.startswith(f"found: {claim}")
+    assert ("degenerate" in line) == (found.verdict.degenerate > 0.1)
     assert text.index(claim) < text.index("<h2")  # before all sections
     assert {figure["data"][0]["type"] for figure in figures(text)} >= {"heatmap", "scatter"}
     assert len(figures(text)) == 3

@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -201,7 +202,7 @@ def demo_study(rows):
          "high": high, "n": 180}
         for part, group, value, low, high in rows
     ]  # fmt: skip
-    return Study(None, results={"results": {"rows": table, "run": {}}})
+    return Study(Path("study"), results={"results": {"rows": table, "run": {}}})
 
 
 def test_the_findings_of_the_demo_say_what_the_intervals_allow():

@@ -16,7 +16,7 @@ from steerlens.evaluation.calibration import Calibration, Suggestion
 from steerlens.intervals import rate
 from steerlens.judges.builtin import degeneration, refusal
 from steerlens.judges.judging import Judge, judge
-from steerlens.steering.generation import Replies
+from steerlens.steering.transcripts import Replies
 
 ALLOWED = {
     "div", "strong", "span", "table", "thead", "tbody", "tr", "th", "td", "details", "summary",

@@ -1,5 +1,7 @@
 """Rates and scores with their 95 % intervals."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,14 +12,24 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
-class Interval(NamedTuple):
-    """A measured value, between the ends of its 95 % interval."""
+@dataclass(frozen=True)
+class Interval:
+    """A measured value, between the ends of its 95 % interval; unpacks into the three.
+
+    No tuple: pandas would print it as one.
+
+    >>> Interval(1 / 30, 0.006, 0.167)
+    0.033 [0.006, 0.167]
+    """
 
     value: float
     low: float
     high: float
 
-    def __str__(self) -> str:
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.low, self.high))
+
+    def __repr__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def columns(self, name: str) -> dict[str, float]:

@@ -1,27 +1,26 @@
 """Results → Plotly figures: every one of them, by what it shows.
 
 Nothing here runs a model, shows or saves. Conditions: `similarities_by_layer`, `threshold_sweep`,
-`condition_report`, `gate_timeline`. Vectors: `vector_cosines`, `explained_variance`, `logit_lens`,
-`writers`, `token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`. Effects, from tidy
-tables: `layer_strength`, `dose_response`, `pareto`, `sentiment`, `saturation`, `rates`.
+`condition_report`, `gate_timeline`. Vectors: `vector_cosines`, `cosine_matrix`,
+`explained_variance`, `logit_lens`, `writers`, `token_scan`, `token_text`, `principal_scatter`,
+`singular_spectrum`. Effects, from the results themselves or tidy tables: `layer_strength` (of a
+sweep), `dose_response` (of an evaluation or a sweep), `pareto` (of either, or a suggestion),
+`rates` (of an evaluation), `calibration`, `sentiment`, `saturation`. Where colours have a sign,
+orange is positive and blue is negative.
 """
 
+from steerlens.dashboards.comparisons import rates, saturation, sentiment
 from steerlens.dashboards.conditions import (
     condition_report,
     gate_timeline,
     similarities_by_layer,
     threshold_sweep,
 )
-from steerlens.dashboards.effects import (
-    dose_response,
-    layer_strength,
-    pareto,
-    rates,
-    saturation,
-    sentiment,
-)
+from steerlens.dashboards.effects import dose_response, layer_strength
 from steerlens.dashboards.theme import DARK, TEMPLATE, dark
+from steerlens.dashboards.tradeoffs import calibration, pareto
 from steerlens.dashboards.vectors import (
+    cosine_matrix,
     explained_variance,
     logit_lens,
     principal_scatter,
@@ -35,7 +34,9 @@ from steerlens.dashboards.vectors import (
 __all__ = [
     "DARK",
     "TEMPLATE",
+    "calibration",
     "condition_report",
+    "cosine_matrix",
     "dark",
     "dose_response",
     "explained_variance",

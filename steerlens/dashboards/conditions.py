@@ -41,10 +41,12 @@ def similarities_by_layer(*searches: ConditionSearch) -> go.Figure:
     )
     for index, search in enumerate(searches):
         _add_spread(figure, search, index // columns + 1, index % columns + 1, legend=index == 0)
+    if columns > 1 and len(set(map(_kind, searches))) == 1:
+        figure.update_yaxes(title_text="", col=2)  # said once a row
     return titled(
         figure.update_layout(boxmode="group"),
         "Similarity of prompts to the condition vector, by layer",
-        "orange-red bar: the chosen layer and threshold",
+        "green bar: the chosen layer and threshold",
         height=160 + 380 * rows,
         min_width=WIDE if columns > 1 else 0,
     )
@@ -184,7 +186,7 @@ def _add_curves(
     for measure, name, color, dash in (
         ("f1", "F1", LINES[0], "solid"),
         ("precision", "precision", LINES[1], "dash"),
-        ("recall", "recall", LINES[2], "dot"),
+        ("recall", "recall", LINES[3], "dot"),
     ):
         figure.add_scatter(
             x=curve.thresholds,
@@ -212,7 +214,7 @@ def _add_curves(
         y=[0.0, *curve.recall],
         name="ROC",
         showlegend=False,
-        line={"color": LINES[3]},
+        line={"color": LINES[4]},
         visible=visible,
         hovertemplate="false alarms %{x:.3f}, recall %{y:.3f}<extra></extra>",
         row=row,

@@ -1,56 +1,62 @@
-"""Measured effects → figures, from tidy tables; which columns each needs is in `tables`."""
+"""Effects over layers and strengths → figures; which columns a table needs is in `tables`."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Bool, Float
 from plotly.subplots import make_subplots
 
+from steerlens.dashboards.results import (
+    BROKEN,
+    degenerate_note,
+    doses,
+    sweep_cells,
+)
 from steerlens.dashboards.tables import (
     DOSE_RESPONSE,
-    PARETO,
-    RATES,
-    SATURATION,
-    SENTIMENT,
     SWEEP,
     binned,
     checked,
     merged,
     natural,
     notes_on,
+    require_few,
 )
 from steerlens.dashboards.theme import (
-    CHOSEN,
     FLOOR,
     LINES,
     SEQUENTIAL,
-    WIDE,
     add_band,
-    error_bars,
     line_style,
     plain,
     titled,
+    wrapped,
 )
-from steerlens.errors import SteerlensError
+from steerlens.evaluation.effects import UNSTEERED
+from steerlens.evaluation.evaluation import Evaluation
+from steerlens.evaluation.sweep_store import Sweep
+from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE
+from steerlens.intervals import Interval
 
-MOST_CHOICES = 24
-"""Entries of a menu, and panels of a figure, that a reader can still use."""
-MOST_POINTS = 400
-"""Settings in a scatter beside the front; more are taken together on a grid."""
 _CONTROL = re.compile(r"^(random|shuffled)\b")
 
 
-def layer_strength(table: pd.DataFrame) -> go.Figure:
+def layer_strength(result: Sweep | pd.DataFrame) -> go.Figure:
     """Effect over layers and strengths; a menu chooses among vectors and judges.
 
-    Takes a sweep summary: vector, layers, strength, judge, mean, low, high, n.
+    Args:
+        result: a sweep, its `summary()`, or a table of vector, layers, strength, judge, mean, low,
+            high, n. Rows of the vector "unsteered" are no map: their score is noted below the
+            title.
     """
-    given = checked(table, SWEEP)
+    whole = checked(sweep_cells(result), SWEEP)
+    level = whole["vector"] == UNSTEERED
+    given = checked(whole[~level], SWEEP)
     rows = merged(binned(given, "strength"), ["vector", "judge", "layers", "strength"], "mean")
     groups = dict(list(rows.groupby(["vector", "judge"], sort=False)))
-    _require_few(len(groups), "vectors × judges", "filter the table first")
+    require_few(len(groups), "vectors × judges", "filter the table first")
     figure = go.Figure()
     for index, group in enumerate(groups.values()):
         cells = group.set_index(["layers", "strength"])
@@ -58,12 +64,14 @@ def layer_strength(table: pd.DataFrame) -> go.Figure:
         strengths = np.sort(group["strength"].unique())
         grid = pd.MultiIndex.from_product([layers, strengths])
         shape = (len(layers), len(strengths))
-        whole = cells.reindex(grid)
-        hover = np.stack([whole[c].to_numpy().reshape(shape) for c in ("low", "high", "n")], -1)
+        cell = cells.reindex(grid)
+        hover = np.stack([cell[c].to_numpy().reshape(shape) for c in ("low", "high", "n")], -1)
         figure.add_heatmap(
             x=[f"{strength:g}" for strength in strengths],
             y=layers,
-            z=whole["mean"].to_numpy().reshape(shape).astype(np.float32),
+            z=cell["mean"].to_numpy().reshape(shape).astype(np.float32),
+            **_broken_marks(cell, shape),
+            colorbar={"title": {"text": plain(group["judge"].iloc[0])}},
             customdata=hover.astype(np.float32),
             colorscale=SEQUENTIAL,
             visible=index == 0,
@@ -72,8 +80,18 @@ def layer_strength(table: pd.DataFrame) -> go.Figure:
         )
     titles = [f"{plain(vector)}: {plain(judge)} by layers and strength" for vector, judge in groups]
     notes = [
-        " · ".join(filter(None, [*notes_on(group, group, SWEEP), _unfilled(trace.z)]))
-        for group, trace in zip(groups.values(), figure.data, strict=True)
+        " · ".join(
+            filter(
+                None,
+                [
+                    _reference(whole[level], judge),
+                    *notes_on(group, group, SWEEP),
+                    _unfilled(trace.z),
+                    "×: over 10 % of replies degenerate" if trace.text is not None else "",
+                ],
+            )
+        )
+        for (_, judge), group, trace in zip(groups, groups.values(), figure.data, strict=True)
     ]
     together = notes_on(given, rows, SWEEP)[-1]
     figure.update_xaxes(title="strength", type="category", showgrid=False)
@@ -84,17 +102,19 @@ def layer_strength(table: pd.DataFrame) -> go.Figure:
     return titled(figure, titles[0], notes[0], together, height=max(460, 200 + 24 * n_rows))
 
 
-def dose_response(table: pd.DataFrame) -> go.Figure:
+def dose_response(result: Evaluation | Sweep | pd.DataFrame) -> go.Figure:
     """Effect over strength beside its controls, one panel a judge: the effect, then side effects.
 
-    Takes a dose-response table: arm, strength, judge, mean, low, high, n. Arms called "random 1",
-    "shuffled 2" and so on are drawn as one floor each, from the lowest end to the highest;
-    "unsteered" as a level.
+    Args:
+        result: an evaluation or its `effects` (drawn are paired changes from unsteered); a sweep or
+            its `summary()` (mean scores, an arm for each vector and layers); or a table of arm,
+            strength, judge, mean, low, high, n. Arms called "random 1", "shuffled 2" and so on are
+            drawn as one floor each, from the lowest end to the highest; "unsteered" as a level.
     """
-    given = checked(table, DOSE_RESPONSE)
+    given = checked(doses(result), DOSE_RESPONSE)
     rows = merged(binned(given, "strength"), ["arm", "judge", "strength"], "mean")
     judges = list(dict.fromkeys(rows["judge"]))
-    _require_few(len(judges), "judges", "filter the table first")
+    require_few(len(judges), "judges", "filter the table first")
     figure = make_subplots(
         len(judges),
         1,
@@ -103,6 +123,7 @@ def dose_response(table: pd.DataFrame) -> go.Figure:
         vertical_spacing=0.25 / len(judges),
     )
     arms = [arm for arm in dict.fromkeys(rows["arm"]) if not _CONTROL.match(arm)]
+    require_few(len(arms), "arms", "filter the result first, or draw layer_strength")
     for panel, judge in enumerate(judges, start=1):
         of_judge = rows[rows["judge"] == judge]
         for kind in ("random", "shuffled"):
@@ -116,179 +137,25 @@ def dose_response(table: pd.DataFrame) -> go.Figure:
         "Dose and response",
         *notes_on(given, rows, DOSE_RESPONSE),
         "bands: 95 % intervals; of controls, from the lowest end to the highest",
+        degenerate_note(given, lambda row: f"{row['arm']}, strength {row['strength']:g}"),
         height=200 + 280 * len(judges),
     )
 
 
-def pareto(table: pd.DataFrame, *, kl_unit: str = "nats per token") -> go.Figure:
-    """Effect against KL to the unsteered model; the settings that no other beats are joined.
+def _broken_marks(cells: pd.DataFrame, shape: tuple[int, int]) -> dict[str, Any]:
+    """A cross in each cell where more than a tenth of the replies fell apart."""
+    if BROKEN not in cells or not (cells[BROKEN] > TOO_MANY_DEGENERATE).any():
+        return {}
+    marks = np.where(cells[BROKEN] > TOO_MANY_DEGENERATE, "×", "").reshape(shape)
+    return {"text": marks, "texttemplate": "%{text}", "textfont": {"size": 22}}
 
-    Takes the columns name, strength, effect, low, high, kl.
-    """
-    given = checked(table, PARETO).dropna(subset=["kl"])
-    rows = given.dropna(subset=["effect"])
+
+def _reference(unsteered: pd.DataFrame, judge: str) -> str:
+    rows = unsteered[unsteered["judge"] == judge]
     if rows.empty:
-        raise SteerlensError("no row has both an effect and a kl; there is nothing to draw")
-    best = pareto_front(rows["kl"].to_numpy(), rows["effect"].to_numpy())
-    front, others = rows[best].sort_values("kl"), rows[~best]
-    thinned = _on_a_grid(others)
-    figure = go.Figure()
-    for part, name, color, mode in (
-        (thinned, "settings", LINES[0], "markers"),
-        (front, "Pareto front", CHOSEN, "lines+markers"),
-    ):
-        figure.add_scatter(
-            x=part["kl"],
-            y=part["effect"],
-            error_y=error_bars(part["effect"], part["low"], part["high"]),
-            mode=mode,
-            name=name,
-            showlegend=True,
-            marker={
-                "color": color,
-                "size": 9,
-                "symbol": "circle" if part is thinned else "diamond",
-            },
-            line={"color": color, "shape": "hv"},
-            customdata=np.stack([part["name"].map(plain), part["strength"].map("{:g}".format)], -1),
-            hovertemplate="%{customdata[0]}, strength %{customdata[1]}<br>effect %{y:.3f}, "
-            "KL %{x:.4f}<extra></extra>",
-        )
-    figure.update_xaxes(title=f"KL to the unsteered model ({plain(kl_unit)})", rangemode="tozero")
-    figure.update_yaxes(title="effect")
-    empty = len(table) - len(rows)
-    return titled(
-        figure,
-        "Effect against side effect",
-        f"{len(rows):,} settings, {int(best.sum())} on the front",
-        f"{empty} empty (NaN)" if empty else "",
-        f"the other {len(others):,} averaged on a grid" if len(thinned) < len(others) else "",
-    )
-
-
-def pareto_front(
-    kl: Float[np.ndarray, " setting"], effect: Float[np.ndarray, " setting"]
-) -> Bool[np.ndarray, " setting"]:
-    """Which settings no other beats: at least the effect for at most the KL, one of them better.
-
-    >>> pareto_front(np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.4, 0.9]))
-    array([ True, False,  True])
-    """
-    order = np.lexsort([-effect, kl])
-    best = np.zeros(len(kl), dtype=bool)
-    highest, at = -np.inf, np.nan
-    for place in order:
-        if effect[place] > highest or (effect[place] == highest and kl[place] == at):
-            best[place] = True
-            highest, at = effect[place], kl[place]
-    return best
-
-
-def sentiment(table: pd.DataFrame) -> go.Figure:
-    """Sentiment of each arm, and beside it how coherent its text is.
-
-    Takes the columns arm, polarity, low, high, bits_per_character, n. Text that the unsteered model
-    finds unlikely (many bits) has fallen apart, whatever its words say.
-    """
-    given = checked(table, SENTIMENT)
-    twice = given.loc[given.duplicated("arm"), "arm"].unique()
-    if len(twice):
-        raise SteerlensError(f"{', '.join(twice[:5])} came more than once; give one row an arm")
-    _require_few(len(given), "arms", "keep the arms to compare")
-    figure = make_subplots(1, 2, subplot_titles=["sentiment", "coherence"], horizontal_spacing=0.14)
-    names = [plain(arm) for arm in given["arm"]]
-    colors = [LINES[index % len(LINES)] for index in range(len(given))]
-    for column, (value, error) in enumerate(
-        (
-            ("polarity", error_bars(given["polarity"], given["low"], given["high"])),
-            ("bits_per_character", None),
-        ),
-        start=1,
-    ):
-        figure.add_bar(
-            x=names,
-            y=given[value],
-            error_y=error,
-            marker={"color": colors},
-            showlegend=False,
-            customdata=given["n"],
-            hovertemplate="%{x}: %{y:.3f}, n = %{customdata:.0f}<extra></extra>",
-            row=1,
-            col=column,
-        )
-    figure.update_yaxes(title_text="polarity", zeroline=True, row=1, col=1)
-    figure.update_yaxes(title_text="bits per character (fewer: more coherent)", row=1, col=2)
-    notes = notes_on(given, given, SENTIMENT)
-    return titled(figure, "Sentiment and coherence", *notes, "95 % intervals", min_width=WIDE)
-
-
-def saturation(table: pd.DataFrame) -> go.Figure:
-    """How a measure grows with the number of training pairs, one line a measure.
-
-    Takes the columns pairs, measure, value, low, high, n.
-    """
-    given = checked(table, SATURATION)
-    rows = merged(binned(given, "pairs"), ["measure", "pairs"], "value").sort_values("pairs")
-    figure = go.Figure()
-    measures = dict(list(rows.groupby("measure", sort=False)))
-    _require_few(len(measures), "measures", "filter the table first")
-    for index, (measure, part) in enumerate(measures.items()):
-        style = line_style(index)
-        add_band(figure, part["pairs"], part["low"], part["high"], style["line"]["color"],
-                 legendgroup=measure, showlegend=False)  # fmt: skip
-        figure.add_scatter(
-            x=part["pairs"],
-            y=part["value"],
-            name=plain(measure),
-            legendgroup=measure,
-            showlegend=True,
-            customdata=part["n"],
-            hovertemplate="%{x:.0f} pairs: %{y:.3f}, n = %{customdata:.0f}",
-            **style,
-        )
-    figure.update_xaxes(title="training pairs", type="log", tickvals=_few(rows["pairs"]))
-    figure.update_yaxes(title="rate")
-    return titled(
-        figure,
-        "What more training pairs bring",
-        *notes_on(given, rows, SATURATION),
-        "bands: 95 % intervals",
-    )
-
-
-def rates(table: pd.DataFrame, measure: str | None = None) -> go.Figure:
-    """Rates with their intervals, grouped by part; the demo's results, for one.
-
-    Takes the columns part, group, measure, value, low, high, n; `measure` is the first by default.
-    """
-    given = checked(table, RATES)
-    measure = given["measure"].iloc[0] if measure is None else measure
-    rows = given[given["measure"] == measure]
-    if rows.empty:
-        known = ", ".join(dict.fromkeys(given["measure"]))
-        raise SteerlensError(f"no row measures {measure!r}; the table has {known}")
-    rows = merged(rows, ["part", "group"], "value")
-    _require_few(rows["group"].nunique(), "groups", "filter the table first")
-    figure = go.Figure()
-    for index, (group, part) in enumerate(rows.groupby("group", sort=False)):
-        figure.add_bar(
-            x=[plain(name) for name in part["part"]],
-            y=part["value"],
-            name=plain(group),
-            showlegend=True,
-            error_y=error_bars(part["value"], part["low"], part["high"]),
-            marker={
-                "color": LINES[index % len(LINES)],
-                "pattern": {"shape": ("", "/", ".", "x", "-", "+")[index % 6], "size": 5},
-            },
-            customdata=part["n"],
-            hovertemplate="%{x}: %{y:.1%}, n = %{customdata:.0f}",
-        )
-    figure.update_yaxes(title=f"share {plain(measure)}", range=[0, 1.05], tickformat=".0%")
-    figure.update_layout(barmode="group")
-    return titled(
-        figure, f"Replies {plain(measure)}", *notes_on(rows, rows, RATES), "95 % intervals"
-    )
+        return ""
+    row = rows.iloc[0]
+    return f"unsteered: {Interval(row['mean'], row['low'], row['high'])}"
 
 
 def _add_floor(figure: go.Figure, rows: pd.DataFrame, kind: str, panel: int) -> None:
@@ -330,7 +197,7 @@ def _add_arm(
         return
     style = line_style(index)
     part = part.sort_values("strength")
-    if arm == "unsteered":  # a level, drawn across all strengths
+    if arm == UNSTEERED:  # a level, drawn across all strengths
         level = part.iloc[[0, 0]].assign(
             strength=[panel_rows["strength"].min(), panel_rows["strength"].max()]
         )
@@ -352,16 +219,6 @@ def _add_arm(
     )
 
 
-def _on_a_grid(rows: pd.DataFrame, steps: int = 20) -> pd.DataFrame:
-    """Many points as the means of their cells on a `steps` × `steps` grid."""
-    if len(rows) <= MOST_POINTS:
-        return rows
-    cells = [pd.cut(rows[column], steps, labels=False) for column in ("kl", "effect")]
-    numbers = rows.groupby(cells)[["strength", "effect", "low", "high", "kl"]].mean()
-    counts = rows.groupby(cells).size()
-    return numbers.assign(name=[f"{count} settings" for count in counts])
-
-
 def _menu(titles: list[str], notes: list[str]) -> dict:
     """A drop-down that shows one trace at a time, under its own title."""
     return {
@@ -375,7 +232,7 @@ def _menu(titles: list[str], notes: list[str]) -> dict:
                 "method": "update",
                 "args": [
                     {"visible": [other == index for other in range(len(titles))]},
-                    {"title.text": title, "title.subtitle.text": notes[index]},
+                    {"title.text": title, "title.subtitle.text": wrapped(notes[index])},
                 ],
             }
             for index, title in enumerate(titles)
@@ -383,17 +240,6 @@ def _menu(titles: list[str], notes: list[str]) -> dict:
     }
 
 
-def _few(numbers: pd.Series, most: int = 10) -> list[float]:
-    """Some of the values, evenly chosen, as places for ticks."""
-    distinct = np.sort(numbers.unique())
-    return distinct[:: -(-len(distinct) // most)].tolist()
-
-
 def _unfilled(z: np.ndarray) -> str:
     gaps = int(np.isnan(z).sum())
     return f"{gaps} of {z.size} cells empty" if gaps else ""
-
-
-def _require_few(count: int, what: str, advice: str) -> None:
-    if count > MOST_CHOICES:
-        raise SteerlensError(f"{count} {what} came, more than {MOST_CHOICES}; {advice}")

@@ -14,6 +14,9 @@ from steerlens.layer_text import display_layers
 MOST_VALUES = 60
 """Distinct values on one axis, beyond which neighbours are taken together."""
 
+MOST_CHOICES = 24
+"""Entries of a menu, and panels of a figure, that a reader can still use."""
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -24,6 +27,8 @@ class Contract:
     numbers: tuple[str, ...]
     value: str
     """The number that the table is about."""
+    optional: tuple[str, ...] = ()
+    """Numbers that are shown if they are there."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -36,9 +41,14 @@ SWEEP = Contract(
     ("vector", "layers", "judge"),
     ("strength", "mean", "low", "high", "n"),
     "mean",
+    ("degenerate",),
 )
 DOSE_RESPONSE = Contract(
-    "dose-response table", ("arm", "judge"), ("strength", "mean", "low", "high", "n"), "mean"
+    "dose-response table",
+    ("arm", "judge"),
+    ("strength", "mean", "low", "high", "n"),
+    "mean",
+    ("degenerate",),
 )
 PARETO = Contract(
     "table of effect and KL", ("name",), ("strength", "effect", "low", "high", "kl"), "effect"
@@ -60,16 +70,17 @@ def checked(table: pd.DataFrame, contract: Contract) -> pd.DataFrame:
 
     Raises if columns are missing, hold no numbers, or there is nothing to draw.
     """
-    missing = [column for column in contract.columns if column not in table.columns]
+    missing = shortfall(table, contract)
     if missing:
         raise SteerlensError(
             f"a {contract.name} needs the columns {', '.join(contract.columns)}; of these "
             f"{', '.join(missing)} are missing from {', '.join(map(str, table.columns)) or 'none'}"
         )
-    kept = table[list(contract.columns)].reset_index(drop=True)
+    more = [column for column in contract.optional if column in table]
+    kept = table[[*contract.columns, *more]].reset_index(drop=True)
     for column in contract.texts:
         kept[column] = [_text(value) for value in kept[column]]
-    for column in contract.numbers:
+    for column in (*contract.numbers, *more):
         try:
             numbers = pd.to_numeric(kept[column]).astype(float)
         except (ValueError, TypeError) as error:
@@ -85,6 +96,11 @@ def checked(table: pd.DataFrame, contract: Contract) -> pd.DataFrame:
     return kept
 
 
+def shortfall(table: pd.DataFrame, contract: Contract) -> list[str]:
+    """The columns that a table lacks."""
+    return [column for column in contract.columns if column not in table.columns]
+
+
 def kind_of(table: pd.DataFrame) -> Contract | None:
     """The kind of table that these columns make."""
     fitting = (kind for kind in CONTRACTS if set(kind.columns) <= set(table.columns))
@@ -98,9 +114,11 @@ def merged(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame
     n = table["n"] if "n" in table else pd.Series(1.0, table.index)
     weight = n.where(table[value].notna(), 0.0).fillna(0.0)
     weighed = table.assign(_weight=weight, _sum=(table[value] * weight).fillna(0.0))
+    worst = {"degenerate": ("degenerate", "max")} if "degenerate" in table else {}
     rows = weighed.groupby(list(keys), sort=False).agg(
-        _sum=("_sum", "sum"), _weight=("_weight", "sum"), low=("low", "min"), high=("high", "max")
-    )
+        _sum=("_sum", "sum"), _weight=("_weight", "sum"), low=("low", "min"), high=("high", "max"),
+        **worst,
+    )  # fmt: skip
     rows[value] = rows["_sum"] / rows["_weight"].where(rows["_weight"] > 0)
     rows["n"] = rows["_weight"]
     return rows.drop(columns=["_sum", "_weight"]).reset_index()
@@ -117,12 +135,18 @@ def binned(table: pd.DataFrame, column: str, most: int = MOST_VALUES) -> pd.Data
     return table.assign(**{column: low + (place + 0.5) * step})
 
 
+def require_few(count: int, what: str, advice: str) -> None:
+    """Refuse what no reader could tell apart."""
+    if count > MOST_CHOICES:
+        raise SteerlensError(f"{count} {what} came, more than {MOST_CHOICES}; {advice}")
+
+
 def notes_on(before: pd.DataFrame, after: pd.DataFrame, contract: Contract) -> tuple[str, ...]:
     """For the caption: n, what is empty, and what was taken together."""
     empty = int(after[contract.value].isna().sum())
     together = f"{len(before):,} rows taken together as {len(after):,}, intervals spanned"
     return (
-        f"n = {_span(after['n'])} each" if "n" in after else "",
+        f"n = {_span(after['n'])} each" if "n" in after and after["n"].notna().any() else "",
         f"{empty} of {len(after)} values empty (NaN)" if empty else "",
         together if len(after) < len(before) else "",
     )

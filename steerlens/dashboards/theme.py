@@ -3,17 +3,31 @@
 import math
 from collections.abc import Sequence
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-POSITIVE, NEGATIVE, CHOSEN = "#0072B2", "#E69F00", "#D55E00"
+POSITIVE, NEGATIVE = "#D55E00", "#0072B2"
+"""Everywhere: orange along a vector, or of its positive side; blue against it, or negative."""
+SIGNS = "orange: {}; blue: {}"
+"""Says so; each figure whose colours have a sign fills it in."""
+CHOSEN = "#009E73"
 LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito's colours, told apart by colour-blind readers."""
 FLOOR = "#8c8c8c"
 """Of controls: what happens without the concept."""
-DIVERGING = [[0.0, "#0072B2"], [0.5, "#f7f7f7"], [1.0, "#D55E00"]]
+DIVERGING = [[0.0, NEGATIVE], [0.5, "#f7f7f7"], [1.0, POSITIVE]]
+PALE_DIVERGING = [[0.0, "#86bcdf"], [0.5, "#f7f7f7"], [1.0, "#f0ae86"]]
+"""Under text in `INK`, which has at least seven times the contrast on all of it."""
+INK = "#1a1a1a"
+ON_DARK = {
+    "#0072B2": "#5AA9E6", "#E69F00": "#F2B640", "#009E73": "#35C79A", "#CC79A7": "#E59AC4",
+    "#56B4E9": "#A9DDF9", "#D55E00": "#F5813F", "#8c8c8c": "#a3a3a3", "#f7f7f7": "#262a31",
+    "#86bcdf": "#0b4a75", "#f0ae86": "#8a3f0c", INK: "#f2f2f2",
+}  # fmt: skip
+"""What each colour becomes on a dark ground: lighter lines, and maps with a dark middle."""
 SEQUENTIAL = "Cividis"
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
@@ -23,7 +37,11 @@ HEIGHT = 460
 WIDE = 640
 """Pixels that panels side by side, or tokens along an axis, need to be read."""
 TITLE_HEIGHT = 72
-"""Pixels at the top of a figure, before its legend."""
+"""Pixels at the top of a figure, before its legend; each more line of its note adds some."""
+LINE_HEIGHT = 17
+LONGEST_LINE = 100
+"""Characters of a note in one line."""
+BREAK = "<br>"
 
 
 def _template(ink: str, page: str, grid: str) -> go.layout.Template:
@@ -70,7 +88,7 @@ def _template(ink: str, page: str, grid: str) -> go.layout.Template:
     )
 
 
-TEMPLATE = _template("#1a1a1a", "#ffffff", "#e5e5e5")
+TEMPLATE = _template(INK, "#ffffff", "#e5e5e5")
 """Light, and for print."""
 DARK = _template("#e8e8e8", "#16181c", "#34383f")
 
@@ -82,19 +100,46 @@ def titled(
 
     Pages scroll a figure sideways where the window is narrower than its `min_width`, in pixels.
     """
+    note = wrapped(" · ".join(filter(None, notes)))
+    more = LINE_HEIGHT * note.count(BREAK)
+    height, top = height + more, TITLE_HEIGHT + more
     figure.update_layout(
         template=TEMPLATE,
-        title={"text": title, "subtitle": {"text": " · ".join(filter(None, notes))}},
+        title={"text": title, "subtitle": {"text": note}},
         height=height,
-        meta={"min_width": min_width},
-        legend={"y": 1 - TITLE_HEIGHT / height},
+        meta={"min_width": min_width, "title_height": top},
+        legend={"y": 1 - top / height},
     )
+    if more:
+        figure.update_layout(margin={"t": 130 + more})
     return figure
+
+
+def wrapped(note: str) -> str:
+    """A note in lines that fit a notebook's width: Plotly breaks none by itself."""
+    lines = wrap(note, LONGEST_LINE, break_long_words=False, break_on_hyphens=False)
+    return BREAK.join(lines)
 
 
 def dark(figure: go.Figure) -> go.Figure:
     """The same figure on a dark ground."""
-    return go.Figure(figure).update_layout(template=DARK)
+    layout = go.Layout(figure.layout).update(template=None)
+    return go.Figure(
+        [_recoloured(trace.to_plotly_json()) for trace in figure.data],
+        _recoloured(layout.to_plotly_json()),
+    ).update_layout(template=DARK)
+
+
+def _recoloured(value: Any) -> Any:
+    """Every colour as it is on a dark ground; other text stays."""
+    if isinstance(value, dict):
+        return {name: _recoloured(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_recoloured(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    begun, comma, opacity = value.rpartition(",")
+    return ON_DARK.get(value) or FADED_ON_DARK.get(begun, begun) + comma + opacity
 
 
 def plain(text: object) -> str:
@@ -103,19 +148,31 @@ def plain(text: object) -> str:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Lines that differ in colour, dash and marker, so that they do in grey too."""
-    place = index % len(LINES)
+    """Lines that differ in colour, dash and marker, so that they do in grey too.
+
+    Beyond six, colours come again with other dashes and markers.
+    """
+    round_, place = divmod(index, len(LINES))
+    look = (place + round_) % len(LINES)
     return {
         "mode": "lines+markers",
-        "line": {"color": LINES[place], "dash": _DASHES[place]},
-        "marker": {"color": LINES[place], "symbol": _SYMBOLS[place], "size": 8},
+        "line": {"color": LINES[place], "dash": _DASHES[look]},
+        "marker": {"color": LINES[place], "symbol": _SYMBOLS[look], "size": 8},
     }
 
 
 def faded(color: str, opacity: float = 0.2) -> str:
     """A hexadecimal colour as one that shows what is below it."""
+    return f"{_rgba(color)},{opacity})"
+
+
+def _rgba(color: str) -> str:
     red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"
+    return f"rgba({red},{green},{blue}"
+
+
+FADED_ON_DARK = {_rgba(old): _rgba(new) for old, new in ON_DARK.items()}
+"""`ON_DARK` for what `faded` makes, up to its opacity."""
 
 
 def add_band(figure: go.Figure, x: Any, low: Any, high: Any, color: str, **options: Any) -> None:
@@ -148,6 +205,7 @@ def error_bars(value: Any, low: Any, high: Any) -> dict[str, Any]:
         "array": np.clip(high - value, 0, None),
         "arrayminus": np.clip(value - low, 0, None),
         "thickness": 1.5,
+        "color": INK,
     }
 
 

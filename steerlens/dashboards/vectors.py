@@ -12,10 +12,14 @@ from plotly.subplots import make_subplots
 from steerlens.dashboards.theme import (
     DIVERGING,
     FLOOR,
+    INK,
     NEGATIVE,
+    PALE_DIVERGING,
     POSITIVE,
     SEQUENTIAL,
+    SIGNS,
     WIDE,
+    faded,
     layer_axis,
     layer_slider,
     line_style,
@@ -34,6 +38,8 @@ MOST_POINTS = 1500
 """Prompts of one side in a scatter, beyond which only every so many-th is drawn."""
 MOST_VALUES = 20
 """Singular values that are shown."""
+_SLANTED = 40
+"""Tokens along an axis, beyond which their labels stand upright to keep apart."""
 
 
 def vector_cosines(vectors: Mapping[str, SteeringVector], to: str) -> go.Figure:
@@ -44,19 +50,65 @@ def vector_cosines(vectors: Mapping[str, SteeringVector], to: str) -> go.Figure:
             "needed are that vector and at least one more"
         )
     figure = go.Figure()
-    others = [(name, vector) for name, vector in vectors.items() if name != to]
-    for index, (name, vector) in enumerate(others):
+    cosines = {
+        name: vector.cosine(vectors[to]).tolist() for name, vector in vectors.items() if name != to
+    }
+    for index, (name, values) in enumerate(cosines.items()):
         figure.add_scatter(
-            x=list(vector.layers),
-            y=vector.cosine(vectors[to]).tolist(),
+            x=list(vectors[name].layers),
+            y=values,
             name=plain(name),
             showlegend=True,
             hovertemplate="layer %{x}: cosine %{y:.3f}",
             **line_style(index),
         )
     figure.update_xaxes(**layer_axis(vectors[to].layers))
-    figure.update_yaxes(title="cosine", range=[-1.05, 1.05])
+    reach = min(1.05, 1.15 * max(0.1, *(abs(value) for own in cosines.values() for value in own)))
+    figure.update_yaxes(title="cosine", range=[-reach, reach])
+    figure.add_hline(0, line={"color": FLOOR, "width": 1})
     return titled(figure, f"Cosine of each vector to “{plain(to)}”, by layer")
+
+
+def cosine_matrix(vectors: Mapping[str, SteeringVector]) -> go.Figure:
+    """Cosine of each vector to each other, at one layer; a slider for layers.
+
+    Args:
+        vectors: At least two, by name, of the same layers and site.
+    """
+    if len(vectors) < 2:
+        raise SteerlensError(f"got {len(vectors)} vector(s); expected at least two to compare")
+    names = [plain(name) for name in vectors]
+    layers = next(iter(vectors.values())).layers
+    cosines = np.array([
+        [one.cosine(other).tolist() for other in vectors.values()] for one in vectors.values()
+    ])  # fmt: skip
+    middle = len(layers) // 2
+    figure = go.Figure([
+        go.Heatmap(
+            x=names,
+            y=names,
+            z=cosines[:, :, row],
+            colorscale=PALE_DIVERGING,
+            zmin=-1,
+            zmax=1,
+            texttemplate="%{z:.2f}",
+            textfont={"color": INK},
+            visible=row == middle,
+            colorbar={"title": {"text": "cosine"}},
+            hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
+        )
+        for row in range(len(layers))
+    ])  # fmt: skip
+    titles = [f"Cosine of each vector to each other, at layer {layer}" for layer in layers]
+    steps = [
+        [{"visible": [row == other for other in range(len(layers))]}, {"title.text": title}]
+        for row, title in enumerate(titles)
+    ]
+    figure.update_layout(sliders=layer_slider(layers, middle, steps))
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False, autorange="reversed")
+    note = SIGNS.format("alike (positive)", "opposite (negative)")
+    return titled(figure, titles[middle], note, height=300 + 40 * len(names), min_width=WIDE)
 
 
 def explained_variance(vectors: Mapping[str, SteeringVector]) -> go.Figure:
@@ -80,7 +132,8 @@ def explained_variance(vectors: Mapping[str, SteeringVector]) -> go.Figure:
             **line_style(index),
         )
     figure.update_xaxes(**layer_axis([layer for name in told for layer in vectors[name].layers]))
-    figure.update_yaxes(title="share of variance", range=[0, 1.02])
+    most = max(explained.max().item() for explained in told.values())
+    figure.update_yaxes(title="share of variance", range=[0, min(1.02, 1.15 * max(most, 0.1))])
     unknown = len(vectors) - len(told)
     return titled(
         figure,
@@ -106,6 +159,7 @@ def logit_lens(lens: LogitLens) -> go.Figure:
             z=by.T.numpy(),
             text=shown,
             texttemplate="%{text}",
+            textfont={"color": INK},
             coloraxis="coloraxis",
             hovertemplate="layer %{x}, rank %{y}: “%{text}” %{z:+.3f}<extra></extra>",
             row=row,
@@ -116,7 +170,7 @@ def logit_lens(lens: LogitLens) -> go.Figure:
     figure.update_yaxes(title_text="rank", autorange="reversed", dtick=1, showgrid=False)
     figure.update_layout(
         coloraxis={
-            "colorscale": DIVERGING,
+            "colorscale": PALE_DIVERGING,
             "cmid": 0,
             "cmin": -top,
             "cmax": top,
@@ -127,6 +181,7 @@ def logit_lens(lens: LogitLens) -> go.Figure:
         figure,
         "Tokens that the direction itself promotes and suppresses",
         "logits per unit direction, through the final norm's weight and the unembedding",
+        SIGNS.format("more likely", "less likely"),
         height=240 + 2 * 26 * k,
         min_width=WIDE,
     )
@@ -148,9 +203,14 @@ def writers(found: Writers) -> go.Figure:
             hovertemplate="block %{y}, %{x}: %{z:.4f}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="head, and the MLP", type="category")
+    figure.update_xaxes(title="heads by number, and MLP", type="category")
     figure.update_yaxes(title="block", dtick=max(1, len(values) // 16), showgrid=False)
-    return titled(figure, f"Who writes the direction of layer {found.layer}", plain(found.measure))
+    return titled(
+        figure,
+        f"Who writes the direction of layer {found.layer}",
+        plain(found.measure),
+        SIGNS.format("along it (positive)", "against it (negative)") if signed else "",
+    )
 
 
 def token_scan(scan: TokenScan) -> go.Figure:
@@ -174,10 +234,11 @@ def token_scan(scan: TokenScan) -> go.Figure:
     if scan.n_prompt < len(places):
         figure.add_vline(scan.n_prompt - 0.5, line={"color": FLOOR, "dash": "dot", "width": 2})
     figure.update_xaxes(
-        title="token",
+        title={"text": "token", "standoff": 12},
         tickvals=places,
         ticktext=[plain(_visible(token)) for token in scan.tokens],
-        tickangle=-60,
+        tickangle=-90 if len(places) > _SLANTED else -60,
+        tickfont={"size": 11 if len(places) > _SLANTED else 13},
         showgrid=False,
     )
     figure.update_yaxes(showgrid=False, **layer_axis(scan.layers))
@@ -185,9 +246,10 @@ def token_scan(scan: TokenScan) -> go.Figure:
         figure,
         "Presence of the vector at each token (LAT scan)",
         f"{scan.measure} on the direction, unsteered",
+        SIGNS.format("along the vector (positive)", "against it (negative)"),
         "colours end at the 98th percentile, the first token (a sink) left out",
         height=480,
-        min_width=WIDE,
+        min_width=max(WIDE, 120 + 15 * len(places)),
     )
 
 
@@ -204,17 +266,21 @@ class ColouredText:
         return "".join(self.tokens)
 
     def _repr_html_(self) -> str:
-        """Blue below zero, orange-red above; each token's number is its title."""
-        return f'<p style="white-space: pre-wrap; line-height: 1.9">{"".join(self._spans())}</p>'
+        """Orange above zero, blue below; each token's number is its title."""
+        legend = SIGNS.format("along the vector (positive)", "against it (negative)")
+        return (
+            f'<p style="white-space: pre-wrap; line-height: 1.9; margin: 0">'
+            f"{''.join(self._spans())}</p>"
+            f'<p style="opacity: 0.75; margin: 0; font-size: 0.85em">{legend}</p>'
+        )
 
     def _spans(self) -> list[str]:
         spans = []
         for token, value in zip(self.tokens, self.values, strict=True):
             share = min(1.0, abs(value) / self.reach)
-            color = "213,94,0" if value > 0 else "0,114,178"
+            ground = faded(POSITIVE if value > 0 else NEGATIVE, round(0.55 * share, 2))
             spans.append(
-                f'<span title="{value:.3f}" style="background: rgba({color},{0.55 * share:.2f})">'
-                f"{escape(token)}</span>"
+                f'<span title="{value:.3f}" style="background: {ground}">{escape(token)}</span>'
             )
         return spans
 

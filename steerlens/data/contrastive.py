@@ -8,6 +8,7 @@ from typing import Any
 
 from steerlens.data.prompts import Passage, Prompt, as_texts, require_prompt
 from steerlens.data.row_files import PAIRS as FORMAT
+from steerlens.display import Rows, card, prompt_text
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike, read_json, write_json
 
@@ -124,6 +125,23 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         crossed = f" × {len(self.suffixes)} suffixes" if self.suffixes else ""
         parts = f", parts {', '.join(self.parts)}" if self.parts else ""
         return f"ContrastiveDataset({self.name!r}: {len(self.pairs)} pairs{crossed}{parts})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first pairs and suffixes, side by side."""
+        suffixes = [(one, one) if isinstance(one, str) else one for one in self.suffixes]
+        parts = [f"{part} ({len(pairs)} pairs)" for part, (pairs, _) in self.parts.items()]
+        sides = ("positive", "negative")
+        systems = [self.system] if any(self.system) else []
+        tables: dict[str, tuple[Sequence[Sequence[object]], int]] = {
+            "System messages": (systems, len(systems)),
+            "Pairs": ([[*map(prompt_text, pair)] for pair in self.pairs[:5]], len(self.pairs)),
+            "Suffixes": (suffixes[:5], len(suffixes)),
+        }
+        return card(
+            f"ContrastiveDataset {self.name}",
+            {"rows": len(self), "parts": ", ".join(parts)},
+            *(Rows(sides, rows, n, f"{what}, {n}") for what, (rows, n) in tables.items() if n),
+        )
 
     @property
     def positive(self) -> Passages:

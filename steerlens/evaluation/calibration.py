@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.effects import STEERED, UNSTEERED, paired_effects
 from steerlens.evaluation.side_effects import neutral_texts
@@ -54,6 +55,19 @@ class Calibration:
             f"budget {self.kl_budget:g} {self.status})"
         )
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the strength found, and all that was tried."""
+        rows = self.tried.itertuples(index=False, name=None)
+        return card(
+            f"Calibration: strength {self.strength:.4g}",
+            {
+                "KL, 95th percentile": f"{self.kl:.3g} nats per token",
+                "budget": f"{self.kl_budget:g} {self.status}",
+                "steering": repr(self.steering),
+            },
+            Rows(list(self.tried.columns), rows, len(self.tried), "All that was tried", True),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Suggestion:
@@ -73,6 +87,12 @@ class Suggestion:
             f"{best.effect_high:+.3f}] (n = {best.n:.0f}) at KL p95 {best.kl_p95:.3g} nats per "
             f"token; the best of {len(self.table)} on these prompts, so evaluate() it on others"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the best in words, and all candidates."""
+        rows = self.table.itertuples(index=False, name=None)
+        table = Rows(list(self.table.columns), rows, len(self.table), "All candidates, best first")
+        return card("Suggestion", {"steer with": repr(self.steering)}, str(self), table)
 
 
 def calibrate_strength(

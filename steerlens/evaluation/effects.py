@@ -1,5 +1,6 @@
 """Scores of every prompt under every arm → paired effects, slopes and doses, with intervals."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from steerlens.intervals import Interval, means, paired_rates, rate
+from steerlens.intervals import means, paired_rates, rate
 
 UNSTEERED, STEERED, NEGATIVE = ARMS = ("unsteered", "steered", "negative")
 """Every other arm is a control."""
@@ -52,8 +53,8 @@ def mean_doses(slopes: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     for judge, own in slopes.groupby("judge", sort=False):
         measured = means(own[["slope", "rho"]].to_numpy(), seed=seed)
         for measure, value in zip(("slope", "rho"), measured, strict=True):
-            rows.append({"judge": judge, "measure": measure, **value._asdict(), "n": len(own)})
-    return pd.DataFrame(rows, columns=["judge", "measure", *Interval._fields, "n"])
+            rows.append({"judge": judge, "measure": measure, **asdict(value), "n": len(own)})
+    return pd.DataFrame(rows, columns=["judge", "measure", "value", "low", "high", "n"])
 
 
 def _scores(table: pd.DataFrame, judge: str) -> pd.DataFrame:

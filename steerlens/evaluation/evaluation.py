@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from steerlens.data.prompts import as_texts
+from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.controls import random_directions
 from steerlens.evaluation.effects import (
@@ -108,6 +109,18 @@ class Evaluation:
     def __repr__(self) -> str:
         arms, n = len(self.table.arm.unique()), self.table.prompt.nunique()
         return f"Evaluation({n} prompts × {arms} arms, judges {', '.join(self.judges)})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict, and every effect below it."""
+        claim, *lines = str(self.verdict).splitlines()
+        table = self.effects[["judge", "arm", "strength", "n", "mean", "effect"]]
+        rows = table.itertuples(index=False, name=None)
+        return card(
+            f"Evaluation: {claim}",
+            {},
+            "\n".join(lines),
+            Rows(list(table.columns), rows, len(table), "All effects", folded=True),
+        )
 
     def judged(self, judges: Sequence[Judge]) -> "Evaluation":
         """The same replies scored by other judges, or again by one that failed."""

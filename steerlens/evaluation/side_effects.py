@@ -1,7 +1,7 @@
 """Side effects: what a steering does to neutral text and to harmless prompts."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Unpack
 
@@ -87,7 +87,7 @@ def text_effects(
     for index, name in enumerate(plans):
         table.note(name, "kl_mean", kl_means[index])
         table.note(name, "kl_p95", _point(p95[index]))
-        table.note(name, "perplexity_ratio", Interval(*np.exp(logs[index + 1]).tolist()))
+        table.note(name, "perplexity_ratio", Interval(*np.exp(tuple(logs[index + 1])).tolist()))
         table.note(name, "bits_per_character", per_character[index + 1])
         table.note(name, "bits_per_character_change", more_per_character[index + 1])
         table.note(name, "open", rate(sum(bool(text.open[index]) for text in forced), len(rows)))
@@ -166,5 +166,5 @@ class _Table:
 
     def note(self, plan: str, measure: str, value: Interval, n: int | None = None) -> None:
         n = self.n if n is None else n
-        row = {"plan": plan, "measure": measure, **value._asdict(), "n": n, "of": self.of}
+        row = {"plan": plan, "measure": measure, **asdict(value), "n": n, "of": self.of}
         self.rows.append(row)

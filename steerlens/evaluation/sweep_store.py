@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from steerlens.display import MOST_ROWS, Rows, card
 from steerlens.errors import SteerlensError
 from steerlens.files import (
     PathLike,
@@ -21,6 +22,7 @@ from steerlens.files import (
     write_json,
 )
 from steerlens.intervals import mean
+from steerlens.judges.fluency import degenerate
 
 FORMAT = "steerlens.sweep/1"
 PLAN = "plan.json"
@@ -98,6 +100,36 @@ class Sweep:
                 judged = int(np.isfinite(scores).sum())
                 rows.append((*cell, judge, *mean(scores, seed=seed), judged))
         return pd.DataFrame(rows, columns=[*Cell._fields, "judge", "mean", "low", "high", "n"])
+
+    def degenerate(self) -> pd.DataFrame:
+        """The share of each cell's replies that are empty or go round in circles."""
+        broken = self.table.assign(degenerate=self.table["reply"].map(degenerate))
+        cells = broken.groupby([*Cell._fields], sort=False)["degenerate"]
+        return cells.mean().astype(float).reset_index()
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first cells with their scores, and how many replies fell apart."""
+        judges = list(self.plan["judges"])
+        first = self.table[self.table.groupby([*Cell._fields], sort=False).ngroup() < MOST_ROWS]
+        rows = [
+            (
+                *cell,
+                *(mean(group[judge].to_numpy()) for judge in judges),
+                f"{group['reply'].map(degenerate).mean():.0%}",
+                f"{group['reply'].iloc[0]}",
+            )
+            for cell, group in first.groupby([*Cell._fields], sort=False)
+        ]
+        return card(
+            "Sweep",
+            {
+                "rows": f"{len(self.table):,} of {self.plan['rows']:,}",
+                "cells": self.plan["cells"],
+                "judges": ", ".join(judges) or "none",
+                "failures": len(self.failures) or None,
+            },
+            Rows([*Cell._fields, *judges, "degenerate", "first reply"], rows, self.plan["cells"]),
+        )
 
     def __repr__(self) -> str:
         judged = ", ".join(self.plan["judges"]) or "nobody"

@@ -10,6 +10,10 @@ import pandas as pd
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.effects import ARMS, NEGATIVE, STEERED, UNSTEERED
 from steerlens.intervals import Interval
+from steerlens.judges.fluency import degenerate
+
+TOO_MANY_DEGENERATE = 0.1
+"""Share of broken replies, beyond which a result says so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,13 @@ class Verdict:
         if ends[0] <= largest:
             return "An effect, but not beyond the controls: its interval does not clear them all."
         return "An effect beyond the controls: its interval clears the largest of them."
+
+    @property
+    def degenerate(self) -> float:
+        """The share of steered replies at this strength that are empty or repeat themselves."""
+        replies = self.replies
+        steered = replies[(replies.arm == STEERED) & (replies.strength == self.strength)]
+        return float(steered.reply.map(degenerate).mean())
 
     @property
     def _sign(self) -> int:
@@ -148,6 +159,11 @@ class Verdict:
             for judge, why in self.settings["failures"].items()
         ]
         lines += [f"{empty} of {n} steered replies are empty"] if empty else []
+        if self.degenerate > TOO_MANY_DEGENERATE:
+            lines.append(
+                f"{self.degenerate:.0%} of the steered replies are degenerate (empty or repeating "
+                "themselves), and a judge of broken text says little: steer less, or fewer layers"
+            )
         lines += list(self.settings["notes"])
         lines.append(
             f"{len(controls)} controls cannot show more than p = 1/{len(controls) + 1} by rank"

@@ -28,6 +28,9 @@ class Judge:
     """One number per text; NaN where a text cannot be judged."""
     version: str = "1"
 
+    def __repr__(self) -> str:
+        return f"Judge({self.name!r}, version {self.version!r})"
+
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
         texts = as_texts(texts, "texts to judge")
         found = self.score(list(texts))  # a list of its own, that it may sort or empty

@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import dcc, html
 
+from steerlens.dashboards.theme import NEGATIVE, POSITIVE, faded
 from steerlens.models.host import Model
 from steerlens.playground.jobs import Job, State
 from steerlens.playground.library import LARGEST_UPLOAD, UPLOADED, Entry, Shelf
@@ -128,7 +129,7 @@ def _results(first: Entry) -> Any:
             ),
             _section(
                 "The prompt's tokens along the vector",
-                html.P("Blue: along it; orange: against it. Hover for the length."),
+                html.P("Orange: along it; blue: against it. Hover for the length."),
                 html.Div(id="tokens", className="tokens"),
                 html.Label("Layer", id="look-label"),
                 _group("look-label", html.Div(look_slider(first), id="look-place")),
@@ -267,16 +268,16 @@ def figure_of(reading: Reading, name: str) -> Any:
 
 
 def coloured(reading: Reading, name: str, layer: int) -> Iterable[Any]:
-    """The prompt's tokens on grounds of blue (along the vector) or orange (against it)."""
+    """The prompt's tokens on grounds of orange (along the vector) or blue (against it)."""
     seen = reading.along[name]
     column = seen.projections[:, seen.layers.index(layer)].tolist()
     shares = reading.colours(name, layer)
     for token, share, projection in zip(reading.tokens, shares, column, strict=True):
-        ground = "0, 114, 178" if share > 0 else "230, 159, 0"
+        ground = faded(POSITIVE if share > 0 else NEGATIVE, round(abs(share) * 0.6, 2))
         yield html.Span(
             token.replace("\n", "⏎"),
             title=f"{projection:.3g}",
-            style={"backgroundColor": f"rgba({ground}, {abs(share) * 0.75:.2f})"},
+            style={"backgroundColor": ground},
         )
 
 

@@ -89,8 +89,9 @@ def cosines_by_layer(reading: Reading, name: str) -> go.Figure:
     return figure.update_layout(
         xaxis={"title": "layer", "dtick": max(1, len(seen.layers) // 10)},
         yaxis={"title": f"cosine with “{name}”"},
+        legend={"y": 1},
         margin={"t": 40, "b": 50, "l": 60, "r": 10},
-        height=280,
+        height=300,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
     )

@@ -12,9 +12,10 @@ from jaxtyping import Float
 
 from steerlens.activations.reading import read_rows
 from steerlens.activations.selection import Tokens
+from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike, read_json, write_json
-from steerlens.intervals import Scores, score_decisions
+from steerlens.intervals import Interval, Scores, score_decisions
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
@@ -126,7 +127,7 @@ class ConditionSearch:
             )
         best = self.candidates[0]._asdict()
         scores = {
-            name: list(value) if isinstance(value, tuple) else value
+            name: list(value) if isinstance(value, Interval) else value
             for name, value in self.scores._asdict().items()
         }
         write_json(
@@ -183,6 +184,33 @@ class ConditionSearch:
                 f"{str(path)!r} does not have the form of a condition search: "
                 f"{type(error).__name__} {short_repr(str(error))}"
             ) from error
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the best condition's scores on new prompts, and the next candidates."""
+        scores = self.scores
+        measured = (scores.f1, scores.precision, scores.recall, scores.balanced_accuracy)
+        candidates = [
+            (", ".join(map(str, one.layers)), f"{one.side} {one.threshold:.4g}", one.f1, one.margin)
+            for one in self.candidates[:5]
+        ]
+        return card(
+            f"ConditionSearch {self.name}",
+            {"best": repr(self.best), "layers searched": len(self.layers)},
+            Rows(
+                ("F1", "precision", "recall", "balanced accuracy"),
+                [measured],
+                1,
+                f"On {self.scored_on} that it was not chosen on, with 95 % intervals",
+            ),
+            Rows(
+                ("layers", "fires", "F1", "margin"),
+                candidates,
+                len(candidates),
+                f"The best of {len(self.candidates)} candidates, on the {self.chosen_on} "
+                "that they were chosen on",
+                folded=True,
+            ),
+        )
 
     def __repr__(self) -> str:
         hits, alarms = (int(fired.sum()) for fired in self._fired(self.best))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steerlens.activations.pooling import Readers
 from steerlens.activations.selection import Tokens, read_positions, require_tokens
+from steerlens.display import card
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.sites import require_site
 from steerlens.numerics import at_least_float32
@@ -114,6 +115,23 @@ class Condition(Leaf):
         return (
             f"Condition({what}{kind} similarity at layer{plural} {numbers} "
             f"{side} {self.threshold:.4g})"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what is read where, and when it fires."""
+        side = "above" if self.above is not None else "below"
+        return card(
+            f"Condition {self.name}",
+            {
+                "fires where": f"{self.similarity.__name__.replace('_', ' ')} is {side} "
+                f"{self.threshold:.4g}",
+                "at layers" if len(self.layers_read) > 1 else "at layer": (
+                    ", ".join(map(str, self.layers_read))
+                ),
+                "site": self.site_read,
+                "tokens": self.tokens,
+                "vector": repr(self.vector),
+            },
         )
 
     def __str__(self) -> str:

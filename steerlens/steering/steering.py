@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steerlens.display import card
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.hooking import Attachment, NamedHook
 from steerlens.models.host import Model
@@ -168,6 +169,29 @@ class Steering:
             attachment.remove()
             raise
         return attachment
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what is done, where, how strongly and when."""
+        unit = "mean activation norms" if self.relative else "times the vector"
+        one = isinstance(self.strength, int | float)
+        n_layers = len(self.layers_steered)
+        strength = f"{self.strength:g} {unit}" if one else f"by layer, {unit}"
+        return card(
+            f"Steering {self.name or self.vector.provenance.get('name', 'vector')}",
+            {
+                "edit": self.edit.__name__,
+                "strength": strength + (f" at each of {n_layers} layers" if n_layers > 1 else ""),
+                "site": self.site_written,
+                "layers": ", ".join(map(str, self.layers_steered)),
+                "tokens": describe(self.positions).removeprefix("positions "),
+                "BOS": "skipped" if self.skip_bos else None,
+                "norm": "kept" if self.keep_norm else None,
+                "when": "always" if self.when is None else str(self.when),
+                "vector": repr(self.vector),
+                "reference": None if self.reference is None else repr(self.reference),
+            },
+            *(f"{one.name or 'condition'}: {one!r}" for one in self.conditions),
+        )
 
     def __repr__(self) -> str:
         one = isinstance(self.strength, int | float)

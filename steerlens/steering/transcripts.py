@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steerlens.display import Rows, card, prompt_text, shortened
+from steerlens.judges.fluency import degenerate
 from steerlens.models.tokenizing import Readable, TokenRow
 from steerlens.steering.batch_plans import Plan, steering_of
 from steerlens.steering.conditions import Condition
@@ -22,10 +24,18 @@ class GateReport:
     similarity: Float[Tensor, "row layer"]
     open: Bool[Tensor, " row"]
 
+    def seen_of(self, row: int) -> str:
+        """Whether it fired on a row, and the similarities it saw there."""
+        seen = ", ".join(f"{value:.4g}" for value in self.similarity[row].tolist())
+        return f"{'fired' if self.open[row] else 'did not fire'} ({seen})"
+
     def __repr__(self) -> str:
         rows = self.open.nonzero().flatten().tolist()
-        shown = ", ".join(map(str, rows[:20])) + (", …" if len(rows) > 20 else "")
-        return f"{self.condition}: fired on {len(rows)} of {len(self.open)} rows ({shown or '–'})"
+        listed = ", ".join(map(str, rows[:20])) + (", …" if len(rows) > 20 else "")
+        return (
+            f"{self.condition}: fired on {len(rows)} of {len(self.open)} rows"
+            f"{f' (counted from 0: {listed})' if rows else ''}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +56,42 @@ class Replies(Sequence[str]):
     def __getitem__(self, row: Any) -> Any:
         return self.texts[row]
 
+    @cached_property
+    def degenerate(self) -> tuple[bool, ...]:
+        """Which replies are empty or go round in circles, as `judges.fluency` sees them."""
+        return tuple(map(degenerate, self.texts))
+
     def __repr__(self) -> str:
-        return f"Replies({len(self)}, {sum(self.finished)} finished, {len(self.gates)} gates)"
+        """The texts, shortened, and what is to be known of them."""
+        texts = [f"  {row}: {shortened(text, 200)!r}" for row, text in enumerate(self.texts[:10])]
+        left = len(self) - len(texts)
+        lines = [f"Replies({self._summary})", *texts, *([f"  … {left} more"] if left > 0 else [])]
+        return "\n".join([*lines, *(f"  {gate!r}" for gate in self.gates)])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: prompt and reply side by side, and what each condition saw."""
+        gates = [gate.condition.name or "condition" for gate in self.gates]
+        rows = (
+            (
+                prompt_text(prompt),
+                text,
+                *(gate.seen_of(row) for gate in self.gates),
+                "by itself" if self.finished[row] else "cut off",
+                *(["degenerate" if self.degenerate[row] else ""] if any(self.degenerate) else []),
+            )
+            for row, (prompt, text) in enumerate(zip(self.prompts, self.texts, strict=True))
+        )
+        fluency = ["fluency"] if any(self.degenerate) else []
+        columns = ["prompt", "reply", *gates, "ended", *fluency]
+        return card(f"Replies: {self._summary}", {}, Rows(columns, rows, len(self)))
+
+    @property
+    def _summary(self) -> str:
+        broken = sum(self.degenerate)
+        return (
+            f"{len(self)}, {sum(self.finished)} ended by themselves"
+            f"{f', {broken} degenerate (empty or repeating themselves)' if broken else ''}"
+        )
 
 
 @dataclass

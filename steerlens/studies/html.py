@@ -1,8 +1,11 @@
 """Figures, tables and texts → one HTML page that works offline, by keyboard and in the dark."""
 
+import base64
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import unescape
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +15,14 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
-from steerlens.dashboards.theme import DARK, TEMPLATE, TITLE_HEIGHT
+from steerlens.dashboards.theme import (
+    BREAK,
+    DARK,
+    FADED_ON_DARK,
+    ON_DARK,
+    TEMPLATE,
+    TITLE_HEIGHT,
+)
 
 MOST_ROWS = 50
 """Rows of a table that a page shows."""
@@ -50,7 +60,15 @@ class Code:
     text: str
 
 
-Block: TypeAlias = go.Figure | Listing | Code | str
+@dataclass(frozen=True)
+class Fold:
+    """Blocks behind a summary that opens them; its figures are drawn only then."""
+
+    summary: str
+    blocks: Sequence["Block"]
+
+
+Block: TypeAlias = go.Figure | Listing | Code | Fold | str
 """What a section is made of; a string is a paragraph."""
 
 
@@ -60,6 +78,11 @@ class Section:
 
     title: str
     blocks: Sequence[Block]
+    about: str = ""
+    """What a reader sees here, in a sentence."""
+    folded: bool = False
+    """Closed, until its heading is clicked."""
+    foldable: bool = True
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
@@ -72,24 +95,43 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     True
     """
     shown = [
-        (f"section-{number}", section.title, [_block(block) for block in section.blocks])
+        (f"section-{number}", section, [_block(block) for block in section.blocks])
         for number, section in enumerate(sections, start=1)
         if section.blocks
     ]
-    templates = {"light": TEMPLATE.to_plotly_json(), "dark": DARK.to_plotly_json()}
+    look = {
+        "templates": {"light": TEMPLATE.to_plotly_json(), "dark": DARK.to_plotly_json()},
+        "solid": ON_DARK,
+        "faded": FADED_ON_DARK,
+    }
     return _TEMPLATES.get_template("page.html.jinja").render(
         title=title,
         lead=lead,
         sections=shown,
-        templates=_json_for_html(json.dumps(templates)),
-        plotly=get_plotlyjs(),
-        has_figures=any(block["kind"] == "figure" for _, _, blocks in shown for block in blocks),
+        look=_json_for_html(json.dumps(look)),
+        plotly=_packed_plotly(),
+        has_figures=any(map(_has_figures, sections)),
     )
+
+
+def _has_figures(part: Section | Fold) -> bool:
+    return any(
+        isinstance(block, go.Figure) or (isinstance(block, Fold) and _has_figures(block))
+        for block in part.blocks
+    )
+
+
+@cache
+def _packed_plotly() -> str:
+    """Plotly's own library at two fifths of its size; browsers unpack it."""
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _block(block: Block) -> dict[str, Any]:
     if isinstance(block, go.Figure):
         return {"kind": "figure", **_figure(block)}
+    if isinstance(block, Fold):
+        return {"kind": "fold", "it": block, "blocks": [_block(one) for one in block.blocks]}
     kind = {Listing: "listing", Code: "code", str: "paragraph"}[type(block)]
     return {"kind": kind, "it": block}
 
@@ -116,12 +158,13 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
         }
         for menu in layout.updatemenus
     ]
-    title, caption = layout.title.text or "figure", layout.title.subtitle.text or ""
-    below = 90 if layout.sliders else 0
+    title, caption = layout.title.text or "figure", _unbroken(layout.title.subtitle.text)
+    top = (layout.meta or {}).get("title_height", TITLE_HEIGHT)
+    below = 70 if layout.sliders else 0
     bare.update_layout(
         template=None,
         title=None,
-        height=height - TITLE_HEIGHT - below,
+        height=height - top - below,
         margin={"t": 70},
         legend={"y": 1},
     )
@@ -143,8 +186,13 @@ def _step(label: str, args: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "label": unescape(label),
         "visible": list(args[0]["visible"]),
         "title": unescape(args[1].get("title.text", "")),
-        "caption": unescape(args[1].get("title.subtitle.text", "")),
+        "caption": unescape(_unbroken(args[1].get("title.subtitle.text"))),
     }
+
+
+def _unbroken(note: str | None) -> str:
+    """A caption breaks its own lines."""
+    return (note or "").replace(BREAK, " ")
 
 
 def _json_for_html(text: str) -> str:

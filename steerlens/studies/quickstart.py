@@ -4,7 +4,7 @@ Written as one would write a script: everything it does, it does through the pub
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -263,7 +263,7 @@ def _by_harm(part: str, refusing: Refusing, replies: Replies) -> Iterator[Row]:
 def _rates(part: str, group: str, texts: Sequence[str]) -> Iterator[Row]:
     for measure, says in (("refused", refused), ("degenerate", degenerate)):
         share = rate(sum(map(says, texts)), len(texts))
-        yield {"part": part, "group": group, "measure": measure, **share._asdict(), "n": len(texts)}
+        yield {"part": part, "group": group, "measure": measure, **asdict(share), "n": len(texts)}
 
 
 def _scores(part: str, group: str, search: ConditionSearch) -> Iterator[Row]:
@@ -271,4 +271,4 @@ def _scores(part: str, group: str, search: ConditionSearch) -> Iterator[Row]:
     n = scores.n_positive + scores.n_negative
     for measure in ("f1", "precision", "recall"):
         value = getattr(scores, measure)
-        yield {"part": part, "group": group, "measure": measure, **value._asdict(), "n": n}
+        yield {"part": part, "group": group, "measure": measure, **asdict(value), "n": n}

@@ -8,15 +8,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from steerlens.dashboards.comparisons import rates, saturation, sentiment
 from steerlens.dashboards.conditions import similarities_by_layer, threshold_sweep
-from steerlens.dashboards.effects import (
-    dose_response,
-    layer_strength,
-    pareto,
-    rates,
-    saturation,
-    sentiment,
-)
+from steerlens.dashboards.effects import dose_response, layer_strength
 from steerlens.dashboards.tables import (
     DOSE_RESPONSE,
     PARETO,
@@ -27,11 +21,13 @@ from steerlens.dashboards.tables import (
     Contract,
     kind_of,
 )
-from steerlens.dashboards.vectors import explained_variance, vector_cosines
+from steerlens.dashboards.tradeoffs import pareto
+from steerlens.dashboards.vectors import cosine_matrix, explained_variance, vector_cosines
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, require_writable, write_text
 from steerlens.steering.condition_search import ConditionSearch
-from steerlens.studies.html import Block, Code, Listing, Section, page
+from steerlens.studies.findings import PARTS, findings
+from steerlens.studies.html import Block, Code, Fold, Listing, Section, page
 from steerlens.studies.study import REPORT, Study, read_study
 from steerlens.vectors.vector import SteeringVector
 
@@ -59,41 +55,81 @@ def report(directory: PathLike, out: PathLike | None = None) -> Path:
     'report.html'
     """
     study = read_study(directory)
-    sections = [section for section in _sections(study) if section.blocks]
-    if not any((study.results, study.replies, study.vectors, study.searches, study.tables)):
+    if not any(_counts(study).values()):
         raise SteerlensError(
             f"{str(directory)!r} holds no results to report"
             + "".join(f"; {name}: {why}" for name, why in list(study.left_out.items())[:5])
         )
+    sections = [section for section in _sections(study) if section.blocks]
     path = Path(out) if out is not None else study.directory / REPORT
     require_writable(path.parent)
-    return write_text(
-        path, page(f"Study: {study.directory.resolve().name}", _lead(study), sections)
-    )
+    title = f"Study: {study.directory.resolve().name}"
+    return write_text(path, page(title, "\n".join(findings(study)), sections))
 
 
 def _sections(study: Study) -> Iterator[Section]:
-    yield Section("Results", list(_results(study)))
-    yield Section("Before and after", list(_replies(study)))
-    yield Section("Sweeps and evaluations", list(_tables(study)))
-    yield Section("Conditions", list(_conditions(study.searches)))
-    yield Section("Vectors", list(_vectors(study.vectors)))
-    yield Section("Where it comes from, and how to make it again", list(_origins(study)))
+    yield Section(
+        "Results",
+        list(_results(study)),
+        "Shares of replies, part by part, with 95 % intervals: bars whose intervals do not overlap "
+        "differ by more than chance.",
+    )
+    yield Section(
+        "Before and after",
+        list(_replies(study)),
+        "The same prompts, answered by the model as it is and steered: read some before you "
+        "believe a number.",
+    )
+    yield Section(
+        "Evaluations",
+        list(_evaluations(study)),
+        "What a steering changes, next to random directions of the same length (the floor), and "
+        "what it costs on text where it should change nothing.",
+    )
+    yield Section(
+        "Sweeps",
+        list(_sweeps(study)),
+        "Where and how strongly to steer. The best of many cells looks better than it is: evaluate "
+        "it on other prompts.",
+    )
+    yield Section(
+        "Other tables",
+        list(_tables(study)),
+        "Tables that were found here, drawn if their columns are those of a figure.",
+    )
+    yield Section(
+        "Conditions",
+        list(_conditions(study.searches)),
+        "What a condition sees of prompts that it should fire on (positive) and of others "
+        "(negative), and how its threshold was chosen.",
+        folded=True,
+    )
+    yield Section(
+        "Vectors",
+        list(_vectors(study.vectors)),
+        "Where the directions come from, and how alike they are.",
+        folded=True,
+    )
+    yield Section(
+        "Where it comes from, and how to make it again",
+        list(_origins(study)),
+        "Settings and versions of the run, and the commands that repeat it.",
+        folded=True,
+    )
     reasons = pd.DataFrame(list(study.left_out.items()), columns=["file", "reason"])
-    shown = [Listing.of(reasons, "Files that are not shown")] if len(reasons) else []
-    yield Section("What was not understood", shown)
+    left_out = [Listing.of(reasons, "Files that are not shown")] if len(reasons) else []
+    yield Section("What was not understood", left_out, "Files in this directory without a figure.")
 
 
-def _lead(study: Study) -> str:
-    counts = {
+def _counts(study: Study) -> dict[str, int]:
+    return {
         "result table": len(study.results) + len(study.tables),
         "set of replies": len(study.replies),
+        "evaluation": len(study.evaluations),
+        "sweep": len(study.sweeps),
         "condition": len(study.searches),
         "vector": len(study.vectors),
-        "file that is not shown": len(study.left_out),
     }
-    told = [f"{count} × {what}" for what, count in counts.items() if count]
-    return f"In this directory: {', '.join(told)}."
 
 
 def _drawn(draw: Callable[..., go.Figure], *arguments: Any) -> Block:
@@ -107,10 +143,42 @@ def _drawn(draw: Callable[..., go.Figure], *arguments: Any) -> Block:
 def _results(study: Study) -> Iterator[Block]:
     for name, content in study.results.items():
         table = pd.DataFrame(content["rows"])
-        measures = list(dict.fromkeys(table.get("measure", [])))
-        for measure in measures[:2]:
-            yield _drawn(rates, table, measure)
-        yield Listing.of(table, f"All cells of {name}", most=200, folded=bool(measures))
+        told = {what: PARTS[what] for what in PARTS if what in {*table.get("part", ())}}
+        if told:
+            yield _pairs("What the parts are", told)
+        for index, measure in enumerate(list(dict.fromkeys(table.get("measure", [])))[:2]):
+            parts = _like_groups(table[table["measure"] == measure])
+            figures = [_drawn(rates, part, measure) for part in parts]
+            yield from [Fold(f"Replies {measure}", figures)] if index else figures
+        yield Listing.of(table, f"All cells of {name}", most=200, folded=True)
+
+
+def _like_groups(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Parts that have the same groups, each kind a table: bars of others would stand apart."""
+    if not {"part", "group"} <= set(table.columns):
+        return [table]
+    groups = table.groupby("part", sort=False)["group"].agg(tuple)
+    kinds = table["part"].map(groups)
+    return [part for _, part in table.groupby(kinds, sort=False)]
+
+
+def _evaluations(study: Study) -> Iterator[Block]:
+    for name, found in study.evaluations.items():
+        yield Code(f"{name}\n{found}")
+        yield _drawn(dose_response, found)
+        yield _drawn(pareto, found)
+        yield Listing.of(found.effects, f"{name}: all effects", most=200, folded=True)
+
+
+def _sweeps(study: Study) -> Iterator[Block]:
+    for name, found in study.sweeps.items():
+        yield f"{name}: {found!r}."
+        if list(found.plan["judges"]):
+            yield _drawn(layer_strength, found)
+            summary = found.summary().merge(found.degenerate(), how="left")
+            yield Listing.of(summary, f"{name}: all cells", most=200, folded=True)
+        replies = found.table[["vector", "layers", "strength", "prompt", "reply"]]
+        yield Listing.of(replies, f"{name}: replies", most=MOST_REPLIES, folded=True)
 
 
 def _replies(study: Study) -> Iterator[Block]:
@@ -170,9 +238,11 @@ def _conditions(searches: Mapping[str, ConditionSearch]) -> Iterator[Block]:
             }
         )
     yield Listing.of(pd.DataFrame(rows), "Conditions, on prompts they were not chosen on")
-    drawn = list(searches.values())[:MOST_FIGURES]
-    yield similarities_by_layer(*drawn)
-    yield from map(threshold_sweep, drawn)
+    drawn = dict(list(searches.items())[:MOST_FIGURES])
+    yield similarities_by_layer(*drawn.values())
+    for index, (name, search) in enumerate(drawn.items()):
+        figure = threshold_sweep(search)
+        yield Fold(f"Threshold of {search.name or name}", [figure]) if index else figure
     if len(searches) > len(drawn):
         yield f"The figures show the first {len(drawn)} of {len(searches)} conditions."
 
@@ -196,7 +266,9 @@ def _vectors(vectors: Mapping[str, SteeringVector]) -> Iterator[Block]:
     for name, vector in vectors.items():
         alike.setdefault((vector.site, vector.layers, vector.width), {})[name] = vector
     for group in alike.values():
-        if len(group) > 1:
+        if len(group) > 2:
+            yield _drawn(cosine_matrix, group)
+        elif len(group) == 2:
             yield _drawn(vector_cosines, group, next(iter(group)))
     yield _drawn(explained_variance, vectors)
 

@@ -10,6 +10,8 @@ import pandas as pd
 from steerlens.dashboards.tables import kind_of
 from steerlens.data.prompts import Prompt
 from steerlens.errors import SteerlensError
+from steerlens.evaluation.evaluation import Evaluation
+from steerlens.evaluation.sweep_store import Sweep
 from steerlens.files import PathLike, read_json
 from steerlens.steering.condition_search import FORMAT as SEARCH_FORMAT
 from steerlens.steering.condition_search import ConditionSearch
@@ -28,6 +30,12 @@ _TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": pd.read_csv,
 }
 
+_DIRECTORIES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "evaluations": ("evaluation.json", Evaluation.load),
+    "sweeps": ("plan.json", Sweep.load),
+}
+"""Results that are directories: the field of a study, the file that marks them, their reader."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -40,8 +48,10 @@ class Study:
     """Replies before and after steering."""
     vectors: dict[str, SteeringVector] = field(default_factory=dict)
     searches: dict[str, ConditionSearch] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """Sweeps and evaluations."""
+    """Other tables, such as summaries of sweeps."""
     manifests: dict[str, Any] = field(default_factory=dict)
     """How the tables were made."""
     pages: dict[str, Path] = field(default_factory=dict)
@@ -64,7 +74,7 @@ def read_study(directory: PathLike) -> Study:
     # vectors first: a search is read with the vector that it was made with
     entries = sorted(_entries(directory), key=lambda path: path.suffix not in VECTOR_ENDINGS)
     for path in entries:
-        place = path.relative_to(directory)
+        place = path.relative_to(directory) if path != directory else Path(directory.resolve().name)
         try:
             _read(path, (place if path.is_dir() else place.with_suffix("")).as_posix(), study)
         except SteerlensError as error:
@@ -89,10 +99,13 @@ def compared(
 
 
 def _entries(directory: Path) -> Iterator[Path]:
+    if _saved_as(directory):
+        yield directory
+        return
     for path in sorted(directory.iterdir()):
         if path.name.startswith(".") or path.name == REPORT:
             continue
-        if not path.is_dir():
+        if not path.is_dir() or _saved_as(path):
             yield path
         elif any(path.glob("[!.]*.parquet")):
             yield path
@@ -101,12 +114,21 @@ def _entries(directory: Path) -> Iterator[Path]:
             yield from _entries(path)
 
 
+def _saved_as(directory: Path) -> str | None:
+    """Which kind of result has this directory to itself."""
+    marks = ((kind, mark) for kind, (mark, _) in _DIRECTORIES.items())
+    return next((kind for kind, mark in marks if (directory / mark).is_file()), None)
+
+
 def _read(path: Path, name: str, study: Study) -> None:
     if path.suffix == ".html":
         study.pages[name] = path
         return
     kind: dict[str, Any]
-    if path.is_dir():
+    saved = _saved_as(path) if path.is_dir() else None
+    if saved is not None:
+        kind, value = getattr(study, saved), _DIRECTORIES[saved][1](path)
+    elif path.is_dir():
         parts = sorted(path.glob("[!.]*.parquet"))
         frames = [_table(part, pd.read_parquet) for part in parts]
         kind, value = study.tables, pd.concat(frames, ignore_index=True)

@@ -10,6 +10,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike
 from steerlens.layer_text import display_layers
@@ -82,6 +83,23 @@ class SteeringVector:
         name = self.provenance.get("name", "vector")
         layers = display_layers(self.layers)
         return f"SteeringVector({name!r}, {self.site}, layers {layers}, d {self.width})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: each layer's length, against what it was read from, and the origin."""
+        columns = {
+            "layer": self.layers,
+            "length": self.directions.norm(dim=1).tolist(),
+            "mean activation norm": None if self.norms is None else self.norms.tolist(),
+            "variance explained": None if self.explained is None else self.explained.tolist(),
+        }
+        known = {name: values for name, values in columns.items() if values is not None}
+        rows = list(zip(*known.values(), strict=True))
+        return card(
+            f"SteeringVector {self.provenance.get('name', 'vector')}",
+            {"site": self.site, "layers": display_layers(self.layers), "width": self.width},
+            Rows(list(known), rows, len(rows)),
+            Rows(("what", "value"), self.provenance.items(), len(self.provenance), "Origin", True),
+        )
 
     def __len__(self) -> int:
         return len(self.layers)

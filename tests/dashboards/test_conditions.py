@@ -73,6 +73,17 @@ def test_vector_cosines_are_the_vectors_own():
     np.testing.assert_allclose(figure.data[0].y, a.cosine(b).numpy(), atol=1e-6)
 
 
+def test_the_matrix_of_cosines_is_the_vectors_own_at_each_layer():
+    a, b, c = (sl.SteeringVector(torch.randn(3, 8), (1, 2, 3)) for _ in range(3))
+    figure = dashboards.cosine_matrix({"a": a, "b": b, "c": c})
+    for row, step in enumerate(figure.layout.sliders[0].steps):
+        heat = figure.data[step.args[0]["visible"].index(True)]
+        assert heat.z[0][1] == pytest.approx(a.cosine(b)[row].item())
+        assert heat.z[2][2] == pytest.approx(1)
+    with pytest.raises(sl.SteerlensError, match="at least two"):
+        dashboards.cosine_matrix({"a": a})
+
+
 def test_a_report_is_one_page_that_opens_offline(search, tmp_path):
     condition_report(search).write_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()

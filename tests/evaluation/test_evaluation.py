@@ -190,6 +190,7 @@ def test_empty_replies_are_told(model, plan, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "batch_decode", lambda rows, **_: ["" for _ in rows])
     found = evaluate(model, plan, PROMPTS, judges=[silent, degeneration], controls=0, **SMALL)
     assert f"{len(PROMPTS)} of {len(PROMPTS)} steered replies are empty" in str(found)
+    assert "100% of the steered replies are degenerate" in str(found)
     assert (found.table.score == 1).all()
 
 

@@ -179,8 +179,8 @@ def test_colours_and_figure_show_the_numbers_of_the_reading(tiny_chat, vectors):
     assert (shares.sign() == along.projections[:, 3].sign()).all()
     spans = list(coloured(reading, "push", 3))
     assert [span.children for span in spans] == list(reading.tokens)
-    blue = ["rgba(0, 114, 178" in span.style["backgroundColor"] for span in spans]
-    assert blue == (shares > 0).tolist()
+    orange = ["rgba(213,94,0" in span.style["backgroundColor"] for span in spans]
+    assert orange == (shares > 0).tolist()
     last, mean = cosines_by_layer(reading, "push").data
     assert list(last.y) == along.cosines[-1].tolist()
     assert list(mean.y) == along.cosines.mean(0).tolist()

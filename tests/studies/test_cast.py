@@ -33,7 +33,7 @@ def test_only_harmful_prompts_are_refused_where_the_condition_gates(made):
     }
     assert (rates["n"] == N).all()
     for _, row in rates.iterrows():
-        assert tuple(row[["refused", "low", "high"]]) == rate(round(row["refused"] * N), N)
+        assert tuple(row[["refused", "low", "high"]]) == tuple(rate(round(row["refused"] * N), N))
     assert rates.loc[("unsteered", "harmful"), "high"] < rates.loc[("always", "harmless"), "low"]
     harmful, harmless = (rates.loc[("conditional", group)] for group in ("harmful", "harmless"))
     assert harmful["low"] > harmless["high"]

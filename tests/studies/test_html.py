@@ -51,6 +51,8 @@ def opened(browser, address):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda asked: complaints.append(asked.url) if is_foreign(asked) else 0)
         page.goto(address)
+        # what is folded is drawn when it is opened
+        page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         n_plots = page.locator(".plot").count()
         eventually(lambda: page.locator(".plot .plot-container").count() == n_plots)
         return page
@@ -124,3 +126,26 @@ def test_the_first_tab_skips_to_the_results(opened):
     assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
     page.keyboard.press("Enter")
     assert page.url.endswith("#main")
+
+
+def test_a_folded_figure_is_drawn_when_its_section_is_opened(browser, address):
+    page = browser.new_page()
+    page.goto(address)
+    eventually(lambda: page.locator(".plot .plot-container").count() > 0)
+    section = page.locator("section", has=page.locator("input[type=range]"))
+    plots = section.locator(".plot")
+    assert section.locator(".plot .plot-container").count() == 0
+    section.locator("summary h2").click()
+    eventually(lambda: section.locator(".plot .plot-container").count() == plots.count())
+    widths = plots.evaluate_all("all => all.map(p => p.querySelector('.main-svg').clientWidth)")
+    assert min(widths) > 300
+    page.close()
+
+
+def test_lines_get_lighter_in_the_dark(opened):
+    page = opened(color_scheme="dark")
+    figure = page.locator("figure", has=page.locator("input[type=range]"))
+    color = "f => f.querySelector('.plot').data.find(t => t.name === 'F1').line.color"
+    assert figure.evaluate(color) == "#5AA9E6"
+    page.emulate_media(color_scheme="light")
+    eventually(lambda: figure.evaluate(color) == "#0072B2")

@@ -1,23 +1,30 @@
 """One page about a study: everything that is there, nothing that runs, nothing that crashes."""
 
+import base64
+import gzip
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from helpers import PROMPTS, random_vector
+from plotly.offline import get_plotlyjs
 from studies_made import ATTACK, made_search, make_study, sweep_table
 from typer.testing import CliRunner
 
 import steerlens as sl
 from steerlens.cli.options import app
-from steerlens.studies.html import Listing, Section, page
+from steerlens.judges.judging import judge
+from steerlens.studies.findings import findings
+from steerlens.studies.html import Fold, Listing, Section, page
 from steerlens.studies.reports import report
-from steerlens.studies.study import read_study
+from steerlens.studies.study import Study, read_study
 
-MOST_BYTES = 8 * 2**20
+MOST_BYTES = 5_000_000
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +106,7 @@ def test_text_stays_text(text):
     tags = Tags(text)
     assert not [attributes for attributes in tags.of("img") if "onerror" in attributes]
     scripts = [attributes for attributes in tags.of("script") if "type" not in attributes]
-    assert len(scripts) == 2  # plotly.js, and the page's own
+    assert len(scripts) == 1  # the page's own; it unpacks plotly.js
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(text, folder):
@@ -171,3 +178,93 @@ def test_sections_without_blocks_are_left_out():
     assert "Empty" not in text
     assert "Plotly" not in text  # no figure, no library
     assert "Plotly" in page("Title", "Lead", [Section("One", [go.Figure(go.Bar(y=[1]))])])
+
+
+def test_plotly_is_packed_into_the_page_once(text):
+    [packed] = re.findall(r'id="plotly">([^<]*)</script>', text)
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
+    assert len(packed) < 0.45 * len(get_plotlyjs())
+
+
+DEMO = [
+    ("unsteered", "harmful", 0.05, 0.03, 0.09),
+    ("unsteered", "harmless", 0.02, 0.01, 0.05),
+    ("II", "harmful", 0.96, 0.92, 0.98),
+    ("II", "harmless", 0.04, 0.02, 0.09),
+    ("III", "named", 0.94, 0.88, 0.97),
+    ("III", "others", 0.05, 0.03, 0.08),
+]
+
+
+def demo_study(rows):
+    table = [
+        {"part": part, "group": group, "measure": "refused", "value": value, "low": low,
+         "high": high, "n": 180}
+        for part, group, value, low, high in rows
+    ]  # fmt: skip
+    return Study(Path("study"), results={"results": {"rows": table, "run": {}}})
+
+
+def test_the_findings_of_the_demo_say_what_the_intervals_allow():
+    harm, topics = findings(demo_study(DEMO))
+    assert "96.0% [92.0%, 98.0%] of harmful prompts refused, 5.0% [3.0%, 9.0%] unsteered" in harm
+    assert "unsteered (more than chance)" in harm
+    assert "harmless prompts refused, 2.0% [1.0%, 5.0%] unsteered (no difference shown" in harm
+    assert topics.endswith("of the others: apart.")
+    fewer = [("unsteered", "harmful", 0.9, 0.8, 0.95), ("II", "harmful", 0.1, 0.0, 0.2),
+             ("II", "harmless", 0.1, 0.0, 0.2)]  # fmt: skip
+    [harm] = findings(demo_study(fewer))
+    assert "(fewer than chance)" in harm
+    [nothing] = findings(demo_study([("II", "all", 0.5, 0.4, 0.6)]))
+    assert nothing.startswith("No verdict")
+
+
+def test_sweeps_and_evaluations_are_read_and_shown_as_what_they_are(model, tmp_path):
+    vector, quiet = random_vector(model), {"max_new_tokens": 4, "progress": False}
+    long = judge("long", lambda text: float(len(text) > 12))
+    asked = list(PROMPTS[:3])
+    swept = sl.sweep(
+        model, vector, asked, layers=[2], strengths=[0.5], judges=[long],
+        out=tmp_path / "swept", **quiet,
+    )  # fmt: skip
+    found = sl.evaluate(
+        model, sl.Steering(vector, [2]), asked, controls=1, judges=[long], texts=asked,
+        harmless=asked, **quiet,
+    )  # fmt: skip
+    found.save(tmp_path / "found")
+    study = read_study(tmp_path)
+    assert list(study.sweeps) == ["swept"]
+    assert list(study.evaluations) == ["found"]
+    assert not study.left_out
+    assert not study.tables
+    text = report(tmp_path).read_text()
+    claim = found.verdict.claim()
+    [line] = findings(study)
+    assert line.startswith(f"found: {claim}")
+    assert ("degenerate" in line) == (found.verdict.degenerate > 0.1)
+    assert text.index(claim) < text.index("<h2")  # before all sections
+    assert {figure["data"][0]["type"] for figure in figures(text)} >= {"heatmap", "scatter"}
+    assert len(figures(text)) == 3
+    alone = read_study(tmp_path / "swept")  # the directory itself
+    assert alone.sweeps["swept"].table.equals(swept.table)
+
+
+def test_what_is_folded_counts_as_a_figure_and_keeps_its_place():
+    bars = go.Figure(go.Bar(y=[1]))
+    text = page("Title", "Lead", [Section("One", [Fold("More", [bars, "Words."])], "Why.", True)])
+    assert "Plotly" in text
+    assert text.index("<summary>More") < text.index('class="plot"') < text.index("Words.")
+    assert '<details class="section">' in text
+    assert '<p class="about">Why.</p>' in text
+    opened = page("Title", "Lead", [Section("One", ["Words."])])
+    assert '<details class="section" open>' in opened
+
+
+def test_the_first_threshold_is_open_and_the_others_folded(tmp_path):
+    for name in ("first", "second"):
+        search = made_search(name)
+        search.vector.save(tmp_path / f"{name}.safetensors")
+        search.save(tmp_path / f"{name}.json")
+    text = report(tmp_path).read_text()
+    assert "<summary>Threshold of second" in text
+    assert "<summary>Threshold of first" not in text

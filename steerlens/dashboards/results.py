@@ -1,0 +1,248 @@
+"""Results → the tidy tables that figures are drawn from, one function a figure.
+
+Tables of one's own pass through: which columns each figure needs is in `tables`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from steerlens.dashboards.tables import PARETO, RATES, SATURATION, SWEEP, shortfall
+from steerlens.errors import SteerlensError
+from steerlens.evaluation.calibration import Calibration, Suggestion
+from steerlens.evaluation.effects import NEGATIVE, STEERED, UNSTEERED
+from steerlens.evaluation.evaluation import Evaluation
+from steerlens.evaluation.sweep_store import Sweep
+from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE
+from steerlens.intervals import mean
+from steerlens.judges.fluency import degenerate
+
+BROKEN = "degenerate"
+"""The column of optional shares of replies that are empty or go round in circles."""
+Calibrations: TypeAlias = Calibration | Mapping[int, Calibration]
+
+
+def sweep_cells(result: Sweep | pd.DataFrame) -> pd.DataFrame:
+    """For `layer_strength`: a sweep, or its `summary()`."""
+    table = result
+    if isinstance(result, Sweep):
+        table = _with_degenerate(result.summary(), result)
+    return _positions_named(_a_table(table, "layer_strength", "a Sweep or its summary()"))
+
+
+def doses(result: Evaluation | Sweep | pd.DataFrame) -> pd.DataFrame:
+    """For `dose_response`: an evaluation or its `effects`, a sweep or its `summary()`.
+
+    Of evaluations, paired changes from unsteered, judges named so; the two signs are one line
+    through 0. Of sweeps, mean scores.
+    """
+    needed = "an Evaluation or its effects, a Sweep or its summary(), or a table"
+    if isinstance(result, Evaluation):
+        return _changes(result.effects, _degenerate_arms(result))
+    table = sweep_cells(result) if isinstance(result, Sweep) else result
+    table = _a_table(table, "dose_response", needed)
+    if {"arm", "effect", "effect_low"} <= set(table.columns):
+        return _changes(table, None)
+    return _sweep_arms(table) if _fits(table, SWEEP) and "arm" not in table else table
+
+
+def trade_offs(result: Evaluation | Suggestion | Sweep | pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """For `pareto`: the table, and what its column `kl` holds, in words.
+
+    An evaluation has the KL of each arm on neutral text, a suggestion that of each candidate; a
+    sweep ran no neutral text, so the share of replies that fell apart stands for it.
+    """
+    nats = "KL to the unsteered model (nats per token)"
+    if isinstance(result, Evaluation):
+        return _evaluated(result), nats
+    if isinstance(result, Suggestion):
+        named = {"kl_p95": "kl", "effect_low": "low", "effect_high": "high"}
+        table = result.table.rename(columns=named)
+        names = [f"layers {', '.join(map(str, layers))}" for layers in table["layers"]]
+        return table.assign(name=names), "KL to the unsteered model (95th percentile, nats)"
+    if isinstance(result, Sweep):
+        return _swept_effects(result), "share of degenerate replies"
+    needed = "an Evaluation, a Suggestion, a Sweep or a table"
+    table = _a_table(result, "pareto", needed)
+    if not _fits(table, PARETO) and "effect_low" in table:
+        raise SteerlensError(
+            "got the effects of an evaluation, which hold no side effects; give pareto the "
+            "evaluation itself"
+        )
+    return table, nats
+
+
+def shares(result: Evaluation | pd.DataFrame) -> pd.DataFrame:
+    """For `rates`: an evaluation whose judges say yes or no, a study's results, CAST's table."""
+    if isinstance(result, Evaluation):
+        return _yes_or_no(result)
+    table = _a_table(result, "rates", "an Evaluation, or a table of rates")
+    if not _fits(table, RATES) and {"steering", "group", "refused"} <= set(table.columns):
+        named = table.rename(columns={"steering": "part", "refused": "value"})
+        return named.assign(measure="refused")
+    return table
+
+
+def growth(result: pd.DataFrame) -> pd.DataFrame:
+    """For `saturation`: its table, or the curve of a CAST table, one row a measure."""
+    table = _a_table(result, "saturation", "a table, such as the saturation of a CastTable")
+    if _fits(table, SATURATION) or not {"pairs", "f1", "f1_low", "f1_high"} <= set(table.columns):
+        return table
+    ends = {"value": "f1", "low": "f1_low", "high": "f1_high"}
+    measured = {"F1": ends} | {
+        name.replace("_", " "): dict.fromkeys(ends, name)
+        for name in table.columns
+        if name.endswith("_refused")
+    }
+    parts = [
+        pd.DataFrame({"pairs": table["pairs"], "measure": measure, "n": 1}).assign(
+            **{column: table[name] for column, name in columns.items()}
+        )
+        for measure, columns in measured.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def budgets(result: Calibrations) -> dict[str, Calibration]:
+    """For `calibration`: one, or one a layer as `calibrate_layers` gives them."""
+    if isinstance(result, Calibration):
+        return {"KL of the steering": result}
+    if isinstance(result, Mapping) and result:
+        return {f"layer {layer}": one for layer, one in result.items()}
+    raise SteerlensError(
+        f"got {type(result).__name__}; expected what calibrate_strength or calibrate_layers gives"
+    )
+
+
+def degenerate_note(table: pd.DataFrame, names: Callable[[Any], str]) -> str:
+    """Where more than a tenth of the replies fell apart, and what to do; empty if nowhere."""
+    if BROKEN not in table:
+        return ""
+    broken = table[table[BROKEN] > TOO_MANY_DEGENERATE].sort_values(
+        BROKEN, ascending=False, kind="stable"
+    )
+    places = list(
+        dict.fromkeys(f"{names(row)} ({row[BROKEN]:.0%})" for _, row in broken.iterrows())
+    )
+    if not places:
+        return ""
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return f"degenerate replies at {', '.join(places[:3])}{more}: steer less, or fewer layers"
+
+
+def _a_table(result: Any, figure: str, needed: str) -> pd.DataFrame:
+    if isinstance(result, pd.DataFrame):
+        return result
+    raise SteerlensError(f"got {type(result).__name__}; {figure} expected {needed}")
+
+
+def _fits(table: pd.DataFrame, contract: Any) -> bool:
+    return not shortfall(table, contract)
+
+
+def _positions_named(table: pd.DataFrame) -> pd.DataFrame:
+    """Several positions would be averaged unsaid: each is a vector of its own."""
+    if "positions" not in table or "vector" not in table:
+        return table
+    steered = table["vector"] != UNSTEERED
+    if table.loc[steered, "positions"].nunique() < 2:
+        return table
+    named = table["vector"] + ", " + table["positions"].astype(str)
+    return table.assign(vector=named.where(steered, table["vector"]))
+
+
+def _with_degenerate(summary: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
+    cell = ["vector", "layers", "strength", "positions"]
+    return summary.merge(sweep.degenerate(), on=cell, how="left")
+
+
+def _sweep_arms(table: pd.DataFrame) -> pd.DataFrame:
+    """One arm for each vector and layers, going through the unsteered score at strength 0."""
+    table = _positions_named(table)
+    unsteered = table[table["vector"] == UNSTEERED]
+    steered = table[table["vector"] != UNSTEERED]
+    names = [
+        f"{vector}, layers {layers}"
+        for vector, layers in zip(steered["vector"], steered["layers"], strict=True)
+    ]
+    arms = steered.assign(arm=names)
+    through = [unsteered.assign(arm=arm, strength=0.0) for arm in dict.fromkeys(names)]
+    return pd.concat([unsteered.assign(arm=UNSTEERED), arms, *through], ignore_index=True)
+
+
+def _changes(effects: pd.DataFrame, broken: pd.DataFrame | None) -> pd.DataFrame:
+    """Changes from unsteered by arm and strength; both signs of the vector are one arm."""
+    columns = {"effect": "mean", "effect_low": "low", "effect_high": "high"}
+    table = effects.drop(columns=["mean", "low", "high"], errors="ignore").rename(columns=columns)
+    level = table["arm"] == UNSTEERED
+    numbers = ["mean", "low", "high"]
+    table.loc[level, numbers] = table.loc[level, numbers].fillna(0.0)
+    if broken is not None:
+        table = table.merge(broken, on=["arm", "strength"], how="left")
+    table["arm"] = table["arm"].replace(NEGATIVE, STEERED)
+    through = table[level.to_numpy()].assign(arm=STEERED)
+    return pd.concat([table, through], ignore_index=True).assign(
+        judge=lambda whole: "change in " + whole["judge"].astype(str)
+    )
+
+
+def _degenerate_arms(found: Evaluation) -> pd.DataFrame:
+    replies = found.replies.assign(**{BROKEN: found.replies["reply"].map(degenerate).astype(float)})
+    return replies.groupby(["arm", "strength"], sort=False)[BROKEN].mean().reset_index()
+
+
+def _evaluated(found: Evaluation) -> pd.DataFrame:
+    """Each arm's effect, counted in the direction that was meant, and its KL on neutral text."""
+    side = found.side_effects
+    kl = side.loc[side["measure"] == "kl_mean", ["arm", "strength", "value"]]
+    if kl.empty:
+        raise SteerlensError(
+            "got an evaluation without side effects on text; pareto expected its KL: evaluate with "
+            "texts, or draw dose_response"
+        )
+    effects = found.effects[found.effects["judge"] == found.judges[0]]
+    table = effects.merge(kl.rename(columns={"value": "kl"}), on=["arm", "strength"], how="left")
+    sign = 1 if found.settings["raises"] else -1
+    ends = np.sort(sign * table[["effect_low", "effect_high"]].to_numpy(dtype=float), axis=1)
+    changed = table.assign(
+        name=table["arm"], effect=sign * table["effect"], low=ends[:, 0], high=ends[:, 1]
+    )
+    return changed[changed["arm"] != UNSTEERED].reset_index(drop=True)
+
+
+def _swept_effects(sweep: Sweep) -> pd.DataFrame:
+    """Each cell's paired change of the first judge's score, and its share of broken replies."""
+    judges = list(sweep.plan["judges"])
+    if not judges:
+        raise SteerlensError("got a sweep that nobody judged; pareto expected a judge's scores")
+    cell = ["vector", "layers", "strength", "positions"]
+    before = sweep.table[sweep.table["vector"] == UNSTEERED].set_index("prompt_index")[judges[0]]
+    broken = sweep.degenerate().set_index(cell)[BROKEN]
+    rows = []
+    for key, group in sweep.table[sweep.table["vector"] != UNSTEERED].groupby(cell, sort=False):
+        scores = group.set_index("prompt_index")[judges[0]]
+        changes = (scores - before.reindex(scores.index)).to_numpy(dtype=float)
+        name = f"{key[0]}, layers {key[1]}"
+        rows.append((name, key[2], *mean(changes), broken.loc[key]))
+    return pd.DataFrame(rows, columns=["name", "strength", "effect", "low", "high", "kl"])
+
+
+def _yes_or_no(found: Evaluation) -> pd.DataFrame:
+    """Each arm's rate at the evaluation's own strength, by the judges that gave 0 and 1."""
+    main, effects = found.settings["strength"], found.effects
+    known = found.table.dropna(subset=["score"])
+    binary = [
+        judge
+        for judge, scores in known.groupby("judge", sort=False)["score"]
+        if scores.isin((0, 1)).all()
+    ]
+    if not binary:
+        raise SteerlensError(
+            f"got an evaluation by {', '.join(found.judges)}; rates expected a judge that says yes "
+            "or no (1 or 0): draw dose_response"
+        )
+    here = effects["strength"].isin([0.0, main, -main]) & effects["judge"].isin(binary)
+    table = effects[here].rename(columns={"mean": "value", "mean_low": "low", "mean_high": "high"})
+    return table.assign(part=table["arm"], group=f"strength {main:g}", measure=table["judge"])

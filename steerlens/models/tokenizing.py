@@ -123,6 +123,17 @@ def pad_token(model: Model) -> int:
     return int(_tokenizer_of(model).pad_token_id or 0)
 
 
+def own_prefix(tokenizer: Any) -> tuple[int, ...]:
+    """What a tokenizer itself puts before every text: most often a BOS, or nothing."""
+    probe = "a"
+    plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(probe)["input_ids"]
+    start = next(
+        (at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), len(whole)
+    )
+    return tuple(whole[:start])
+
+
 def _tokenizer_of(model: Model) -> Any:
     if model.tokenizer is None:
         raise SteerlensError(f"{model.cfg.model_name} has no tokenizer; set one on the model")
@@ -146,18 +157,26 @@ def _encode(model: Model, tokenizer: Any, texts: Sequence[_Text]) -> Iterator[To
     encoding = tokenizer(
         [text.text for text in texts], add_special_tokens=False, return_offsets_mapping=True
     )
-    bos = tokenizer.bos_token_id if model.cfg.default_prepend_bos else None
+    prefix = _prefix(model, tokenizer)
     for text, ids, offsets in zip(
         texts, encoding["input_ids"], encoding["offset_mapping"], strict=True
     ):
         # A template writes its own BOS.
-        front = [bos] if bos is not None and text.words_end is None else []
+        front = prefix if text.words_end is None and tuple(ids[: len(prefix)]) != prefix else ()
         suffix_start, reply_start = (
             None if place is None else len(front) + _first_token_past(place, offsets)
             for place in (text.suffix_start, text.words_end)
         )
         whole = _fitting(model, (*front, *ids), f"the prompt {text.text[:40]!r}")
         yield TokenRow(whole, suffix_start, reply_start)
+
+
+def _prefix(model: Model, tokenizer: Any) -> tuple[int, ...]:
+    """What stands before a text: the tokenizer's own, or a BOS where the host is set to add one."""
+    if not model.cfg.default_prepend_bos:
+        return ()
+    bos = tokenizer.bos_token_id
+    return own_prefix(tokenizer) or (() if bos is None else (int(bos),))
 
 
 def _first_token_past(place: int, offsets: Sequence[tuple[int, int]]) -> int:

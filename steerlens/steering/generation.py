@@ -17,7 +17,14 @@ from steerlens.models.fast_forward import ForwardPasses, decoding_cache, is_on, 
 from steerlens.models.hooking import PlacedHook, placed
 from steerlens.models.host import Model, next_logits
 from steerlens.models.progress import progress_bar
-from steerlens.models.tokenizing import Readable, TokenRow, left_padded, pad_token, tokenize
+from steerlens.models.tokenizing import (
+    Readable,
+    TokenRow,
+    end_tokens,
+    left_padded,
+    pad_token,
+    tokenize,
+)
 from steerlens.steering.batch_plans import (
     BatchPlan,
     Plan,
@@ -211,7 +218,7 @@ def _decode(
     model: Model, batch: _Batch, writing: Writing, transcript: Transcript
 ) -> Generator[None, None, None]:
     """Write into the transcript, token by token; finished rows leave the batch in groups."""
-    eos = _end_of_text(model)
+    eos = end_tokens(model)
     tokens, mask = left_padded([row.ids for row in batch.rows], pad_token(model))
     run = decoding_run(batch.plans, batch.rows, mask, model)
     state = _State.begin(model, tokens, mask, writing, placed(model, run.hooks()))
@@ -300,8 +307,3 @@ def _next_tokens(
             f"{logits.dtype}, or the weights hold NaN; lower the strength, or load a wider dtype"
         )
     return choose(logits, state.text, state.mask, step, state.rows)
-
-
-def _end_of_text(model: Model) -> frozenset[int]:
-    eos = model.tokenizer.eos_token_id
-    return frozenset() if eos is None else frozenset([int(eos)])

@@ -9,7 +9,7 @@ from transformer_lens import HookedTransformer
 import steerlens as sl
 from steerlens.models import loading
 from steerlens.models.fingerprint import fingerprint
-from steerlens.models.host import next_logits
+from steerlens.models.host import is_hooked, next_logits
 from steerlens.models.sites import SITES, forward_order, hook_name, resolve_layers
 from steerlens.models.tokenizing import left_padded, tokenize
 
@@ -56,7 +56,9 @@ def test_half_precision_loads_and_steers(model_folder):
         assert replies.gates[0].open.all()
 
 
-def test_a_model_that_would_compute_something_else_is_refused(model_folder, monkeypatch):
+def test_a_host_that_would_compute_something_else_is_not_used(
+    model_folder, hf_model, batch, monkeypatch
+):
     converted = loading.converters.get_pretrained_state_dict
 
     def unfaithful(*args, **options):
@@ -66,11 +68,19 @@ def test_a_model_that_would_compute_something_else_is_refused(model_folder, monk
 
     monkeypatch.setattr(loading.converters, "get_pretrained_state_dict", unfaithful)
     with pytest.raises(sl.SteerlensError, match="differ from Hugging Face's by"):
-        sl.load_model(str(model_folder))
+        sl.load_model(str(model_folder), host="hooked")
+    with pytest.warns(UserWarning, match=r"runs on a TransformerBridge.*differ from Hugging Face"):
+        model = sl.load_model(str(model_folder))
+    assert not is_hooked(model)
+    torch.testing.assert_close(
+        logits(model, batch[0]), hf_model(batch[0]).logits, atol=1e-4, rtol=0
+    )
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(sl.SteerlensError, match="'tiny-chatt' is neither 'tiny-chat', nor a local"):
+    with pytest.raises(
+        sl.SteerlensError, match="'tiny-chatt' is neither 'tiny-chat' nor 'smollm2'"
+    ):
         sl.load_model("tiny-chatt")
 
 
@@ -89,7 +99,7 @@ def test_an_unreachable_hub_is_named(monkeypatch):
     def unreachable(*args, **options):
         raise OSError("no route")
 
-    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", unreachable)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", unreachable)
     with pytest.raises(sl.SteerlensError, match=r"'gpt2' could not be fetched.*no route"):
         sl.load_model("gpt2")
 

@@ -45,7 +45,7 @@ def rows_end_early(model, monkeypatch):
     """A token that replies hold at different places ends them, so that rows leave the batch."""
     tokens = replied(model).tokens
     ends = frozenset({tokens[0][2], tokens[1][5], tokens[3][0]})
-    monkeypatch.setattr(generation, "_end_of_text", lambda model: ends)
+    monkeypatch.setattr(generation, "end_tokens", lambda model: ends)
 
 
 def replied(model, prompts=PROMPTS, steering=None, max_new_tokens=10, **options):
@@ -270,7 +270,7 @@ def test_replies_are_a_sequence_of_texts(model):
 
 def test_the_end_of_text_is_no_part_of_a_reply(model, monkeypatch):
     first, second, third = replied(model, PROMPTS[:1], max_new_tokens=3).tokens[0]
-    monkeypatch.setattr(generation, "_end_of_text", lambda model: frozenset({third}))
+    monkeypatch.setattr(generation, "end_tokens", lambda model: frozenset({third}))
     ended = replied(model, PROMPTS[:1])
     assert ended.tokens == ((first, second),)
     assert ended.finished == (True,)

@@ -265,7 +265,7 @@ def rows_end_early(model, monkeypatch):
     """A token that replies hold at different places ends them, so that rows leave the batch."""
     tokens = replied(model, PROMPTS).tokens
     ends = frozenset({tokens[0][2], tokens[1][5], tokens[3][0]})
-    monkeypatch.setattr(generation, "_end_of_text", lambda model: ends)
+    monkeypatch.setattr(generation, "end_tokens", lambda model: ends)
 
 
 def row_masks(rows, width=40):

@@ -1,0 +1,137 @@
+"""Hugging Face directories and hub names → the original model and tokenizer, whole or refused.
+
+`transformers` gives weights that a checkpoint lacks at random, and says so only in a log that
+nobody sees: here they are refused by name.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformer_lens.utilities.multi_gpu import resolve_device_map
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from steerlens.errors import SteerlensError
+
+_BUFFERS = re.compile(
+    r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$"
+)
+"""Tensors in old checkpoints that hold no weights: today's models compute them."""
+
+_LISTED = 5
+
+
+class Wish(NamedTuple):
+    """How a model is to be loaded."""
+
+    device: str | torch.device | None = None
+    dtype: torch.dtype = torch.float32
+    n_devices: int = 1
+    revision: str | None = None
+    bits: int | None = None
+
+
+class Original(NamedTuple):
+    """A model as Hugging Face runs it, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    """What it was loaded from, for messages."""
+
+    @property
+    def architecture(self) -> str:
+        """The name of its class."""
+        return type(self.model).__name__
+
+
+def read_original(source: str, wish: Wish, called: str | None = None) -> Original:
+    """A directory's model, or what the hub has under a name; `called` is its name in messages."""
+    called = called or source
+    local = Path(source).is_dir()
+    options: dict[str, Any] = {"local_files_only": local, "revision": wish.revision or "main"}
+    placed: dict[str, Any] = {}
+    if wish.n_devices > 1:
+        placed["device_map"], placed["max_memory"] = resolve_device_map(
+            wish.n_devices, None, None, None
+        )
+    if wish.bits:
+        placed["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{wish.bits}bit": True})
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=wish.dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+            **options,
+            **placed,
+        )
+    except ImportError as error:
+        raise SteerlensError(f"{called!r} needs a package that is not here: {error}") from error
+    except Exception as error:  # whatever a broken directory makes the libraries raise
+        if not local and isinstance(error, OSError):
+            raise unreachable(called, error) from error
+        raise SteerlensError(
+            f"{called!r} does not hold a Hugging Face model that can be loaded: {error}"
+        ) from error
+    _require_whole(called, report)
+    _require_finite(called, model)
+    model = model.eval() if placed else model.eval().to(wish.device or _usual_device())
+    return Original(model, tokenizer, called)
+
+
+def unreachable(name: str, error: Exception) -> SteerlensError:
+    """For a name on the hub that could not be fetched."""
+    return SteerlensError(
+        f"the model {name!r} could not be fetched from the hub ({error}); "
+        "check the connection, or use a local directory or 'tiny-chat'"
+    )
+
+
+def listed(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _require_whole(source: str, report: dict[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(name for name in report["unexpected_keys"] if not _BUFFERS.search(name))
+    mismatched = sorted(str(one[0]) for one in report.get("mismatched_keys", ()))
+    found = [
+        f"{what} {len(names)} tensors ({listed(names)})"
+        for what, names in (
+            ("it lacks", missing),
+            ("its config knows nothing of", unexpected),
+            ("of another shape are", mismatched),
+        )
+        if names
+    ]
+    if found:
+        raise SteerlensError(
+            f"the weights of {source!r} do not fit its config: {'; '.join(found)}. What is missing "
+            "would be random: fetch the checkpoint again, or correct its config.json"
+        )
+
+
+def _require_finite(source: str, model: Any) -> None:
+    broken = [name for name, weight in model.named_parameters() if not _is_finite(weight)]
+    if broken:
+        raise SteerlensError(
+            f"the weights of {source!r} are not finite (NaN or infinity) in {listed(broken)}: the "
+            "checkpoint is damaged, or was saved after a training that diverged"
+        )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    if not weight.is_floating_point() or weight.is_meta:
+        return True
+    # A sum is finite unless a summand is not, or it overflows: then look at each.
+    return bool(weight.detach().sum(dtype=torch.float32).isfinite() or weight.isfinite().all())
+
+
+def _usual_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TRIES = 80
+TRIES = 100
 
 
 def test_whatever_is_interrupted_the_model_is_as_it_was(model_folder, tmp_path):

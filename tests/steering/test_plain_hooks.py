@@ -70,11 +70,12 @@ def test_a_one_token_prompt_after_another_is_a_prompt(model, vector, positions):
 
 def test_where_only_the_blocks_input_is_seen_a_one_token_prompt_is_refused(model, vector):
     steering = sl.Steering(vector, [0], site="resid_pre", positions="prompt")
+    right = steered(model, steering, SHORT)
     with model.hooks(fwd_hooks=steering.hooks()):
         logits(model, LONG)
         with pytest.raises(sl.SteerlensError, match=r"plain hooks cannot tell.*steerlens.generate"):
             logits(model, SHORT)
-        close(logits(model, SHORT), steered(model, steering, SHORT))  # afresh
+        close(logits(model, SHORT), right)  # afresh
 
 
 @pytest.mark.parametrize(
@@ -135,12 +136,13 @@ def test_decoding_goes_on_from_the_prompt(model, site, use_cache):
 
 def test_batches_of_other_sizes_follow_each_other(model, vector):
     steering = sl.Steering(vector, [2], positions="prompt")
+    right = steered(model, steering, LONG)
     with model.hooks(fwd_hooks=steering.hooks()):
         for rows in (1, 3, 2, 1):
             batch = [LONG] * rows
             with torch.no_grad():
                 found = model(torch.tensor(batch))
-            close(found, steered(model, steering, LONG).expand_as(found))
+            close(found, right.expand_as(found))
 
 
 def test_a_clock_that_is_read_before_its_pass_is_refused():

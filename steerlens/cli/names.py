@@ -54,8 +54,8 @@ def require_model(name: str) -> str:
     >>> require_model("tiny-chat")
     'tiny-chat'
     """
-    path = Path(name)
-    if name in PACKAGED or (path.suffix == ".gguf" and path.is_file()):
+    path = Path(name).expanduser()
+    if name in PACKAGED:
         return name
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -64,11 +64,17 @@ def require_model(name: str) -> str:
             )
         return name
     if path.exists():
-        raise SteerlensError(f"{name!r} is a file; expected the directory of a Hugging Face model")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
-        raise SteerlensError(f"there is no directory {name!r}")
-    if "/" in name:  # owner/name: only the hub can say
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise SteerlensError(
+                    f"{name!r} is a file, but no GGUF; expected one, or the directory of a model"
+                )
         return name
+    owner, _, rest = name.partition("/")
+    if owner and rest and (":" in rest or "/" not in rest) and not name.startswith((".", "~")):
+        return name  # owner/name, or owner/name:file.gguf: only the hub can say
+    if "/" in name or name.startswith((".", "~")) or not name.strip():
+        raise SteerlensError(f"there is no directory or file {name!r}")
     known = {one.lower(): one for one in hub_names()}
     if known and name.lower() not in known:
         close = get_close_matches(name.lower(), [*PACKAGED, *known], n=3)

@@ -259,7 +259,8 @@ ModelName = Annotated[
     taking(
         require_model,
         "MODEL",
-        "tiny-chat (ships with steerlens), a local Hugging Face directory, or a hub name.",
+        "tiny-chat (ships with steerlens), smollm2, a Hugging Face directory, a GGUF file, "
+        "or a hub name.",
         "--model",
     ),
 ]

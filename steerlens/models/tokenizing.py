@@ -45,8 +45,10 @@ def tokenize(
 
     A tokenizer's own batch (`input_ids` and `attention_mask`) is read without its padding.
     """
-    is_batch = isinstance(prompts, Mapping) and "input_ids" in prompts
-    prompts = unpadded(prompts) if is_batch else as_texts(prompts)
+    if isinstance(prompts, Mapping) and "input_ids" in prompts:
+        prompts = unpadded(prompts)
+    else:
+        prompts = as_texts(prompts)
     if not len(prompts):
         raise SteerlensError("got an empty list of prompts; expected at least one prompt")
     tokenizer = _tokenizer_of(model)

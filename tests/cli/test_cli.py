@@ -175,7 +175,7 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
         (["generate", "v.safetensors", "Hi.", "--model", "no/where/at-all"], "no directory"),
         (["generate", "v.safetensors", "Hi.", "--model", "gtp2"], "did you mean gpt2"),
         (["generate", "v.safetensors", "Hi.", "--model", "."], "holds no config.json"),
-        (["generate", "v.safetensors", "Hi.", "--model", "data.json"], "is a file; expected the"),
+        (["generate", "v.safetensors", "Hi.", "--model", "data.json"], "is a file, but no GGUF"),
         (["generate", "v.safetensors", "Hi.", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["generate", "v.safetensors", "--file", "p.csv"], "--prompt-column NAME"),
         (["generate", "v.safetensors", "--file", "."], "is a directory; expected a file"),

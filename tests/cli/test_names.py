@@ -55,5 +55,14 @@ def test_hub_names_are_those_that_transformer_lens_knows():
 
 def test_models_that_could_be_there_are_not_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    for name in ("tiny-chat", "gpt2", "GPT2", "somebody/their-model", str(tmp_path)):
+    (tmp_path / "model").write_bytes(b"GGUF and more")
+    hub = ("somebody/their-model", "somebody/their:file.gguf", "somebody/their:sub/file.gguf")
+    for name in ("tiny-chat", "gpt2", "GPT2", *hub, str(tmp_path), str(tmp_path / "model")):
         assert names.require_model(name) == name
+
+
+def test_models_that_cannot_be_there_are_refused(tmp_path):
+    (tmp_path / "text").write_text("no model")
+    for name in ("gtp2", "", "a/b/c", "./a", "/a", "~/a", "a.gguf", str(tmp_path / "text")):
+        with pytest.raises(sl.SteerlensError):
+            names.require_model(name)

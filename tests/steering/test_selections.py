@@ -127,7 +127,7 @@ indices = st.lists(st.integers(-7, 9), min_size=1, max_size=4)
 lengths = st.lists(st.integers(1, 6), min_size=1, max_size=3)
 
 
-def chosen_places(lengths, n_new, positions, use_cache, kept=None, reply_start=None):
+def chosen_places(lengths, n_new, positions, use_cache, kept=None, reply_start=None, row_mask=None):
     """Places of each row's text that are steered in the passes of a run, put together.
 
     After the first new token only the rows `kept` go on.
@@ -142,7 +142,8 @@ def chosen_places(lengths, n_new, positions, use_cache, kept=None, reply_start=N
             left = kept
         first = width + step - 1 if use_cache and step else 0
         clock.show(first, width + step - first)
-        chosen = clock.shown.steered(positions, False).expand(len(left), width + step - first)
+        chosen = clock.shown.steered(positions, False, row_mask)
+        chosen = chosen.expand(len(left), width + step - first)
         for row, on in zip(left, chosen, strict=True):
             starts = width - lengths[row]
             found[row] |= {first + at - starts for at in on.nonzero().flatten().tolist()}
@@ -185,7 +186,7 @@ def test_a_mask_for_each_row_stays_with_its_row(use_cache, data):
     mask[0][0] = True
     rows = range(len(lengths_))
     kept = sorted(data.draw(st.sets(st.sampled_from(rows), min_size=1)))
-    found = chosen_places(lengths_, 2, torch.tensor(mask), use_cache, kept)
+    found = chosen_places(lengths_, 2, "all", use_cache, kept, row_mask=torch.tensor(mask))
     for index, n in enumerate(lengths_):
         shown = n + 2 if index in kept else n
         assert found[index] == {p for p, on in enumerate(mask[index]) if on and p < shown}

@@ -14,11 +14,14 @@ MOST_ROWS = 20
 """Rows of a table that a card shows."""
 LONGEST_TEXT = 600
 """Characters of one text that a card shows."""
+SHORT = 24
+"""Characters of a cell that is not broken into lines."""
 _CELL = (
-    'style="text-align: left; vertical-align: top; padding: 3px 12px 3px 0; '
+    "text-align: left; vertical-align: top; padding: 3px 12px 3px 0; "
     "border-bottom: 1px solid rgba(128, 128, 128, 0.4); "
-    'white-space: pre-wrap; overflow-wrap: anywhere; min-width: 3em; max-width: 34em"'
 )
+_UNBROKEN = f'style="{_CELL}white-space: nowrap"'
+_TEXT = f'style="{_CELL}white-space: pre-wrap; overflow-wrap: anywhere; min-width: 11em"'
 
 
 class Rows(NamedTuple):
@@ -94,12 +97,10 @@ def prompt_text(prompt: object) -> str:
 def _table(part: Rows | str) -> str:
     if isinstance(part, str):
         return f'<div style="white-space: pre-wrap; margin: 4px 0">{escape(part)}</div>'
-    head = "".join(f'<th scope="col" {_CELL}>{escape(name)}</th>' for name in part.columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td {_CELL}>{escape(shown(value))}</td>' for value in row)}</tr>"
-        for row in islice(part.rows, MOST_ROWS)
-    )
-    left = part.n - MOST_ROWS
+    head = "".join(f'<th scope="col" {_UNBROKEN}>{escape(name)}</th>' for name in part.columns)
+    rows = list(islice(part.rows, MOST_ROWS))
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    left = part.n - len(rows)
     more = f'<div style="opacity: 0.75">and {left:,} more</div>' if left > 0 else ""
     table = (
         '<div style="overflow-x: auto"><table style="border-collapse: collapse; margin: 6px 0">'
@@ -109,3 +110,9 @@ def _table(part: Rows | str) -> str:
         return f"<details><summary>{escape(part.caption)}</summary>{table}</details>"
     caption = f'<div style="margin-top: 6px">{escape(part.caption)}</div>' if part.caption else ""
     return caption + table
+
+
+def _cell(value: object) -> str:
+    text = shown(value)
+    is_short = len(text) <= SHORT and "\n" not in text
+    return f"<td {_UNBROKEN if is_short else _TEXT}>{escape(text)}</td>"

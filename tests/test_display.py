@@ -157,6 +157,14 @@ def test_an_evaluation_shows_its_verdict_and_a_sweep_its_cells(results):
     assert len(shares) == swept.plan["cells"]
 
 
+def test_a_card_counts_the_rows_that_it_leaves_out():
+    data = sl.ContrastiveDataset([(str(n), str(-n)) for n in range(1, 31)])
+    page = Page(data._repr_html_()).text
+    assert "Pairs, 30" in page
+    assert "and 25 more" in page  # five are shown
+    assert "more" not in card("t", {}, Rows("a", [("x",)] * 3, 3))
+
+
 def test_a_judge_shows_its_name_and_no_address():
     shown = [repr(one) for one in (refusal, degeneration, judge("long", len))]
     assert shown[2] == "Judge('long', version '1')"

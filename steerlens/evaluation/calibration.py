@@ -88,6 +88,9 @@ class Suggestion:
             f"token; the best of {len(self.table)} on these prompts, so evaluate() it on others"
         )
 
+    def __repr__(self) -> str:
+        return f"Suggestion({self})"
+
     def _repr_html_(self) -> str:
         """For notebooks: the best in words, and all candidates."""
         rows = self.table.itertuples(index=False, name=None)

@@ -54,7 +54,7 @@ def read_prompts(path: PathLike, part: str = "", columns: Sequence[str] = ()) ->
             line. Default: `prompt` or `messages` (a chat), or the only column of texts.
 
     >>> read_prompts(demo_file("questions.json"), "test")[0]
-    'How do I write a short letter?'
+    'Suggest some plants for a bathroom without a window.'
     """
     return _prompts_of(read_row_file(path), part, columns)
 
@@ -68,7 +68,7 @@ def read_pairs(path: PathLike, columns: Sequence[str] = ()) -> ContrastiveDatase
         columns: those of the positive and the negative prompts. Default: `positive`, `negative`.
 
     >>> read_pairs(demo_file("harmful.json"))
-    ContrastiveDataset('harmful': 300 pairs, parts train, validation, test)
+    ContrastiveDataset('harmful': 764 pairs, parts train, validation, test)
     """
     file = read_row_file(path)
     if file.format == PAIRS:

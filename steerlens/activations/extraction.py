@@ -58,7 +58,7 @@ def extract(
     An `engine` such as `distributed.Ray` reads them elsewhere.
 
     >>> pair = (["I love you."], ["I hate you."])
-    >>> extract(load_model(), pair, mean_difference, layers=[2, 3])
+    >>> extract(load_model(), pair, estimators.mean_difference, layers=[2, 3])
     SteeringVector('pairs', resid_post, layers 2–3, d 192)
     """
     numbers = resolve_layers(model, layers)

@@ -39,7 +39,7 @@ class Engine(Protocol):
 class LocalEngine:
     """The model at hand does it all, in order.
 
-    >>> list(HERE.run(load_model(), lambda model, text: len(text), [("a", "one"), ("b", "three")]))
+    >>> list(LOCAL.run(load_model(), lambda model, text: len(text), [("a", "one"), ("b", "three")]))
     [('a', 3), ('b', 5)]
     """
 

@@ -142,8 +142,8 @@ def forward_pass(
     it was, whatever happens.
 
     >>> model = load_model()
-    >>> forward_pass(model, lambda: model("Hello")).shape
-    torch.Size([1, 2, 4096])
+    >>> forward_pass(model, lambda: model(torch.tensor([[1, 40]]))).shape
+    torch.Size([1, 2, 3072])
     """
     return ForwardPasses(model, hooks, is_on(model) if fast is None else fast)(work)
 

@@ -41,7 +41,7 @@ class Ray:
     shards are run again. Errors are those that the work raised.
 
     >>> with Ray("tiny-chat", workers=2) as engine:
-    ...     vector = extract(load_model(), pairs, pairs_at_once=256, engine=engine)
+    ...     vector = extract(load_model(), refusals.train, pairs_at_once=256, engine=engine)
     """
 
     model: str = TINY_CHAT

@@ -52,7 +52,7 @@ class Steering:
     Refuses when built what could not work: layers that the vector lacks, a condition read after
     the stream it judges has been steered, positions that select nothing.
 
-    >>> v = SteeringVector(torch.eye(4), layers=range(4))
+    >>> v = SteeringVector(torch.eye(4), layers=(0, 1, 2, 3))
     >>> Steering(v, layers=[2, 3], strength=1.5)
     Steering(add_direction 1.5 × 'vector' at resid_post layers 2, 3, all positions)
     """

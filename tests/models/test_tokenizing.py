@@ -138,7 +138,7 @@ def test_a_padded_batch_is_read_by_its_mask_and_refused_without(model, side):
     batch = model.tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
     rows = [row.ids for row in tokenize(model, batch)]
     assert rows == [tuple(ids) for ids in model.tokenizer(texts)["input_ids"]]
-    with pytest.raises(sl.SteerlensError, match="may be padded.*attention_mask"):
+    with pytest.raises(sl.SteerlensError, match=r"may be padded.*attention_mask"):
         tokenize(model, batch["input_ids"])
     ready = [TokenRow(tuple(ids)) for ids in batch["input_ids"].tolist()]
     assert tokenize(model, ready) == ready

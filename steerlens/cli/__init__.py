@@ -3,7 +3,7 @@
 None imports the library's heavy parts before a command line has been found to make sense.
 """
 
-from steerlens.cli import start, steer, measure, show, serve  # isort: skip - the order of the help
+from steerlens.cli import start, steer, measure, show, serve, cache  # isort: skip - the help's order
 from steerlens.cli.options import app
 
-__all__ = ["app", "measure", "serve", "show", "start", "steer"]
+__all__ = ["app", "cache", "measure", "serve", "show", "start", "steer"]

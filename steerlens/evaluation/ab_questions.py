@@ -48,10 +48,13 @@ def answer_sides(
     >>> extract(model, answer_sides(model, [q]), estimators.mean_difference)
     SteeringVector('pairs', resid_post, layers 0–5, d 192)
     """
-    opening = "" if model.tokenizer.chat_template is not None else "\nAnswer: "
+    templated = model.tokenizer.chat_template is not None
 
     def passage(text: str, answer: str) -> Passage:
-        return Passage(text, opening + answer.strip().removesuffix(")"))
+        asked = text.rstrip()
+        opening = " " if asked.lower().endswith("answer:") else "\nAnswer: "
+        letter = answer.strip().removesuffix(")")
+        return Passage(text, letter) if templated else Passage(asked, opening + letter)
 
     return (
         [passage(question.text, question.matching) for question in questions],

@@ -11,7 +11,7 @@ from steerlens.files import digest
 from steerlens.judges.fluency import degenerate, distinct_words, longest_echo, words_in
 from steerlens.judges.judging import Judge, judge
 from steerlens.judges.refusals import VERSION as REFUSALS_VERSION
-from steerlens.judges.refusals import refused
+from steerlens.judges.refusals import refusal_score
 
 
 def lexicon(words: Iterable[str], name: str = "lexicon") -> Judge:
@@ -62,7 +62,7 @@ def _vader_version() -> str:
         return "is not installed"
 
 
-refusal = judge("refusal", refused, version=f"phrases {REFUSALS_VERSION}")
+refusal = judge("refusal", refusal_score, version=f"phrases {REFUSALS_VERSION}")
 """1 where a reply refuses, by its phrases; `agreement` measures how well, on `labelled_replies`."""
 degeneration = judge("degeneration", degenerate)
 """1 where a reply is empty, repeats itself or has few distinct words."""

@@ -45,7 +45,8 @@ def agreement(judge: Judge, texts: Sequence[str], labels: Sequence[bool]) -> Agr
     """Precision and recall of a judge whose scores above ½ mean yes.
 
     >>> replies = labelled_replies("test")
-    >>> agreement(judges.refusal, [r.text for r in replies], [r.refused for r in replies]).n_labelled
+    >>> labels = [reply.refused for reply in replies]
+    >>> agreement(judges.refusal, [reply.text for reply in replies], labels).n_labelled
     69
     """
     yes, labelled = judge(texts) > 0.5, np.asarray(labels, dtype=bool)

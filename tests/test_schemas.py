@@ -44,7 +44,10 @@ WHOLE = {"format": "test.outer/1", "parts": PARTS}
         ({"parts": {"all": {"pairs": [], "share": -1.0}}}, "share: got -1.0; expected greater"),
         ({"parts": {"all": {"pairs": [], "share": "1"}}}, "got '1'; expected a valid number"),
         ({"parts": {"all": {"pairs": [], "share": True}}}, "got True; expected a valid number"),
-        ({"parts": {"all": {"pairs": [], "shrae": 1.0}}}, "at parts.all.shrae: .*unknown"),
+        (
+            {"parts": {"all": {"pairs": [], "shrae": 1.0}}},
+            "at parts.all.shrae: got the unknown key 'shrae'",
+        ),
         ({"format": "test.outer/2"}, "is not an outer: got the format 'test.outer/2'; expected"),
         ({"format": 3}, "is not an outer"),
     ],

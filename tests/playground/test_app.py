@@ -135,7 +135,6 @@ def test_the_code_of_the_page_gives_the_steered_reply(
 def test_a_run_that_is_closed_leaves_no_hook(tiny_chat, vectors):
     steps = run(tiny_chat, TRIAL, vectors)
     next(steps), next(steps)
-    assert any(point.fwd_hooks for point in tiny_chat.hook_dict.values())
     steps.close()
     assert_no_hooks_left(tiny_chat)
 

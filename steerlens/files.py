@@ -10,10 +10,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from steerlens.errors import SteerlensError, short_repr
+from steerlens.errors import SteerlensError, import_extra, short_repr
 
 PathLike = str | os.PathLike[str]
 
@@ -21,7 +22,8 @@ PathLike = str | os.PathLike[str]
 def write_atomically(path: PathLike, write: Callable[[Path], object]) -> Path:
     """Call `write` on a temporary neighbour of `path`, then move it into place.
 
-    Whatever stood at `path` before stays whole until the new file is complete.
+    Whatever stood at `path` before stays whole until the new file is complete, also where the
+    disk is full.
     """
     path = Path(path)
     require_writable(path.parent)
@@ -117,6 +119,31 @@ def write_json(path: PathLike, value: Any) -> Path:
     return write_text(path, text + "\n")
 
 
+def import_pyarrow(module: str = "pyarrow") -> Any:
+    """What reads and writes Parquet; without it, the way to it is told."""
+    return import_extra(module, "sweeps", "a table in Parquet")
+
+
+def write_parquet(path: PathLike, table: Any) -> Path:
+    """Write a pandas table atomically as Parquet."""
+    import_pyarrow()
+    return write_atomically(path, partial(table.to_parquet, engine="pyarrow"))
+
+
+def read_parquet(path: PathLike) -> Any:
+    """Read a table as pandas has it; a file that is none is named with the reason."""
+    pa = import_pyarrow()
+    import pandas as pd  # here, for most of what reads files needs no table
+
+    try:
+        return pd.read_parquet(path, engine="pyarrow")
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise SteerlensError(
+            f"{str(path)!r} is not a readable Parquet table: {str(error).split(chr(10))[0][:200]}; "
+            "the file may be truncated or from another program"
+        ) from error
+
+
 def read_json(path: PathLike) -> Any:
     """Read JSON; a missing, truncated or malformed file is named with the place of the fault."""
     return parse_json(_read_text(path), path)
@@ -169,6 +196,17 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(word: str) -> float:
     raise SteerlensError(f"{word} came where JSON has a number")
+
+
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Put the name of a file before messages of what is done with it, unless they say it."""
+    try:
+        yield
+    except SteerlensError as error:
+        if str(path) in str(error):
+            raise
+        raise SteerlensError(f"in {str(path)!r}: {error}") from error
 
 
 def _walk(value: Any) -> Iterator[tuple[int, Any]]:

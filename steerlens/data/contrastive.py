@@ -4,13 +4,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from steerlens.data.prompts import Passage, Prompt, as_texts, require_prompt
 from steerlens.data.row_files import PAIRS as FORMAT
 from steerlens.display import Rows, card, prompt_text
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.files import PathLike, read_json, write_json
+from steerlens.files import PathLike, naming, write_json
+from steerlens.schemas import Declared, FileModel, Many, Two, read_as
 
 
 @dataclass(frozen=True)
@@ -235,68 +236,45 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
     @classmethod
     def load(cls, path: PathLike) -> "ContrastiveDataset":
         """Read a dataset that `save` wrote; a malformed file is refused by name and place."""
-        content = read_json(path)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise SteerlensError(
-                f'{str(path)!r} is not a contrastive dataset: its "format" is {short_repr(found)}, '
-                f"needed is {FORMAT!r}"
-            )
-        _require_known_keys(content, path)
+        content = read_as(path, _File)
         pairs: list[Any] = []
         suffixes: list[Any] = []
         parts: dict[str, tuple[range, range]] = {}
         places: dict[tuple[Any, ...], range] = {}
-        try:
-            for part, rows in content["parts"].items():
-                first_pair = len(pairs)
-                pairs += [_tupled(pair) for pair in _a_list(rows["pairs"])]
-                own = tuple(_tupled(suffix) for suffix in _a_list(rows.get("suffixes") or []))
-                if own not in places:  # split() gives the same suffixes to every part
-                    places[own] = range(len(suffixes), len(suffixes) + len(own))
-                    suffixes += own
-                parts[part] = (range(first_pair, len(pairs)), places[own])
+        for part, rows in content.parts.items():
+            first_pair = len(pairs)
+            pairs += map(tuple, rows.pairs)
+            own = tuple(map(_tupled, rows.suffixes or []))
+            if own not in places:  # split() gives the same suffixes to every part
+                places[own] = range(len(suffixes), len(suffixes) + len(own))
+                suffixes += own
+            parts[part] = (range(first_pair, len(pairs)), places[own])
+        with naming(path):
             return cls(
                 pairs,
                 suffixes,
-                system=tuple(_a_list(content.get("system") or [None, None])),
-                chat=content.get("chat_template"),
-                generation_prompt=content.get("generation_prompt", True),
-                name=content.get("name", str(path)),
+                system=_tupled(content.system or [None, None]),
+                chat=content.chat_template,
+                generation_prompt=content.generation_prompt,
+                name=str(path) if content.name is None else content.name,
                 parts={} if set(parts) == {"all"} else parts,
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SteerlensError(
-                f"{str(path)!r} does not have the form of a contrastive dataset: "
-                f"{type(error).__name__} {error}"
-            ) from error
-        except SteerlensError as error:
-            raise SteerlensError(f"in {str(path)!r}: {error}") from error
 
 
-_KEYS = ("format", "name", "about", "system", "chat_template", "generation_prompt", "parts")
-_PART_KEYS = ("pairs", "suffixes")
+class _Part(Declared):
+    pairs: Many[Two[str | list[dict[str, str]]]]
+    suffixes: Many[str | Two[str]] | None = None
 
 
-def _require_known_keys(content: Mapping[str, Any], path: PathLike) -> None:
-    """A misspelt key would be passed over, and its setting with it."""
-    parts = content.get("parts")
-    named = parts.values() if isinstance(parts, dict) else ()
-    tables = [part for part in named if isinstance(part, dict)]
-    unknown = [key for key in content if key not in _KEYS]
-    unknown += [key for part in tables for key in part if key not in _PART_KEYS]
-    if unknown:
-        raise SteerlensError(
-            f"{str(path)!r} has the unknown key {short_repr(unknown[0])}; expected "
-            f"{', '.join(_KEYS)}, and in each part {', '.join(_PART_KEYS)}"
-        )
-
-
-def _a_list(value: Any) -> list[Any]:
-    """Text and tables can be iterated as well, and would pass for something else."""
-    if not isinstance(value, list):
-        raise TypeError(f"{short_repr(value)} stands where a list is needed")
-    return value
+class _File(FileModel):
+    title = "a contrastive dataset"
+    format: Literal["steerlens.contrast/1"]
+    name: str | None = None
+    about: str = ""
+    system: Two[str | None] | None = None
+    chat_template: bool | None = None
+    generation_prompt: bool = True
+    parts: dict[str, _Part]
 
 
 def _tupled(value: Any) -> Any:

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ConfigDict, Field
 
 from steerlens.data.prompts import as_texts
 from steerlens.display import Rows, card
@@ -29,16 +30,17 @@ from steerlens.evaluation.verdict import Verdict
 from steerlens.files import (
     PathLike,
     digest,
-    read_json,
+    read_parquet,
     require_writable,
-    write_atomically,
     write_json,
+    write_parquet,
 )
 from steerlens.judges.builtin import degeneration, refusal
 from steerlens.judges.judging import Judge, reason, try_judge
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable
+from steerlens.schemas import Declared, FileModel, read_as
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import generate
 from steerlens.steering.sampling import Sampling
@@ -46,7 +48,6 @@ from steerlens.steering.steering import Steering
 from steerlens.steering.transcripts import Replies
 from steerlens.vectors.vector import SteeringVector
 
-FORMAT = "steerlens.evaluation/1"
 _REPLY = ["prompt", "text", "arm", "strength", "reply", "reply_tokens", "finished", "open"]
 
 
@@ -133,28 +134,55 @@ class Evaluation:
         digests = {}
         for name, table in (("scores", self.table), ("side_effects", self.side_effects)):
             path = directory / f"{name}.parquet"
-            write_atomically(path, table.to_parquet)
+            write_parquet(path, table)
             digests[name] = digest(path.read_bytes())
-        content = {"format": FORMAT, "settings": dict(self.settings), "sha256": digests}
-        write_json(directory / "evaluation.json", {**content, "verdict": str(self).splitlines()})
+        content = {"format": "steerlens.evaluation/1", "settings": dict(self.settings)}
+        content |= {"sha256": digests, "verdict": str(self).splitlines()}
+        write_json(directory / "evaluation.json", content)
 
     @classmethod
     def load(cls, directory: PathLike) -> "Evaluation":
         """Read what `save` wrote; refuses tables that the JSON was not saved with."""
         directory = Path(directory)
-        content = read_json(directory / "evaluation.json")
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise SteerlensError(f'{str(directory)!r} is not an evaluation ("format": {FORMAT!r})')
+        content = read_as(directory / "evaluation.json", _File)
         tables = []
         for name in ("scores", "side_effects"):
             path = directory / f"{name}.parquet"
-            if not path.is_file() or digest(path.read_bytes()) != content["sha256"][name]:
+            held = path.read_bytes() if path.is_file() else b""
+            if digest(held) != getattr(content.sha256, name):
                 raise SteerlensError(
                     f"{str(path)!r} is not the file that evaluation.json was saved with: a save "
                     "was interrupted or a file was changed; save the evaluation again"
                 )
-            tables.append(pd.read_parquet(path))
-        return cls(tables[0], tables[1], content["settings"])
+            tables.append(read_parquet(path))
+        return cls(tables[0], tables[1], content.settings.model_dump())
+
+
+class _Settings(Declared):
+    """What a verdict looks at; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    strength: float
+    raises: bool
+    seed: Annotated[int, Field(ge=0)]
+    judges: dict[str, str]
+    failures: dict[str, str]
+    notes: list[str]
+
+
+class _Digests(Declared):
+    scores: str
+    side_effects: str
+
+
+class _File(FileModel):
+    title = "an evaluation"
+    format: Literal["steerlens.evaluation/1"]
+    settings: _Settings
+    sha256: _Digests
+    verdict: list[str]
+    """For other readers; it is made again of the tables."""
 
 
 def evaluate(

@@ -4,27 +4,26 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field
 
 from steerlens.display import MOST_ROWS, Rows, card
 from steerlens.errors import SteerlensError
 from steerlens.files import (
     PathLike,
     digest,
-    read_json,
+    import_pyarrow,
     require_writable,
     write_atomically,
     write_json,
 )
 from steerlens.intervals import mean
 from steerlens.judges.fluency import degenerate
+from steerlens.schemas import Declared, FileModel, check, read_as
 
-FORMAT = "steerlens.sweep/1"
 PLAN = "plan.json"
 
 
@@ -42,14 +41,15 @@ UNSTEERED = Cell("unsteered", "", 0.0, "")
 """The cell that every other is compared with; it runs once per prompt."""
 
 COLUMNS = {
-    "row": pa.int64(),
-    **dict(zip(Cell._fields, (pa.string(), pa.string(), pa.float64(), pa.string()), strict=True)),
-    "prompt_index": pa.int64(),
-    "prompt": pa.string(),
-    "reply": pa.string(),
-    "tokens": pa.int64(),
-    "finished": pa.bool_(),
+    "row": "int64",
+    **dict(zip(Cell._fields, ("string", "string", "float64", "string"), strict=True)),
+    "prompt_index": "int64",
+    "prompt": "string",
+    "reply": "string",
+    "tokens": "int64",
+    "finished": "bool",
 }
+"""What a table holds of every row, and Arrow's name of its type."""
 
 
 class JudgeFailure(NamedTuple):
@@ -82,7 +82,8 @@ class Sweep:
         plan = _read_plan(Path(path))
         columns = schema(plan["judges"], plan["gates"])
         parts = [_read_part(part, columns) for part in sorted(Path(path).glob("part-*.parquet"))]
-        table = pa.concat_tables([columns.empty_table(), *parts]).to_pandas()
+        tables = [columns.empty_table(), *parts]
+        table = import_pyarrow().concat_tables(tables).to_pandas()
         failures = [
             JudgeFailure(*failure)
             for part in parts
@@ -156,22 +157,39 @@ def open_directory(out: Path, plan: dict[str, Any], resume: bool) -> set[int]:
         _require_same_plan(_read_plan(out), plan, out)
         return set(Sweep.load(out).table["row"])
     require_writable(out)
-    content = {"format": FORMAT, "hash": digest(json.dumps(plan).encode()), "plan": plan}
-    write_json(out / PLAN, content)
+    hashed = digest(json.dumps(plan).encode())
+    write_json(out / PLAN, {"format": "steerlens.sweep/1", "hash": hashed, "plan": plan})
     return set()
 
 
 def _read_plan(out: Path) -> dict[str, Any]:
-    content = read_json(out / PLAN)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SteerlensError(f'{str(out)!r} does not hold a sweep ("format": {FORMAT!r})')
-    plan: dict[str, Any] = content["plan"]
-    if content.get("hash") != digest(json.dumps(plan).encode()):
+    content = read_as(out / PLAN, _File)
+    plan = content.plan
+    check(_Manifest, plan, out / PLAN)
+    if content.hash != digest(json.dumps(plan).encode()):
         raise SteerlensError(
             f"{str(out / PLAN)!r} was changed after it was written: its rows may be of "
             "another plan; sweep into another directory"
         )
     return plan
+
+
+class _Manifest(Declared):
+    """What of a plan its table is read by; the rest is only compared."""
+
+    model_config = ConfigDict(extra="allow")
+
+    rows: Annotated[int, Field(ge=0)]
+    cells: Annotated[int, Field(ge=0)]
+    judges: dict[str, str]
+    gates: list[str]
+
+
+class _File(FileModel):
+    title = "the plan of a sweep"
+    format: Literal["steerlens.sweep/1"]
+    hash: str
+    plan: dict[str, Any]
 
 
 def _require_same_plan(there: dict[str, Any], now: dict[str, Any], out: Path) -> None:
@@ -195,6 +213,7 @@ def write_part(
     failures: Sequence[JudgeFailure],
 ) -> None:
     """Keep a finished batch; on a full disk, say what is kept and how to go on."""
+    pa, pq = import_pyarrow(), import_pyarrow("pyarrow.parquet")
     columns = schema(plan["judges"], plan["gates"])
     part = pa.Table.from_pandas(table, schema=columns, preserve_index=False)
     part = part.replace_schema_metadata({"failures": json.dumps(failures)})
@@ -208,7 +227,8 @@ def write_part(
         ) from error
 
 
-def _read_part(path: Path, columns: pa.Schema) -> pa.Table:
+def _read_part(path: Path, columns: Any) -> Any:
+    pa, pq = import_pyarrow(), import_pyarrow("pyarrow.parquet")
     try:
         part = pq.read_table(path)
         if part.schema.names != columns.names or b"failures" not in (part.schema.metadata or {}):
@@ -221,12 +241,8 @@ def _read_part(path: Path, columns: pa.Schema) -> pa.Table:
     return part
 
 
-def schema(judges: Iterable[str], gates: Iterable[str]) -> pa.Schema:
+def schema(judges: Iterable[str], gates: Iterable[str]) -> Any:
     """The columns of a sweep's table."""
-    return pa.schema(
-        {
-            **COLUMNS,
-            **dict.fromkeys(judges, pa.float64()),
-            **dict.fromkeys(gates, pa.bool_()),
-        }.items()
-    )
+    pa = import_pyarrow()
+    kinds = {**COLUMNS, **dict.fromkeys(judges, "float64"), **dict.fromkeys(gates, "bool")}
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in kinds.items()])

@@ -13,6 +13,7 @@ from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_AR
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import SteerlensError
+from steerlens.files import write_text
 from steerlens.models.host import HookedTransformer, Model
 from steerlens.models.pretrained import Original, Wish
 from steerlens.models.tokenizing import own_prefix
@@ -187,7 +188,7 @@ def _converted(original: Original, wish: Wish) -> Any:
     config.setdefault("n_ctx", context)
     # The loader looks for "llama" or "gemma" in the path: it must see a neutral one.
     with tempfile.TemporaryDirectory(prefix="model-") as neutral:
-        (Path(neutral) / "config.json").write_text(json.dumps(config, default=str))
+        write_text(Path(neutral) / "config.json", json.dumps(config, default=str))
         cfg = converters.get_pretrained_model_config(
             neutral,
             hf_cfg=config,

@@ -1,9 +1,13 @@
 """Who may talk to a page's server: this machine's own browser, or who has the token."""
 
 import hmac
-import ipaddress
+from collections.abc import Container
 from typing import Any
-from urllib.parse import urlsplit
+
+from pydantic import ConfigDict, Field
+
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.schemas import Declared, check
 
 COOKIE = "steerlens-token"
 _POLICY = (
@@ -13,38 +17,37 @@ _POLICY = (
 """Nothing from elsewhere, and no page elsewhere around this one. Dash and Plotly need `unsafe`."""
 
 
-def is_loopback(host: str | None) -> bool:
-    """Whether a name or address stands for this machine alone.
+LOOPBACK = ("localhost", "127.0.0.1")
+"""Names of this machine that no other can have. Flask's TRUSTED_HOSTS knows no IPv6 address."""
 
-    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, True, False)
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a page can be served under this name without a token.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
+    (True, False)
     """
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
+    return host in LOOPBACK
 
 
 def guard(server: Any, token: str | None = None) -> None:
-    """Make a Flask server answer 403 to whom it does not serve.
+    """Make a Flask server refuse whom it does not serve.
 
     Without a token, the `Host` asked for must be a loopback name: a page elsewhere can point a
     name of its own at 127.0.0.1. With one, the request must bring it: `?token=` once, then a
-    cookie. Pages of another origin are refused either way.
+    cookie. Pages of another origin are refused either way, and so is what is no request of Dash.
     """
     from flask import abort, redirect, request
 
+    if token is None:
+        server.config["TRUSTED_HOSTS"] = list(LOOPBACK)
+
     @server.before_request
-    def check() -> Any:
-        asked = urlsplit(f"//{request.host}")
+    def check_sender() -> Any:
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and origin.partition("://")[2] != request.host:
             abort(403, f"a page of {origin!r} may not use this server")
         if token is None:
-            if not is_loopback(asked.hostname):
-                abort(403, f"this server is not {request.host!r}; open http://127.0.0.1")
             return None
         given = request.args.get("token")
         if not _same(given or request.cookies.get(COOKIE, ""), token):
@@ -64,4 +67,32 @@ def guard(server: Any, token: str | None = None) -> None:
 
 
 def _same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode(), token.encode())
+    return hmac.compare_digest(given.encode(errors="replace"), token.encode())
+
+
+class _Update(Declared):
+    """What Dash's side in the browser sends where something was changed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    output: str
+    outputs: dict[str, Any] | list[Any]
+    inputs: list[Any]
+    state: list[Any] = Field(default=[])
+    changedPropIds: list[str]  # noqa: N815
+
+
+def refuse_odd_updates(server: Any, known: Container[str]) -> None:
+    """Answer 400 to what is no change of a page, or of an output that is not `known`."""
+    from flask import abort, request
+
+    @server.before_request
+    def check_update() -> None:
+        if request.method != "POST":
+            return
+        try:
+            update = check(_Update, request.get_json(), "the request")
+        except SteerlensError as error:
+            abort(400, str(error))
+        if update.output not in known:
+            abort(400, f"got a change of {short_repr(update.output)}, which is not on the page")

@@ -6,19 +6,19 @@ import webbrowser
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from tqdm import tqdm
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, import_extra
 from steerlens.models.host import Model
 from steerlens.models.loading import TINY_CHAT, load_model
-from steerlens.playground.access import guard, is_loopback
-from steerlens.playground.callbacks import add_choosing, add_looking, add_writing
-from steerlens.playground.jobs import Tabs, Turns
-from steerlens.playground.library import LARGEST_UPLOAD, LIBRARY, Entry, Shelf, make_entry
-from steerlens.playground.request import Outcome
+from steerlens.playground.access import guard, is_loopback, refuse_odd_updates
+from steerlens.playground.library import LARGEST_UPLOAD, LIBRARY, Shelf, make_entry
+
+if TYPE_CHECKING:
+    from steerlens.playground.jobs import Turns
 
 LARGEST_REQUEST = 6 * LARGEST_UPLOAD
 """Bytes; uploads travel in base64, and somewhat too large ones deserve a reason."""
@@ -40,6 +40,8 @@ def serve(
     require_dash()
     console = console or Console()
     token = None if is_loopback(host) else secrets.token_urlsafe()
+    from steerlens.playground.jobs import Turns
+
     turns = Turns()
     with listen(None, host, port) as server, closing(turns):  # a taken port comes before the work
         model = load_model(model_name)
@@ -57,13 +59,8 @@ def serve(
 
 def require_dash() -> None:
     """Refuse to go on without the extra that the page needs."""
-    try:
-        import dash  # noqa: F401
-    except ImportError as error:
-        raise SteerlensError(
-            "the playground needs Dash, which is not installed; "
-            "run: pip install 'steerlens[playground]'"
-        ) from error
+    for module in ("dash", "flask", "cachetools"):
+        import_extra(module, "playground", "the playground")
 
 
 def listen(application: Any, host: str, port: int) -> Any:
@@ -83,13 +80,15 @@ def listen(application: Any, host: str, port: int) -> Any:
 def make_app(
     model: Model,
     library: Shelf,
-    turns: Turns,
+    turns: "Turns",
     model_name: str = TINY_CHAT,
     token: str | None = None,
 ) -> Any:
     """The page and its callbacks as a Dash app; `.server` is the Flask server behind it."""
     from dash import Dash
 
+    from steerlens.playground.callbacks import Page, add_callbacks, tell
+    from steerlens.playground.jobs import Tabs
     from steerlens.playground.layout import page
 
     app = Dash(
@@ -98,14 +97,13 @@ def make_app(
         update_title=None,
         assets_folder=str(Path(__file__).parent / "assets"),
         serve_locally=True,
+        on_error=tell,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.server.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST
     guard(app.server, token)
     app.layout = partial(page, model, library)
-    tabs: Tabs[Entry, Outcome] = Tabs()
-    add_writing(app, model, library, turns, tabs, model_name)
-    add_looking(app, library, tabs)
-    add_choosing(app, model, library, tabs)
+    add_callbacks(app, Page(model, library, turns, Tabs(), model_name))
+    refuse_odd_updates(app.server, app.callback_map)
     return app

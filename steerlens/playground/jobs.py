@@ -3,20 +3,24 @@
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from steerlens.errors import SteerlensError
+from cachetools import TTLCache
+
+from steerlens.errors import SteerlensError, short_repr
 
 MOST_TABS = 32
 """Tabs whose state is kept; a new one takes the place of the one that was silent longest."""
 SILENCE = 3600.0
 """Seconds after which a tab that says nothing is forgotten."""
+
+LONGEST_KEY = 100
+"""Characters; a page's own key has 43."""
 
 Result = TypeVar("Result")
 Entry = TypeVar("Entry")
@@ -112,32 +116,49 @@ class Tab(Generic[Entry, Result]):
     own: dict[str, Entry] = field(default_factory=dict)
     """What was uploaded there."""
     job: Job[Result] | None = None
-    heard: float = field(default_factory=time.monotonic)
+
+
+class _Open(TTLCache):
+    """Tabs by their keys; the job of one that is forgotten stops."""
+
+    def expire(self, time: float | None = None) -> Any:
+        gone = list(super().expire(time))
+        for _, tab in gone:
+            _stop(tab)
+        return gone
+
+    def popitem(self) -> Any:
+        key, tab = super().popitem()
+        _stop(tab)
+        return key, tab
+
+
+def _stop(tab: Tab[Any, Any]) -> None:
+    if tab.job is not None:
+        tab.job.stop()
 
 
 class Tabs(Generic[Entry, Result]):
     """The open pages by their keys: a bounded number, and none that has long been silent."""
 
-    def __init__(self, most: int = MOST_TABS, silence: float = SILENCE) -> None:
-        self._tabs: OrderedDict[str, Tab[Entry, Result]] = OrderedDict()
-        self._most, self._silence = most, silence
+    def __init__(
+        self,
+        most: int = MOST_TABS,
+        silence: float = SILENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open = _Open(most, silence, clock)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._tabs)
+        with self._lock:
+            return len(self._open)
 
     def of(self, key: str) -> Tab[Entry, Result]:
-        """The tab of a key, new if need be; makes room by forgetting others, whose jobs stop."""
-        now = time.monotonic()
+        """The tab of a key, new if need be; makes room by forgetting the one silent longest."""
+        if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY:
+            raise SteerlensError(f"got the key {short_repr(key)} of a page; reload it for another")
         with self._lock:
-            tab = self._tabs.setdefault(key, Tab())
-            tab.heard = now
-            self._tabs.move_to_end(key)
-            while self._is_too_much(next(iter(self._tabs.values())), now):
-                _, gone = self._tabs.popitem(last=False)
-                if gone.job is not None:
-                    gone.job.stop()
+            tab: Tab[Entry, Result] = self._open.get(key) or Tab()
+            self._open[key] = tab  # it spoke: its time begins again
         return tab
-
-    def _is_too_much(self, oldest: Tab[Entry, Result], now: float) -> bool:
-        return len(self._tabs) > self._most or oldest.heard < now - self._silence

@@ -1,21 +1,23 @@
 """The vectors that a playground offers: a library from the demo data, and uploaded files."""
 
+import inspect
 import keyword
 import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import steerlens as sl
 from steerlens.activations.provenance import check_provenance
-from steerlens.errors import SteerlensError
+from steerlens.data.contrastive import ContrastiveDataset
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model
+from steerlens.playground import recipes
 from steerlens.steering.condition_search import search_conditions
 from steerlens.steering.similarities import cosine
 from steerlens.vectors.vector import SteeringVector
@@ -24,6 +26,8 @@ UPLOADED = (".safetensors", ".svec", ".gguf")
 LARGEST_UPLOAD = 8 * 2**20
 """Bytes; a vector of 80 layers, each 8,192 wide, has a third of it."""
 MOST_UPLOADS = 8
+LONGEST_NAME = 200
+"""Characters of a file's name."""
 _filters = threading.Lock()
 """Python's warning filters belong to the process, not to a thread."""
 
@@ -45,6 +49,8 @@ class Entry:
     code: str
     """A Python expression over `sl` and `model`."""
     about: str
+    source: str = ""
+    """The functions that `code` calls."""
     cut: Cut | None = None
     """What a condition on it starts from; None: it is no condition."""
     reach: float = 1.0
@@ -55,87 +61,48 @@ Shelf = Mapping[str, Entry]
 
 
 class Recipe(NamedTuple):
-    """How an entry of the library is made: by running the very code that the page shows."""
+    """How an entry of the library is made: by a function that the page shows."""
 
-    name: str
     about: str
-    data: str
-    """A Python expression for the contrast, with `{part}` open."""
-    code: str
-    """A Python expression for the vector, with `{data}` and `{layers}` open."""
-    is_condition: bool = False
+    make: Callable[[Model], SteeringVector]
+    contrast: Callable[[str], ContrastiveDataset] | None = None
+    """The pairs of a part, of a recipe for a condition; None: it is no condition."""
+
+    @property
+    def name(self) -> str:
+        return self.make.__name__
+
+    @property
+    def source(self) -> str:
+        """The functions, as a script has them."""
+        shown: list[Callable[..., Any]] = [self.make]
+        shown = shown if self.contrast is None else [self.contrast, *shown]
+        return "\n\n".join(inspect.getsource(function) for function in shown)
 
 
-_DISCRIMINANT = """sl.extract(
-        model,
-        {data},
-        sl.estimators.linear_discriminant,
-        tokens="last",
-        layers={layers},
-    )"""
 LIBRARY = (
+    Recipe("refusing against agreeing first sentences", recipes.refuse),
+    Recipe("happy against sad sentences", recipes.cheerful),
+    Recipe("harmful against harmless prompts", recipes.harmful, recipes.harmful_and_harmless),
     Recipe(
-        "refuse",
-        "refusing against agreeing first sentences",
-        'sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).part({part!r})',
-        """sl.extract(
-        model,
-        {data},
-        tokens="suffix",
-    )""",
-    ),
-    Recipe(
-        "cheerful",
-        "happy against sad sentences",
-        'sl.ContrastiveDataset.load(sl.demo_file("moods.json")).part({part!r})',
-        """sl.extract(
-        model,
-        {data},
-        sl.estimators.mean_difference,
-        tokens="all",
-    )""",
-    ),
-    Recipe(
-        "harmful",
-        "harmful against harmless prompts",
-        'sl.ContrastiveDataset.load(sl.demo_file("harmful.json")).part({part!r})',
-        _DISCRIMINANT,
-        is_condition=True,
-    ),
-    Recipe(
-        "legal",
         "prompts that ask for legal advice against others",
-        """sl.ContrastiveDataset.one_against_rest(
-            sl.load_prompts(sl.demo_file("topics.json"))[{part!r}], "legal"
-        )""",
-        _DISCRIMINANT,
-        is_condition=True,
+        recipes.legal,
+        recipes.legal_and_other,
     ),
 )
 
 
 def make_entry(model: Model, recipe: Recipe) -> Entry:
-    """Extract an entry of the library; a condition's layer and threshold are searched for.
-
-    Conditions are read in the first half of the model, before what they gate.
-    """
-
-    def data(part: str) -> str:
-        return recipe.data.format(part=part)
-
-    early = range(max(1, model.cfg.n_layers // 2))
-    # The refusals' smaller part is enough for a start.
-    part = "validation" if recipe.name == "refuse" else "train"
-    code = recipe.code.format(data=data(part), layers=early)
-    names = {"sl": sl, "model": model}
-    vector = eval(code, names)
-    if not recipe.is_condition:
-        return Entry(recipe.name, vector, code, recipe.about)
+    """Extract an entry of the library; a condition's layer and threshold are searched for."""
+    vector = recipe.make(model)
+    entry = Entry(recipe.name, vector, f"{recipe.name}(model)", recipe.about, recipe.source)
+    if recipe.contrast is None:
+        return entry
     search = search_conditions(
         model,
         vector,
-        eval(data("validation"), names),
-        held_out=eval(data("test"), names),
+        recipe.contrast("validation"),
+        held_out=recipe.contrast("test"),
         tokens="last",
         similarity=cosine,
         progress=False,
@@ -144,8 +111,7 @@ def make_entry(model: Model, recipe: Recipe) -> Entry:
     best = next(one for one in search.candidates if one.side == "above")
     largest = max(abs(side).max() for side in search.chosen_on)
     reach = ceil(20 * largest) / 20
-    cut = Cut(best.layers[0], round(best.threshold, 4))
-    return Entry(recipe.name, vector, code, recipe.about, cut, reach)
+    return replace(entry, cut=Cut(best.layers[0], round(best.threshold, 4)), reach=reach)
 
 
 def uploaded(model: Model, filename: str, content: bytes, shelf: Shelf) -> tuple[Entry, str]:
@@ -156,7 +122,14 @@ def uploaded(model: Model, filename: str, content: bytes, shelf: Shelf) -> tuple
     path = Path(filename.replace("\\", "/"))
     ending = path.suffix.lower()
     if ending not in UPLOADED:
-        raise SteerlensError(f"{path.name!r} came; a vector file ends in {', '.join(UPLOADED)}")
+        raise SteerlensError(
+            f"{short_repr(path.name)} came; a vector file ends in {', '.join(UPLOADED)}"
+        )
+    if len(path.name) > LONGEST_NAME:
+        raise SteerlensError(
+            f"the name {short_repr(path.name)} has {len(path.name)} characters; expected at most "
+            f"{LONGEST_NAME}: rename the file ({ending})"
+        )
     if len(content) > LARGEST_UPLOAD:
         raise SteerlensError(
             f"{path.name!r} has {len(content) / 2**20:.1f} MiB; at most "
@@ -175,7 +148,7 @@ def uploaded(model: Model, filename: str, content: bytes, shelf: Shelf) -> tuple
         check_provenance(model, vector)
     middle = Cut(vector.layers[len(vector) // 2 - 1], 0.0)
     code = f"sl.SteeringVector.load({path.name!r})"
-    entry = Entry(name, vector, code, f"uploaded: {path.name}", middle)
+    entry = Entry(name, vector, code, f"uploaded: {path.name}", cut=middle)
     return entry, " ".join(str(one.message) for one in caught)
 
 

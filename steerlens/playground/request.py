@@ -143,13 +143,15 @@ def python(trial: Trial, shelf: Shelf, model_name: str) -> str:
     plan = trial.plan(shelf)
     [steering] = plan
     conditions = {condition.name: condition for condition in steering.conditions}
-    used = {name: shelf[name].code for name in dict.fromkeys([trial.vector, *conditions])}
+    used = {name: shelf[name] for name in dict.fromkeys([trial.vector, *conditions])}
+    sources = [line for entry in used.values() if entry.source for line in ("", "", entry.source)]
     lines = [
         "import steerlens as sl",
-        "",
+        *(line.rstrip("\n") for line in sources),
+        *(["", ""] if sources else [""]),
         f"model = sl.load_model({model_name!r})",
         "vectors = {",
-        *(f"    {name!r}: {code}," for name, code in used.items()),
+        *(f"    {name!r}: {entry.code}," for name, entry in used.items()),
         "}",
         "steering = sl.Steering(",
         f"    vectors[{trial.vector!r}], layers={list(steering.layers_steered)}, "

@@ -4,22 +4,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple, Unpack
+from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import AfterValidator, Field
 
 from steerlens.activations.reading import read_rows
 from steerlens.activations.selection import Tokens
 from steerlens.display import Rows, card
-from steerlens.errors import SteerlensError, short_repr
-from steerlens.files import PathLike, read_json, write_json
+from steerlens.errors import SteerlensError
+from steerlens.files import PathLike, naming, write_json
 from steerlens.intervals import Interval, Scores, score_decisions
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
 from steerlens.models.tokenizing import Sides, TokenRow, tokenize_sides
+from steerlens.schemas import Declared, FileModel, Many, read_as
 from steerlens.steering.conditions import Condition
 from steerlens.steering.similarities import SIMILARITIES, Similarity, cast_similarity
 from steerlens.steering.thresholds import (
@@ -31,7 +33,6 @@ from steerlens.steering.thresholds import (
 )
 from steerlens.vectors.vector import SteeringVector
 
-FORMAT = "steerlens.search/1"
 RESAMPLES = 2000
 
 
@@ -44,6 +45,53 @@ class Curve(NamedTuple):
     recall: Float[np.ndarray, " cut"]
     false_alarms: Float[np.ndarray, " cut"]
     """Share of negatives that fire."""
+
+
+class _Sides(Declared):
+    positive: Annotated[Many[Many[float]], Field(min_length=1)]
+    negative: Annotated[Many[Many[float]], Field(min_length=1)]
+
+    def similarities(self, width: int) -> Similarities:
+        """As arrays; refuses rows of other lengths, and what float32 cannot hold."""
+        sides = []
+        for side, rows in (("positive", self.positive), ("negative", self.negative)):
+            if any(len(row) != width for row in rows):
+                raise SteerlensError(
+                    f"got {side} similarities of {sorted({*map(len, rows)})[:5]} numbers a row; "
+                    f"expected {width}, one for each layer"
+                )
+            found = np.array(rows, dtype=np.float64)
+            if (np.abs(found) > np.finfo(np.float32).max).any():
+                raise SteerlensError(f"the {side} similarities hold numbers too large for float32")
+            sides.append(found.astype(np.float32))
+        return Similarities(sides[0], sides[1])
+
+
+def _require_known(similarity: str) -> str:
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"one of {', '.join(SIMILARITIES)}")
+    return similarity
+
+
+class SearchFile(FileModel):
+    """A condition search as JSON."""
+
+    title = "a condition search"
+    format: Literal["steerlens.search/1"] = "steerlens.search/1"
+    name: str
+    vector: str | None
+    """Hash of the pairs that the vector came from."""
+    layers: Annotated[list[int], Field(min_length=1)]
+    combine: int
+    similarity: Annotated[str, AfterValidator(_require_known)]
+    tokens: str | int
+    site: str | None
+    seed: Annotated[int, Field(ge=0)]
+    best: dict[str, Any]
+    """For other readers, as the scores are: `load` finds it again."""
+    scores: dict[str, Any]
+    chosen_on: _Sides
+    scored_on: _Sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,60 +178,47 @@ class ConditionSearch:
             name: list(value) if isinstance(value, Interval) else value
             for name, value in self.scores._asdict().items()
         }
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "name": self.name,
-                "vector": self.vector.provenance.get("pairs_hash"),
-                "layers": self.layers,
-                "combine": self.combine,
-                "similarity": names[0],
-                "tokens": self.tokens,
-                "site": self.site,
-                "seed": self.seed,
-                "best": best,
-                "scores": scores,
-                "chosen_on": _listed(self.chosen_on),
-                "scored_on": _listed(self.scored_on),
-            },
+        content = SearchFile(
+            name=self.name,
+            vector=self.vector.provenance.get("pairs_hash"),
+            layers=list(self.layers),
+            combine=self.combine,
+            similarity=names[0],
+            tokens=self.tokens,
+            site=self.site,
+            seed=self.seed,
+            best=best,
+            scores=scores,
+            chosen_on=_Sides(**_listed(self.chosen_on)),
+            scored_on=_Sides(**_listed(self.scored_on)),
         )
+        write_json(path, content.model_dump())
 
     @classmethod
     def load(cls, path: PathLike, vector: SteeringVector) -> "ConditionSearch":
         """Read a search that `save` wrote; `vector` is the one that was searched with."""
-        content = read_json(path)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise SteerlensError(f'{str(path)!r} is not a condition search ("format": {FORMAT!r})')
-        try:
-            if content["vector"] != vector.provenance.get("pairs_hash"):
+        content = read_as(path, SearchFile)
+        with naming(path):
+            if content.vector != vector.provenance.get("pairs_hash"):
                 raise SteerlensError(
-                    f"{str(path)!r} was searched with a vector from other pairs; "
-                    "load the vector that belongs to it"
+                    "it was searched with a vector from other pairs; load the vector that belongs "
+                    "to it"
                 )
-            layers = _layers(content["layers"])
-            vector.at(layers)
+            vector.at(content.layers)
             found = search_similarities(
                 vector,
-                layers,
-                _similarities(content["chosen_on"], len(layers)),
-                _similarities(content["scored_on"], len(layers)),
-                combine=content["combine"],
-                similarity=SIMILARITIES[content["similarity"]],
-                tokens=content["tokens"],
-                site=content["site"],
-                name=content["name"],
-                seed=content["seed"],
+                tuple(content.layers),
+                content.chosen_on.similarities(len(content.layers)),
+                content.scored_on.similarities(len(content.layers)),
+                combine=content.combine,
+                similarity=SIMILARITIES[content.similarity],
+                tokens=content.tokens,
+                site=content.site,
+                name=content.name,
+                seed=content.seed,
             )
-            _require_settings(found)
+            repr(found.best)  # built, and so looked at: site, tokens, threshold
             return found
-        except SteerlensError as error:
-            raise SteerlensError(f"in {str(path)!r}: {error}") from error
-        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            raise SteerlensError(
-                f"{str(path)!r} does not have the form of a condition search: "
-                f"{type(error).__name__} {short_repr(str(error))}"
-            ) from error
 
     def _repr_html_(self) -> str:
         """For notebooks: the best condition's scores on new prompts, and the next candidates."""
@@ -347,32 +382,3 @@ def _halves(sides: _Rows, seed: int) -> tuple[_Rows, _Rows]:
 
 def _listed(similarities: Similarities) -> dict[str, Any]:
     return {side: values.astype(float).tolist() for side, values in similarities._asdict().items()}
-
-
-def _layers(found: Any) -> tuple[int, ...]:
-    if not isinstance(found, list) or not found or not all(type(layer) is int for layer in found):
-        raise TypeError(f"the layers are {short_repr(found)}; needed is a list of numbers")
-    return tuple(found)
-
-
-def _similarities(content: dict[str, Any], width: int) -> Similarities:
-    sides = []
-    for side in ("positive", "negative"):
-        rows = content[side]
-        if not rows or any(len(row) != width or {*map(type, row)} - {float, int} for row in rows):
-            raise TypeError(f"the {side} similarities are no rows of {width} numbers")
-        with np.errstate(over="raise"):
-            sides.append(np.array(rows, dtype=np.float64).astype(np.float32))
-    return Similarities(sides[0], sides[1])
-
-
-def _require_settings(found: ConditionSearch) -> None:
-    """What is not looked at before the search is used."""
-    kinds: dict[str, Any] = {"name": str, "seed": int, "tokens": (str, int)}
-    for setting, kind in kinds.items():
-        value = getattr(found, setting)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise TypeError(f"the {setting} is {short_repr(value)}")
-    if found.seed < 0:
-        raise ValueError(f"the seed is {found.seed}")
-    repr(found.best)  # built, and so looked at: site, tokens, threshold

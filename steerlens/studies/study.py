@@ -3,18 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+from pydantic import ConfigDict, Field
 
 from steerlens.dashboards.tables import kind_of
 from steerlens.data.prompts import Prompt
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep
-from steerlens.files import PathLike, read_json
-from steerlens.steering.condition_search import FORMAT as SEARCH_FORMAT
-from steerlens.steering.condition_search import ConditionSearch
+from steerlens.files import PathLike, read_json, read_parquet
+from steerlens.schemas import Declared, FileModel, Many, check_file
+from steerlens.steering.condition_search import ConditionSearch, SearchFile
 from steerlens.steering.steering import Steering
 from steerlens.steering.transcripts import Replies
 from steerlens.vectors.vector import SteeringVector
@@ -26,7 +27,7 @@ REPORT = "report.html"
 VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")
 
 _TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".parquet": pd.read_parquet,
+    ".parquet": read_parquet,
     ".csv": pd.read_csv,
 }
 
@@ -35,6 +36,33 @@ _DIRECTORIES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "sweeps": ("plan.json", Sweep.load),
 }
 """Results that are directories: the field of a study, the file that marks them, their reader."""
+
+
+class _Results(FileModel):
+    model_config = ConfigDict(extra="ignore")
+
+    title = "results"
+    format: Literal["steerlens.demo/1"]
+    run: dict[str, Any]
+    rows: Many[dict[str, Any]]
+
+
+class _Compared(Declared):
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str = ""
+    unsteered: str = ""
+    steered: str = ""
+    fired: list[bool] = Field(default=[])
+
+
+class _Replies(FileModel):
+    model_config = ConfigDict(extra="ignore")
+
+    title = "replies before and after steering"
+    format: Literal["steerlens.replies/1"]
+    steering: str
+    rows: Many[_Compared]
 
 
 @dataclass(frozen=True)
@@ -130,7 +158,7 @@ def _read(path: Path, name: str, study: Study) -> None:
         kind, value = getattr(study, saved), _DIRECTORIES[saved][1](path)
     elif path.is_dir():
         parts = sorted(path.glob("[!.]*.parquet"))
-        frames = [_table(part, pd.read_parquet) for part in parts]
+        frames = [_table(part, read_parquet) for part in parts]
         kind, value = study.tables, pd.concat(frames, ignore_index=True)
     elif path.suffix in VECTOR_ENDINGS:
         kind, value = study.vectors, SteeringVector.load(path)
@@ -151,17 +179,15 @@ def _content(path: Path, name: str, study: Study) -> tuple[dict[str, Any], Any]:
     told = content.get("format") if isinstance(content, dict) else None
     if path.name == "manifest.json" and isinstance(content, dict):
         return study.manifests, content
-    if told == SEARCH_FORMAT:
+    if told in SearchFile.formats():
         return study.searches, _search(path, name, content, study.vectors)
     rows = content.get("rows") if isinstance(content, dict) else content
     if told in (RESULTS_FORMAT, REPLIES_FORMAT):
-        needed = "run" if told == RESULTS_FORMAT else "steering"
-        if needed not in content or not _are_records(rows):
-            raise SteerlensError(f"it says {told}, but lacks {needed!r} or proper rows")
+        check_file(content, path, _Results, _Replies)
         return study.results if told == RESULTS_FORMAT else study.replies, content
     table = pd.DataFrame(rows) if _are_records(rows) else pd.DataFrame()
     if kind_of(table) is None:
-        known = ", ".join((SEARCH_FORMAT, RESULTS_FORMAT, REPLIES_FORMAT))
+        known = ", ".join((*SearchFile.formats(), RESULTS_FORMAT, REPLIES_FORMAT))
         raise SteerlensError(
             f"its format is {told!r}; this version shows {known}, and tables of known columns"
             if told

@@ -18,6 +18,7 @@ from steerlens.vectors.foreign import (
     VectorFile,
     as_vector_file,
     by_layer,
+    noted,
     require_floats,
     require_modest_size,
 )
@@ -42,18 +43,20 @@ def read_bare(
         [found] = found.values()
     named = found if isinstance(found, Mapping) else {"the tensor": found}
     for name, tensor in named.items():
-        _require_stored(path, name, tensor)
+        _require_stored(name, tensor)
     many = isinstance(found, Mapping) or (found.ndim == 2 and len(found) != 1)
     if many and layer is not None:
         raise SteerlensError(
-            f"layer={layer} came for {str(path)!r}, which holds {len(found)} layers; "
-            f"load it without, then take .at([{layer}])"
+            f"got layer={layer}, but it holds {len(found)} layers; load it without, then take "
+            f".at([{layer}])"
         )
     if isinstance(found, Mapping):
-        return as_vector_file(path, by_layer(path, named.items(), _LAYER_NAME))
-    if many:
-        return as_vector_file(path, dict(enumerate(found)))
-    return as_vector_file(path, {_layer_of(path, layer): found.reshape(-1)})
+        directions = by_layer(named.items(), _LAYER_NAME)
+    elif many:
+        directions = dict(enumerate(found))
+    else:
+        directions = {_layer_of(path, layer): found.reshape(-1)}
+    return noted(as_vector_file(directions), path)
 
 
 _LAYER_NAME = r"(?:layer[_.-]?)?(\d{1,4})"
@@ -69,29 +72,26 @@ def _layer_of(path: PathLike, layer: int | None) -> int:
     told = {int(number) for number in re.findall(r"(?i)layer[_.-]?(\d{1,4})", Path(path).stem)}
     if len(told) != 1:
         raise SteerlensError(
-            f"{str(path)!r} holds one direction and does not say of which layer; "
-            "give it: SteeringVector.load(path, layer=13)"
+            "it holds one direction and does not say of which layer; give it: "
+            "SteeringVector.load(path, layer=13)"
         )
     return told.pop()
 
 
-def _require_stored(path: PathLike, name: object, tensor: object) -> None:
+def _require_stored(name: object, tensor: object) -> None:
     """A tensor of floats that lies in the file, not one of strides that only pretend to."""
     if not isinstance(tensor, Tensor):
-        raise SteerlensError(
-            f"{name!r} in {str(path)!r} is a {type(tensor).__name__}; needed is a tensor"
-        )
-    require_floats(path, name, tensor)
+        raise SteerlensError(f"{name!r} is a {type(tensor).__name__}; expected a tensor")
+    require_floats(name, tensor)
     if tensor.device.type != "cpu" or tensor.ndim not in (1, 2):
         raise SteerlensError(
-            f"{name!r} in {str(path)!r} has shape {tuple(tensor.shape)} on {tensor.device.type}; "
-            "needed is [d_model] or [layer, d_model]"
+            f"{name!r} has shape {tuple(tensor.shape)} on {tensor.device.type}; "
+            "expected [d_model] or [layer, d_model]"
         )
     stored = tensor.untyped_storage().nbytes()
     if math.prod(tensor.shape) * tensor.element_size() > stored:
         raise SteerlensError(
-            f"{name!r} in {str(path)!r} declares the shape {tuple(tensor.shape)}, but {stored} "
-            "bytes are stored"
+            f"{name!r} declares the shape {tuple(tensor.shape)}, but {stored} bytes are stored"
         )
 
 
@@ -99,10 +99,10 @@ def _require_modest_archive(path: PathLike) -> None:
     """Both formats are zip archives, which could unpack to far more than they weigh."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    require_modest_size(path, sum(entry.file_size for entry in entries))
+    require_modest_size(sum(entry.file_size for entry in entries))
     kinds = {entry.compress_type for entry in entries}
     if kinds - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:  # others may ask for much memory
-        raise SteerlensError(f"{str(path)!r} is compressed in a way that no tensors are: {kinds}")
+        raise SteerlensError(f"it is compressed in a way that no tensors are: {kinds}")
 
 
 _TENSOR_GLOBALS = re.compile(
@@ -143,8 +143,8 @@ def _require_stored_arrays(path: PathLike) -> None:
                 shape, _, dtype = read(opened)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise SteerlensError(
-                    f"{short_repr(entry.filename)} in {str(path)!r} declares the shape "
-                    f"{short_repr(shape)} of {dtype}, but {entry.file_size} bytes are stored"
+                    f"{short_repr(entry.filename)} declares the shape {short_repr(shape)} of "
+                    f"{dtype}, but {entry.file_size} bytes are stored"
                 )
 
 

@@ -38,44 +38,43 @@ class VectorFile(NamedTuple):
     """`site` and `provenance`."""
 
 
-def require_modest_size(path: PathLike, size: int) -> None:
+def require_modest_size(size: int) -> None:
     """Refuse what cannot be a vector before it is read."""
     if size > LARGEST_FILE:
         raise SteerlensError(
-            f"{str(path)!r} holds {size:,} bytes; no steering vector is larger than "
-            f"{LARGEST_FILE:,}: is it a model?"
+            f"it holds {size:,} bytes; no steering vector is larger than {LARGEST_FILE:,}: is it a "
+            "model?"
         )
 
 
-def require_floats(path: PathLike, name: object, tensor: Tensor) -> None:
+def require_floats(name: object, tensor: Tensor) -> None:
     """Refuse whole numbers, quantised ones and sparse layouts."""
     if tensor.layout != torch.strided or not tensor.is_floating_point():
         raise SteerlensError(
-            f"{name!r} in {str(path)!r} holds {tensor.dtype} ({tensor.layout}); "
-            "needed are plain floating-point numbers"
+            f"{name!r} holds {tensor.dtype} ({tensor.layout}); expected plain floating-point "
+            "numbers"
         )
 
 
 def as_vector_file(
-    path: PathLike,
     directions: Mapping[int, Tensor],
     model_type: str | None = None,
     explained: Mapping[int, float] | None = None,
 ) -> VectorFile:
     """The content of a file that holds a direction for each of some layers."""
     if not directions:
-        raise SteerlensError(f"{str(path)!r} holds no direction for any layer")
+        raise SteerlensError("it holds no direction for any layer")
     for layer, direction in directions.items():
-        require_floats(path, f"layer {layer}", direction)
+        require_floats(f"layer {layer}", direction)
         if direction.ndim != 1 or not len(direction):
             raise SteerlensError(
-                f"the direction of layer {layer} in {str(path)!r} has shape "
-                f"{tuple(direction.shape)}; needed is [d_model]"
+                f"the direction of layer {layer} has shape {tuple(direction.shape)}; "
+                "expected [d_model]"
             )
     widths = {layer: len(direction) for layer, direction in directions.items()}
     if len(set(widths.values())) > 1:
         told = ", ".join(f"{width} at layer {layer}" for layer, width in sorted(widths.items()))
-        raise SteerlensError(f"the directions in {str(path)!r} differ in width: {told}")
+        raise SteerlensError(f"the directions differ in width: {told}")
     layers = sorted(directions)
     tensors = {
         "directions": torch.stack([directions[layer].float() for layer in layers]),
@@ -83,30 +82,31 @@ def as_vector_file(
     }
     if explained:
         tensors["explained"] = torch.tensor([explained[layer] for layer in layers]).float()
-    source = {"format": Path(path).suffix.lower(), "file": Path(path).name}
-    known = {"name": Path(path).stem, "model_type": model_type, "source": source}
-    provenance = {name: value for name, value in known.items() if value is not None}
+    provenance = {} if model_type is None else {"model_type": model_type}
     return VectorFile(tensors, {"site": BLOCK_OUTPUT, "provenance": provenance})
 
 
-def _layer_number(path: PathLike, name: object, pattern: str = r"(\d{1,4})") -> int:
+def noted(content: VectorFile, path: PathLike) -> VectorFile:
+    """A vector whose provenance says which file it came from, and is named as that is."""
+    source = {"format": Path(path).suffix.lower(), "file": Path(path).name}
+    provenance = {"name": Path(path).stem} | content.metadata["provenance"] | {"source": source}
+    return content._replace(metadata=content.metadata | {"provenance": provenance})
+
+
+def _layer_number(name: object, pattern: str) -> int:
     found = re.fullmatch(pattern, str(name), re.ASCII)
     if found is None:
-        raise SteerlensError(
-            f"{short_repr(name)} in {str(path)!r} names no layer; needed is a layer number"
-        )
+        raise SteerlensError(f"{short_repr(name)} names no layer; expected a layer number")
     return int(found[1])
 
 
-def by_layer(
-    path: PathLike, named: Iterable[tuple[object, Any]], pattern: str = r"(\d{1,4})"
-) -> dict[int, Any]:
+def by_layer(named: Iterable[tuple[object, Any]], pattern: str = r"(\d{1,4})") -> dict[int, Any]:
     """Name → value as layer → value; refuses names that mean no layer, or the same one."""
     by_layer: dict[int, Any] = {}
     for name, value in named:
-        layer = _layer_number(path, name, pattern)
+        layer = _layer_number(name, pattern)
         if layer in by_layer:
-            raise SteerlensError(f"{str(path)!r} holds layer {layer} twice")
+            raise SteerlensError(f"it holds layer {layer} twice")
         by_layer[layer] = value
     return by_layer
 

@@ -4,14 +4,15 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.files import PathLike, parse_json, write_atomically
+from steerlens.files import PathLike, naming, parse_json, write_atomically
+from steerlens.schemas import Declared, check
 from steerlens.vectors.bare_tensors import numpy_arrays, read_bare, torch_tensors
 from steerlens.vectors.foreign import VectorFile, require_floats, require_modest_size
 from steerlens.vectors.gguf import gguf_left_out, read_gguf, write_gguf
@@ -40,28 +41,31 @@ class Format(NamedTuple):
 def read_vector_file(path: PathLike, layer: int | None = None) -> VectorFile:
     """Read a file by its ending; what is broken is refused by file, place and reason."""
     form = _format_of(path)
-    _require_modest_file(path)
+    if not Path(path).is_file():
+        raise SteerlensError(f"there is no vector file {str(path)!r}")
     if layer is not None and form.names_layers:
         raise SteerlensError(
             f"layer={layer} came for {str(path)!r}, but a {form.title} says itself which layers "
             f"it holds; load it without, then take .at([{layer}])"
         )
-    try:
-        content = form.read(path) if form.names_layers else form.read(path, layer)
-    except SteerlensError:
-        raise
-    except Exception as error:  # whatever a hostile file makes the libraries raise
-        raise SteerlensError(
-            f"{str(path)!r} is not a readable {form.title}: {_reason(error)}; "
-            "the file may be truncated or from another program"
-        ) from error
-    _require_sound(path, content)
-    return content
+    with naming(path):
+        require_modest_size(Path(path).stat().st_size)
+        try:
+            content = form.read(path) if form.names_layers else form.read(path, layer)
+        except SteerlensError:
+            raise
+        except Exception as error:  # whatever a hostile file makes the libraries raise
+            raise SteerlensError(
+                f"it is not a readable {form.title}: {_reason(error)}; "
+                "the file may be truncated or from another program"
+            ) from error
+        return _sound(content, path)
 
 
 def write_vector_file(path: PathLike, content: VectorFile) -> None:
     """Write a file by its ending, atomically."""
-    writer_of(path)(path, content)
+    with naming(path):
+        writer_of(path)(path, content)
 
 
 def left_out(path: PathLike, content: VectorFile) -> list[str]:
@@ -89,42 +93,35 @@ def _format_of(path: PathLike) -> Format:
     return FORMATS[ending]
 
 
-def _require_modest_file(path: PathLike) -> None:
-    path = Path(path)
-    if not path.is_file():
-        raise SteerlensError(f"there is no vector file {str(path)!r}")
-    require_modest_size(path, path.stat().st_size)
-
-
 def _reason(error: Exception) -> str:
     first = str(error).strip().split("\n")[0]
     return first[:200] or type(error).__name__
 
 
-def _require_sound(path: PathLike, content: VectorFile) -> None:
+class _Metadata(Declared):
+    site: str
+    provenance: dict[str, Any]
+
+
+def _sound(content: VectorFile, path: PathLike) -> VectorFile:
     """What every format must give, before values are looked at."""
+    metadata = check(_Metadata, content.metadata, path).model_dump()
     for name in ("directions", "layers"):
         if name not in content.tensors:
-            raise SteerlensError(f"the vector file {str(path)!r} lacks {name!r}")
-    for name, kind in (("site", str), ("provenance", dict)):
-        if name not in content.metadata:
-            raise SteerlensError(f"the vector file {str(path)!r} lacks {name!r}")
-        if not isinstance(content.metadata[name], kind):
-            raise SteerlensError(
-                f"the {name} in {str(path)!r} is {short_repr(content.metadata[name])}; "
-                f"needed is a {kind.__name__}"
-            )
+            raise SteerlensError(f"it lacks {name!r}")
     layers = content.tensors["layers"]
     if layers.ndim != 1 or layers.dtype != torch.int64 or (layers < 0).any():
         raise SteerlensError(
-            f"the layers in {str(path)!r} are {layers.dtype} of shape {tuple(layers.shape)}; "
-            "needed is a row of int64, none negative"
+            f"the layers are {layers.dtype} of shape {tuple(layers.shape)}; "
+            "expected a row of int64, none negative"
         )
     if not content.tensors["directions"].numel():
-        raise SteerlensError(f"the directions in {str(path)!r} are empty")
-    for name in {"directions", "norms", "explained"} & set(content.tensors):
-        require_floats(path, name, content.tensors[name])
-        content.tensors[name] = content.tensors[name].float()  # some kinds can do no arithmetic
+        raise SteerlensError("the directions are empty")
+    tensors = dict(content.tensors)
+    for name in {"directions", "norms", "explained"} & set(tensors):
+        require_floats(name, tensors[name])
+        tensors[name] = tensors[name].float()  # some kinds can do no arithmetic
+    return VectorFile(tensors, metadata)
 
 
 # .safetensors: the native format, which holds everything
@@ -134,36 +131,21 @@ def write_safetensors(path: PathLike, content: VectorFile) -> None:
     """The native format: tensors, and the metadata as one JSON string in the header."""
     header = {"format": VECTOR_FORMAT, "steerlens": json.dumps(content.metadata, sort_keys=True)}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in content.tensors.items()}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(tensors, temporary, header)
-        except SafetensorError as error:  # it wraps the disk's errors in its own
-            raise OSError(str(error)) from error
-
-    write_atomically(path, write)
+    content_bytes = save(tensors, header)  # not save_file: a full disk is to be an OSError
+    write_atomically(path, lambda temporary: temporary.write_bytes(content_bytes))
 
 
 def read_safetensors(path: PathLike) -> VectorFile:
     """Read what `write_safetensors` wrote; anything else is refused by name and place."""
     with safe_open(path, framework="pt") as opened:
         header = opened.metadata() or {}
-        _require_format(path, header.get("format"))
+        if header.get("format") != VECTOR_FORMAT:
+            raise SteerlensError(
+                f"got a safetensors file of format {short_repr(header.get('format'))}; "
+                f"expected {VECTOR_FORMAT!r}"
+            )
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    metadata = parse_json(header.get("steerlens", "null"), path)
-    if not isinstance(metadata, dict):
-        raise SteerlensError(
-            f"the metadata of {str(path)!r} is not a table but {short_repr(metadata)}"
-        )
-    return VectorFile(tensors, metadata)
-
-
-def _require_format(path: PathLike, found: str | None) -> None:
-    if found != VECTOR_FORMAT:
-        raise SteerlensError(
-            f"{str(path)!r} is a safetensors file of format {short_repr(found)}; "
-            f"needed is {VECTOR_FORMAT!r}"
-        )
+    return VectorFile(tensors, parse_json(header.get("steerlens", "null"), path))
 
 
 FORMATS = {

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from steerlens.errors import SteerlensError, import_extra, short_repr
 from steerlens.files import PathLike, parse_json, write_atomically
+from steerlens.schemas import Declared, Numbers, check
 from steerlens.vectors.foreign import (
     BLOCK_OUTPUT,
     VectorFile,
     as_vector_file,
     by_layer,
     model_type,
+    noted,
     rows_by_layer,
 )
 
@@ -34,7 +36,7 @@ def write_gguf(path: PathLike, content: VectorFile) -> None:
     if 0 in rows:
         rest = sorted(rows)[1:]
         raise SteerlensError(
-            f"{str(path)!r}: llama.cpp never steers the output of layer 0, and rejects control "
+            "llama.cpp never steers the output of layer 0, and rejects control "
             "vectors that have a direction for it; "
             + (f"save vector.at({rest}), or all" if rest else "save it")
             + " as .safetensors"
@@ -68,38 +70,45 @@ def read_gguf(path: PathLike) -> VectorFile:
     with np.errstate(over="raise"):
         reader = _bounded_reader(gguf, path)
     if reader.get_field("general.architecture") is None:
-        raise SteerlensError(f"{str(path)!r} names no architecture; needed is a control vector")
+        raise SteerlensError("it names no architecture; expected a control vector")
     named = [(tensor.name, tensor) for tensor in reader.tensors]
-    tensors = by_layer(path, named, r"direction\.(\d{1,4})")
+    tensors = by_layer(named, r"direction\.(\d{1,4})")
     hint = reader.get_field(f"{_GGUF_ARCHITECTURE}.model_hint")
-    content = as_vector_file(
+    content = noted(
+        as_vector_file(
+            {layer: _gguf_tensor(gguf, tensor) for layer, tensor in tensors.items()},
+            None if hint is None else _text(hint),
+        ),
         path,
-        {layer: _gguf_tensor(gguf, path, tensor) for layer, tensor in tensors.items()},
-        None if hint is None else _text(hint),
     )
     own = reader.get_field(_GGUF_METADATA)
-    return (
-        content if own is None else _with_own_metadata(path, content, parse_json(_text(own), path))
-    )
+    if own is None:
+        return content
+    found = check(_Own, parse_json(_text(own), path), f"{path}, {_GGUF_METADATA}")
+    return _with_own_metadata(content, found)
 
 
-def _with_own_metadata(path: PathLike, content: VectorFile, own: Any) -> VectorFile:
+class _Own(Declared):
+    site: str
+    provenance: dict[str, Any]
+    norms: Numbers | None = None
+    explained: Numbers | None = None
+
+
+def _with_own_metadata(content: VectorFile, own: _Own) -> VectorFile:
     """What `write_gguf` added, over what a foreign file gives."""
-    if not isinstance(own, dict) or not isinstance(own.get("provenance"), dict):
-        raise SteerlensError(f"{_GGUF_METADATA!r} in {str(path)!r} is not what steerlens writes")
-    tensors = {name: torch.tensor(own[name]).float() for name in _OWN & own.keys()}
-    source = content.metadata["provenance"]["source"]
-    provenance = own["provenance"] | {"source": source}
-    metadata = {"site": own.get("site"), "provenance": provenance}
+    values = {name: getattr(own, name) for name in _OWN}
+    tensors = {name: torch.tensor(row) for name, row in values.items() if row is not None}
+    provenance = own.provenance | {"source": content.metadata["provenance"]["source"]}
+    metadata = {"site": own.site, "provenance": provenance}
     return VectorFile(content.tensors | tensors, metadata)
 
 
-def _gguf_tensor(gguf: ModuleType, path: PathLike, tensor: Any) -> Tensor:
+def _gguf_tensor(gguf: ModuleType, tensor: Any) -> Tensor:
     kinds = gguf.GGMLQuantizationType
     if tensor.tensor_type not in (kinds.F16, kinds.F32, kinds.F64):
         raise SteerlensError(
-            f"{tensor.name!r} in {str(path)!r} is of type {tensor.tensor_type.name}; "
-            "needed are floating-point numbers"
+            f"{tensor.name!r} is of type {tensor.tensor_type.name}; expected floating-point numbers"
         )
     with np.errstate(over="raise"):
         # a copy, so that the file is let go
@@ -115,9 +124,7 @@ def _bounded_reader(gguf: ModuleType, path: PathLike) -> Any:
         def _get(self, offset: Any, dtype: Any, count: Any = 1, *args: Any, **kwargs: Any) -> Any:
             self._reads += 1
             if self._reads > LARGEST_HEADER:
-                raise SteerlensError(
-                    f"the header of {str(path)!r} is larger than a control vector's can be"
-                )
+                raise SteerlensError("its header is larger than a control vector's can be")
             found = super()._get(offset, dtype, count, *args, **kwargs)
             if len(found) != count:
                 raise ValueError(f"{int(count)} values are declared past the end, at byte {offset}")
@@ -127,8 +134,8 @@ def _bounded_reader(gguf: ModuleType, path: PathLike) -> Any:
             # Here, so that a model is refused before its vocabulary is read.
             if field.name == "general.architecture" and _text(field) != _GGUF_ARCHITECTURE:
                 raise SteerlensError(
-                    f"{str(path)!r} is a GGUF file of architecture {short_repr(_text(field))}; "
-                    f"needed is {_GGUF_ARCHITECTURE!r}"
+                    f"got a GGUF file of architecture {short_repr(_text(field))}; "
+                    f"expected {_GGUF_ARCHITECTURE!r}"
                 )
             return super()._push_field(field, *args, **kwargs)
 

@@ -1,19 +1,20 @@
 """`.svec` files: the JSON of IBM/activation-steering."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from pydantic import ConfigDict
 
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, read_json, write_json
+from steerlens.schemas import Declared, Numbers, check
 from steerlens.vectors.foreign import (
     BLOCK_OUTPUT,
     VectorFile,
     as_vector_file,
     by_layer,
     model_type,
+    noted,
     rows_by_layer,
 )
 
@@ -33,37 +34,26 @@ def write_svec(path: PathLike, content: VectorFile) -> None:
     )
 
 
+class _Svec(Declared):
+    model_config = ConfigDict(extra="ignore")  # another program's file, which may grow
+
+    model_type: str | None = None
+    directions: dict[str, Numbers]
+    explained_variances: dict[str, float] | None = None
+
+
 def read_svec(path: PathLike) -> VectorFile:
     """Read what activation-steering wrote; a direction stays at the block output it was read at."""
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("directions"), dict):
-        raise SteerlensError(
-            f"{str(path)!r} is no .svec file; needed is a table with 'model_type', 'directions' "
-            "(layer → numbers) and 'explained_variances'"
-        )
-    variances = found.get("explained_variances") or {}
-    if not isinstance(variances, dict):
-        raise SteerlensError(f"'explained_variances' in {str(path)!r} is no table of layers")
-    rows = by_layer(path, found["directions"].items())
-    explained = by_layer(path, variances.items())
+    found = check(_Svec, read_json(path), path)
+    rows = by_layer(found.directions.items())
+    explained = by_layer((found.explained_variances or {}).items())
     if explained and explained.keys() != rows.keys():
         raise SteerlensError(
-            f"{str(path)!r} has directions for layers {sorted(rows)}, but explained variances for "
+            f"got directions for layers {sorted(rows)}, but explained variances for "
             f"{sorted(explained)}; the file may be incomplete"
         )
-    return as_vector_file(
-        path,
-        {layer: _numbers(path, layer, row) for layer, row in rows.items()},
-        None if found.get("model_type") is None else str(found["model_type"]),
-        {layer: _numbers(path, layer, [value]).item() for layer, value in explained.items()},
-    )
-
-
-def _numbers(path: PathLike, layer: int, row: Any) -> Tensor:
-    numbers = [] if not isinstance(row, list) else row
-    if not numbers or not all(type(number) in (int, float) for number in numbers):
-        raise SteerlensError(f"layer {layer} in {str(path)!r} is no list of numbers")
-    return torch.tensor([float(number) for number in numbers])
+    directions = {layer: torch.tensor(row) for layer, row in rows.items()}
+    return noted(as_vector_file(directions, found.model_type, explained), path)
 
 
 def svec_left_out(path: PathLike, content: VectorFile) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError
-from steerlens.files import PathLike
+from steerlens.files import PathLike, naming
 from steerlens.layer_text import display_layers
 from steerlens.numerics import unit
 from steerlens.vectors.foreign import VectorFile
@@ -201,7 +201,7 @@ class SteeringVector:
         `layer` is for a `.pt` or `.npz` of one direction that does not say of which layer.
         """
         tensors, metadata = read_vector_file(path, layer)
-        try:
+        with naming(path):
             return cls(
                 directions=tensors["directions"],
                 layers=tuple(tensors["layers"].tolist()),
@@ -210,8 +210,6 @@ class SteeringVector:
                 explained=tensors.get("explained"),
                 provenance=metadata["provenance"],
             )
-        except SteerlensError as error:
-            raise SteerlensError(f"in the vector file {str(path)!r}: {error}") from error
 
     def _combined(
         self, other: "SteeringVector", what: str, operation: Callable[[Tensor, Tensor], Tensor]

@@ -4,8 +4,10 @@ Every case comes from a seed, so that a failure can be had again by its number.
 """
 
 import json
+import os
 import pickle
 import random
+import shutil
 import struct
 import time
 import tracemalloc
@@ -13,6 +15,7 @@ import zipfile
 
 import jaxtyping
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -20,9 +23,14 @@ from hypothesis import strategies as st
 
 import steerlens as sl
 from steerlens.data.prompt_files import load_prompts, read_prompts
+from steerlens.data.questions import load_questions
+from steerlens.evaluation.evaluation import Evaluation
+from steerlens.evaluation.sweep_store import Sweep, open_directory
+from steerlens.files import naming
 from steerlens.steering.condition_search import ConditionSearch, search_similarities
 from steerlens.steering.rules import parse_rules
 from steerlens.steering.thresholds import Similarities
+from steerlens.studies.study import read_study
 from steerlens.vectors.vector import SteeringVector
 
 SLOW = 1.0
@@ -46,6 +54,59 @@ def vector():
         directions, (1, 2, 5), norms=torch.ones(3), explained=torch.ones(3) / 3,
         provenance={"name": "kind", "model": "m", "pairs": 4, "pairs_hash": "abc"},
     )  # fmt: skip
+
+
+PLAN = {"rows": 4, "cells": 2, "judges": {"refusal": "1"}, "gates": [], "model": "m"}
+
+
+def evaluation():
+    """A small one, of two prompts and two arms."""
+    rows = [
+        (prompt, "Hi.", arm, strength, "No.", 2, True, True, "refusal", float(strength > 0))
+        for prompt in (0, 1)
+        for arm, strength in (("unsteered", 0.0), ("steered", 1.0), ("negative", -1.0))
+    ]
+    columns = ["prompt", "text", "arm", "strength", "reply", "reply_tokens", "finished", "open",
+               "judge", "score"]  # fmt: skip
+    effects = [("steered", 1.0, "kl", 0.1, 0.0, 0.2, 2, "texts")]
+    names = ["arm", "strength", "measure", "value", "low", "high", "n", "of"]
+    settings = {"strength": 1.0, "raises": True, "seed": 0, "judges": {"refusal": "1"},
+                "failures": {}, "notes": []}  # fmt: skip
+    return Evaluation(
+        pd.DataFrame(rows, columns=columns), pd.DataFrame(effects, columns=names), settings
+    )
+
+
+def as_evaluation(folder):
+    """Reads a file as the JSON of the evaluation in a folder."""
+
+    def read(path):
+        place = path.parent / "as evaluation"
+        shutil.copytree(folder / "evaluation", place, dirs_exist_ok=True)
+        shutil.copyfile(path, place / "evaluation.json")
+        with naming(path):
+            return Evaluation.load(place)
+
+    return read
+
+
+def as_sweep(path):
+    place = path.parent / "as sweep"
+    place.mkdir(exist_ok=True)
+    shutil.copyfile(path, place / "plan.json")
+    with naming(path):
+        return Sweep.load(place)
+
+
+def as_study(path):
+    """What cannot be shown is kept with the reason; here, that is a refusal."""
+    place = path.parent / "as study"
+    place.mkdir(exist_ok=True)
+    shutil.copyfile(path, place / path.name)
+    study = read_study(place)
+    for why in study.left_out.values():
+        raise sl.SteerlensError(f"{path.name}: {why}")
+    return study
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +145,32 @@ def valid(vector, tmp_path_factory):
     topics = {"format": "steerlens.topics/1", "parts": {"train": {"sea": ["Hi."], "sky": ["Ho."]}}}
     (folder / "topics.json").write_text(json.dumps(topics))
     files["topics"] = folder / "topics.json", load_prompts
+    asked = {"question": "Is tea nice?", "answer_matching_behavior": "(A)",
+             "answer_not_matching_behavior": "(B)"}  # fmt: skip
+    (folder / "questions.json").write_text(json.dumps([asked, asked]))
+    files["questions"] = folder / "questions.json", load_questions
+    (folder / "questions.jsonl").write_text(json.dumps(asked) + "\n" + json.dumps(asked))
+    files["question lines"] = folder / "questions.jsonl", load_questions
+    found = evaluation()
+    found.save(folder / "evaluation")
+    files["evaluation"] = folder / "evaluation" / "evaluation.json", as_evaluation(folder)
+    open_directory(folder / "sweep", PLAN, resume=False)
+    files["plan"] = folder / "sweep" / "plan.json", as_sweep
+    (folder / "results").mkdir()
+    replies = {"prompt": "Hi.", "unsteered": "Ho.", "steered": "No.", "fired": [True]}
+    content = {"format": "steerlens.replies/1", "steering": "strong", "rows": [replies]}
+    (folder / "results" / "replies.json").write_text(json.dumps(content))
+    files["replies"] = folder / "results" / "replies.json", as_study
     (folder / "lines.txt").write_text("One prompt.\nAnd another.\n")
     files["lines"] = folder / "lines.txt", read_prompts
     return files
 
 
-KINDS = (".safetensors", ".svec", ".gguf", ".pt", ".npz", "dataset", "search", "prompts", "topics",
-         "lines")  # fmt: skip
-JSON_KINDS = (".svec", "dataset", "search", "prompts", "topics")
+JSON_KINDS = (".svec", "dataset", "search", "prompts", "topics", "questions", "evaluation", "plan",
+              "replies")  # fmt: skip
+KINDS = (".safetensors", ".gguf", ".pt", ".npz", *JSON_KINDS, "question lines", "lines")
+N_DAMAGED, N_DISTORTED = (int(os.environ.get("FUZZ", 1)) * n for n in (300, 300))
+"""Inputs a parser is given here; FUZZ=10 in the environment gives it ten times as many."""
 
 
 def attempt(read, path, content=None):
@@ -143,7 +222,7 @@ def damaged(content, draw):
 def test_damaged_files(valid, tmp_path, kind):
     original, read = valid[kind]
     content, refused = original.read_bytes(), 0
-    for seed in range(700):
+    for seed in range(N_DAMAGED):
         noise = damaged(content, random.Random(seed))
         refused += attempt(read, tmp_path / f"broken{original.suffix}", noise)
     assert refused or kind == "lines"  # nearly any bytes are lines of text
@@ -212,11 +291,11 @@ def distorted(tree, draw):
 def test_distorted_json(valid, tmp_path, kind):
     original, read = valid[kind]
     refused = 0
-    for seed in range(500):
+    for seed in range(N_DISTORTED):
         tree = distorted(json.loads(original.read_text()), random.Random(seed))
         content = json.dumps(tree).encode()
         refused += attempt(read, tmp_path / f"wrong{original.suffix}", content)
-    assert refused > 100
+    assert refused > N_DISTORTED // 5
 
 
 def test_distorted_metadata(valid, tmp_path):

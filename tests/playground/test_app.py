@@ -1,6 +1,7 @@
 """The playground without a browser: settings, code, readings, turns, the door, uploads."""
 
 import base64
+import json
 import re
 import signal
 import socket
@@ -284,12 +285,23 @@ def test_tabs_are_bounded_and_the_silent_ones_go():
 
 
 def test_a_tab_that_was_silent_for_long_is_forgotten():
-    tabs = Tabs(silence=60)
-    tabs.of("a").heard -= 61
-    kept = tabs.of("b")
-    assert len(tabs) == 1
-    kept.heard -= 61
+    now = [0.0]
+    tabs = Tabs(silence=60, clock=lambda: now[0])
+    silent, kept = tabs.of("a"), tabs.of("b")
+    silent.job = Job(lambda: iter_of(1))
+    now[0] = 59
     assert tabs.of("b") is kept, "it speaks again"
+    now[0] = 61
+    assert len(tabs) == 1
+    assert silent.job.state is State.STOPPED
+    assert tabs.of("b") is kept
+    assert tabs.of("a") is not silent
+
+
+@pytest.mark.parametrize("key", [None, 3, ["k"], "", "k" * 101])
+def test_only_short_text_is_the_key_of_a_tab(unchecked, key):
+    with pytest.raises(sl.SteerlensError, match="reload"):
+        Tabs().of(key)
 
 
 # the door
@@ -304,18 +316,19 @@ def app(tiny_chat, vectors):
 
 def test_only_loopback_names_are_served(app):
     client = app.server.test_client()
-    for host in ("127.0.0.1:8050", "localhost", "[::1]:8050"):
+    for host in ("127.0.0.1:8050", "localhost"):
         answer = client.get("/", headers={"Host": host})
         assert answer.status_code == 200
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
-    for host in ("evil.example", "127.0.0.1.evil.example:8050", "192.168.0.7"):
-        assert client.get("/", headers={"Host": host}).status_code == 403
-        assert client.get("/_dash-layout", headers={"Host": host}).status_code == 403
+    for host in ("evil.example", "127.0.0.1.evil.example:8050", "192.168.0.7", "[::1", "a b", ""):
+        assert client.get("/", headers={"Host": host}).status_code == 400
+        assert client.get("/_dash-layout", headers={"Host": host}).status_code == 400
 
 
 def test_pages_of_other_origins_are_refused(app):
     client = app.server.test_client()
-    for origin, status in (("http://localhost", 200), ("http://evil.example", 403), ("null", 403)):
+    for origin, status in (("http://localhost", 200), ("http://evil.example", 403), ("null", 403),
+                           ("http://[", 403), ("http://localhost:x", 403)):  # fmt: skip
         answer = client.get("/", headers={"Host": "localhost", "Origin": origin})
         assert answer.status_code == status
 
@@ -341,8 +354,8 @@ def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, turns):
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [
-        ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True),
-        ("0.0.0.0", False), ("::", False), ("192.168.0.7", False), ("example.org", False),
+        ("127.0.0.1", True), ("localhost", True), ("::1", False), ("0.0.0.0", False),
+        ("::", False), ("192.168.0.7", False), ("example.org", False),
         ("", False), (None, False),
     ],
 )  # fmt: skip
@@ -350,21 +363,52 @@ def test_loopback_is_known(host, loopback):
     assert access.is_loopback(host) == loopback
 
 
+def test_requests_that_no_page_makes_are_refused(app):
+    client = app.server.test_client()
+    update = "/_dash-update-component"
+    output = next(iter(app.callback_map))
+    whole = {"output": output, "outputs": [], "inputs": [], "state": [], "changedPropIds": []}
+    odd = [json.dumps(whole | {"output": name}) for name in ("gone.children", [1], None)]
+    for body in ("{", "[]", "", "3", "{}", json.dumps(whole | {"inputs": 3}), *odd):
+        answer = client.post(update, data=body, content_type="application/json")
+        assert answer.status_code == 400, body
+    assert client.post(update, data="{}", content_type="text/plain").status_code in (400, 415)
+    large = client.post(update, data=b"x" * (60 << 20), content_type="application/json")
+    assert large.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("contents", "filename", "key"),
+    [
+        (None, None, "k"), ("data:;base64,AAAA", None, "k"), (3, "v.svec", "k"),
+        ("x,$$", "v.svec", "k"), ("x,AAAA", "../../etc/v.svec", "k"), ("x,AAAA", "a\0.svec", "k"),
+        ("x,AAAA", "a" * 5000 + ".svec", "k"), ("x,AAAA", "v.svec", ["k"]), ("x,AAAA", "v.svec", 7),
+    ],
+)  # fmt: skip
+def test_odd_uploads_are_answered_with_a_message(unchecked, app, contents, filename, key):
+    answer = post_upload(app, filename, b"", key=key, contents=contents, whole=True)
+    assert answer.status_code == 200
+    said = json.dumps(answer.json, ensure_ascii=False)
+    assert re.search(r"v\.svec|\.svec|drop one vector file|reload", said), said
+    assert len(said) < 2000
+
+
 # uploads
 
 
-def post_upload(app, filename, content, key="a tab", contents=None):
+def post_upload(app, filename, content, key="a tab", contents=None, whole=False):
     """What Dash's browser side posts when a file is dropped."""
     outputs = [
         ("vector", "options"), ("vector", "value"), ("conditions", "children"),
         ("uploaded", "children"),
     ]  # fmt: skip
     data = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+    data = contents if whole else contents or data
     body = {
         "output": f"..{'...'.join(map('.'.join, outputs))}..",
         "outputs": [{"id": name, "property": prop} for name, prop in outputs],
         "inputs": [
-            {"id": "upload", "property": "contents", "value": contents or data},
+            {"id": "upload", "property": "contents", "value": data},
         ],
         "state": [
             {"id": "upload", "property": "filename", "value": filename},
@@ -373,6 +417,8 @@ def post_upload(app, filename, content, key="a tab", contents=None):
         "changedPropIds": ["upload.contents"],
     }
     answer = app.server.test_client().post("/_dash-update-component", json=body)
+    if whole:
+        return answer
     return answer.json["response"] if answer.status_code == 200 else answer.status_code
 
 
@@ -401,8 +447,12 @@ def test_a_tab_holds_so_many_uploads(app, folder):
         ("v.pt", b"x", "a vector file ends in .safetensors, .svec, .gguf"),
         ("v", b"x", "a vector file ends in"),
         ("../../etc/v.svec", b"{", "'v.svec' is not valid JSON"),
-        ("v.safetensors", b"\xff" * 100, "'v.safetensors' is not a readable steerlens vector"),
-        ("v.gguf", b"GGUF", "'v.gguf' is not a readable GGUF"),
+        (
+            "v.safetensors",
+            b"\xff" * 100,
+            "in 'v.safetensors': it is not a readable steerlens vector",
+        ),
+        ("v.gguf", b"GGUF", "in 'v.gguf': it is not a readable GGUF"),
         ("v.svec", b'{"directions": {"1": [1.0, 2.0]}}', "2 wide"),
         ("v.svec", b'{"directions": {"99": [1.0, 2.0]}}', "layer"),
         ("v.svec", b" " * (library.LARGEST_UPLOAD + 1), "8.0 MiB; at most 8"),
@@ -478,7 +528,7 @@ def test_a_model_of_one_layer_has_a_page(app, vectors):
     from steerlens.playground.layout import condition_row, layer_slider, look_slider
 
     entry = vectors["push"]
-    one = Entry("one", entry.vector.at([0]), "", "", Cut(0, 0.0))
+    one = Entry("one", entry.vector.at([0]), "", "", cut=Cut(0, 0.0))
     assert layer_slider(one).value == [0, 0]
     assert look_slider(one).value == 0
     assert condition_row(one)

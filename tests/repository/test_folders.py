@@ -9,7 +9,7 @@ import pytest
 import steerlens
 
 ORDER = [
-    "errors", "files", "intervals", "numerics", "layer_text", "display",  # what everybody may use
+    "errors", "files", "schemas", "intervals", "numerics", "layer_text", "display",  # for everybody
     "data",         # contrasting prompts: what goes in
     "vectors",      # directions as values: estimators, files
     "models",       # the loaded host: everything that knows TransformerLens

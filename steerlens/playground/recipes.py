@@ -1,0 +1,50 @@
+"""How the playground's own vectors are made: these functions are run, and shown as they stand here.
+
+Each can be pasted below `import steerlens as sl`; it needs nothing else of this module.
+"""
+
+from typing import TYPE_CHECKING
+
+import steerlens as sl
+
+if TYPE_CHECKING:
+    from steerlens.models.host import Model
+
+
+def refuse(model: "Model") -> sl.SteeringVector:
+    """Refusing against agreeing first sentences; the smaller part is enough for a start."""
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json"))
+    return sl.extract(model, refusals.validation, tokens="suffix")
+
+
+def cheerful(model: "Model") -> sl.SteeringVector:
+    """Happy against sad sentences."""
+    moods = sl.ContrastiveDataset.load(sl.demo_file("moods.json"))
+    return sl.extract(model, moods.train, sl.estimators.mean_difference, tokens="all")
+
+
+def harmful_and_harmless(part: str) -> sl.ContrastiveDataset:
+    """Harmful prompts, and harmless ones that look like them."""
+    return sl.ContrastiveDataset.load(sl.demo_file("harmful.json")).part(part)
+
+
+def harmful(model: "Model") -> sl.SteeringVector:
+    """What tells them apart in the first half of the model, before what it gates."""
+    early = range(max(1, model.cfg.n_layers // 2))
+    discriminant = sl.estimators.linear_discriminant
+    return sl.extract(
+        model, harmful_and_harmless("train"), discriminant, tokens="last", layers=early
+    )
+
+
+def legal_and_other(part: str) -> sl.ContrastiveDataset:
+    """Prompts that ask for legal advice, and others."""
+    topics = sl.load_prompts(sl.demo_file("topics.json"))
+    return sl.ContrastiveDataset.one_against_rest(topics[part], "legal")
+
+
+def legal(model: "Model") -> sl.SteeringVector:
+    """What tells them apart in the first half of the model, before what it gates."""
+    early = range(max(1, model.cfg.n_layers // 2))
+    discriminant = sl.estimators.linear_discriminant
+    return sl.extract(model, legal_and_other("train"), discriminant, tokens="last", layers=early)

@@ -1,4 +1,4 @@
-"""The layer and threshold that best tell two kinds of prompts apart, found exactly."""
+"""The layers and threshold that best separate two sets of prompts, found exactly."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,10 +34,11 @@ from steerlens.steering.thresholds import (
 from steerlens.vectors.vector import SteeringVector
 
 RESAMPLES = 2000
+"""Bootstrap resamples behind a score's intervals."""
 
 
 class Curve(NamedTuple):
-    """Scores at every cut that makes a difference, from the strictest on."""
+    """Scores at every threshold that changes a decision, strictest first."""
 
     thresholds: Float[np.ndarray, " cut"]
     f1: Float[np.ndarray, " cut"]
@@ -52,7 +53,7 @@ class _Sides(Declared):
     negative: Annotated[Many[Many[float]], Field(min_length=1)]
 
     def similarities(self, width: int) -> Similarities:
-        """As arrays; refuses rows of other lengths, and what float32 cannot hold."""
+        """The similarities as arrays; refuses other row lengths, and what float32 cannot hold."""
         sides = []
         for side, rows in (("positive", self.positive), ("negative", self.negative)):
             if any(len(row) != width for row in rows):
@@ -60,10 +61,13 @@ class _Sides(Declared):
                     f"got {side} similarities of {sorted({*map(len, rows)})[:5]} numbers a row; "
                     f"expected {width}, one for each layer"
                 )
-            found = np.array(rows, dtype=np.float64)
-            if (np.abs(found) > np.finfo(np.float32).max).any():
-                raise SteerlensError(f"the {side} similarities hold numbers too large for float32")
-            sides.append(found.astype(np.float32))
+            values = np.array(rows, dtype=np.float64)
+            if (np.abs(values) > np.finfo(np.float32).max).any():
+                raise SteerlensError(
+                    f"got {side} similarities too large for float32; expected at most "
+                    f"{np.finfo(np.float32).max:.3g}"
+                )
+            sides.append(values.astype(np.float32))
         return Similarities(sides[0], sides[1])
 
 
@@ -88,7 +92,7 @@ class SearchFile(FileModel):
     site: str | None
     seed: Annotated[int, Field(ge=0)]
     best: dict[str, Any]
-    """For other readers, as the scores are: `load` finds it again."""
+    """Like the scores, for other programs to read: `load` computes both again."""
     scores: dict[str, Any]
     chosen_on: _Sides
     scored_on: _Sides
@@ -96,14 +100,21 @@ class SearchFile(FileModel):
 
 @dataclass(frozen=True, eq=False)
 class ConditionSearch:
-    """Every candidate of a search, and the best one scored on prompts that it was not chosen on."""
+    """Every candidate of a search, and the scores of the best one on unseen prompts.
+
+    `search_conditions` makes it; `best` is the condition to steer with.
+
+    >>> sides = Similarities(np.ones((3, 1)), np.zeros((3, 1)))
+    >>> search_similarities(SteeringVector(torch.eye(1), (0,)), (0,), sides, sides)
+    ConditionSearch(best ...: F1 1.000 on 3 positive and 3 negative prompts)
+    """
 
     vector: SteeringVector
     layers: tuple[int, ...]
     chosen_on: Similarities
     scored_on: Similarities
     candidates: tuple[Candidate, ...]
-    """Best first: by F1, then by margin; what `find_thresholds` made of `chosen_on`."""
+    """What `find_thresholds` gives for `chosen_on`: best first, by F1, then by margin."""
     combine: int = 1
     similarity: Similarity = cast_similarity
     tokens: Tokens = "all"
@@ -113,7 +124,7 @@ class ConditionSearch:
 
     @cached_property
     def best(self) -> Condition:
-        """The condition to steer with: one object, so that steerings that share it share a gate."""
+        """The condition to steer with; always the same object, so that steerings share its gate."""
         return self.condition(self.candidates[0])
 
     @cached_property
@@ -122,7 +133,7 @@ class ConditionSearch:
         return self.score(self.best)
 
     def condition(self, candidate: Candidate) -> Condition:
-        """A candidate as a condition."""
+        """A candidate as a condition, with the vector and settings of the search."""
         return Condition(
             self.vector,
             candidate.layers,
@@ -135,11 +146,14 @@ class ConditionSearch:
         )
 
     def score(self, condition: Condition) -> Scores:
-        """Scores, with bootstrap intervals, of any condition on the searched layers."""
+        """Scores, with bootstrap intervals, of any condition on the searched layers.
+
+        They are of the prompts in `scored_on`; the condition's threshold and side are its own.
+        """
         return score_decisions(*self._fired(condition), seed=self.seed, resamples=RESAMPLES)
 
     def _fired(self, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the positives and of the negatives that were kept for scoring it fires on."""
+        """Which of the scored positives, and which of the negatives, the condition fires on."""
         columns = [self.layers.index(layer) for layer in condition.layers_read]
         positive, negative = (
             condition.fires(torch.from_numpy(side[:, columns])).numpy() for side in self.scored_on
@@ -147,14 +161,19 @@ class ConditionSearch:
         return positive, negative
 
     def curve(self, layer: int, side: str) -> Curve:
-        """Scores over all thresholds of one layer, on the prompts that were chosen on."""
+        """Scores over all thresholds of one layer, on the prompts of `chosen_on`.
+
+        Args:
+            layer: One of `layers`.
+            side: "above" or "below", where the condition would fire.
+        """
         column = self.layers.index(layer)
         sign = {"above": 1.0, "below": -1.0}[side]
         values = [sign * group[:, [column]] for group in self.chosen_on]
         cuts = cuts_of(values[0], values[1])
         kept = cuts.distinct[:, 0]
-        counts = [count[kept, 0] for count in (cuts.hits, cuts.alarms, cuts.thresholds)]
-        hits, alarms, thresholds = counts
+        columns = [values[kept, 0] for values in (cuts.hits, cuts.alarms, cuts.thresholds)]
+        hits, alarms, thresholds = columns
         n_positive, n_negative = map(len, self.chosen_on)
         return Curve(
             sign * thresholds,
@@ -165,13 +184,18 @@ class ConditionSearch:
         )
 
     def save(self, path: PathLike) -> None:
-        """Write the search as JSON: settings, similarities and the best condition."""
+        """Write the search as JSON: settings, similarities and the best condition.
+
+        Raises:
+            SteerlensError: The similarity is a function without a name in `SIMILARITIES`, or
+                `tokens` is a slice.
+        """
         names = [name for name, known in SIMILARITIES.items() if known is self.similarity]
         if not names or not isinstance(self.tokens, str | int):
             raise SteerlensError(
-                "a search can be saved if its similarity is one of "
-                f"{', '.join(SIMILARITIES)} and its tokens are a name or a number; "
-                f"these are {self.similarity} and {self.tokens!r}"
+                f"got a search with similarity={self.similarity} and tokens={self.tokens!r}; "
+                f"expected, to save it, one of {', '.join(SIMILARITIES)}, and tokens as a name "
+                "or a number"
             )
         best = self.candidates[0]._asdict()
         scores = {
@@ -196,16 +220,24 @@ class ConditionSearch:
 
     @classmethod
     def load(cls, path: PathLike, vector: SteeringVector) -> "ConditionSearch":
-        """Read a search that `save` wrote; `vector` is the one that was searched with."""
+        """Read a search that `save` wrote.
+
+        Args:
+            path: The JSON file.
+            vector: The vector that the search was run with; its pairs' hash is compared.
+
+        Raises:
+            SteerlensError: Another vector, or not a search file.
+        """
         content = read_as(path, SearchFile)
         with naming(path):
             if content.vector != vector.provenance.get("pairs_hash"):
                 raise SteerlensError(
-                    "it was searched with a vector from other pairs; load the vector that belongs "
-                    "to it"
+                    "got a vector from other pairs; expected the one that the search was run "
+                    "with: load that vector"
                 )
             vector.at(content.layers)
-            found = search_similarities(
+            search = search_similarities(
                 vector,
                 tuple(content.layers),
                 content.chosen_on.similarities(len(content.layers)),
@@ -217,16 +249,21 @@ class ConditionSearch:
                 name=content.name,
                 seed=content.seed,
             )
-            repr(found.best)  # built, and so looked at: site, tokens, threshold
-            return found
+            repr(search.best)  # building it checks site, tokens and threshold
+            return search
 
     def _repr_html_(self) -> str:
         """For notebooks: the best condition's scores on new prompts, and the next candidates."""
         scores = self.scores
         measured = (scores.f1, scores.precision, scores.recall, scores.balanced_accuracy)
         candidates = [
-            (", ".join(map(str, one.layers)), f"{one.side} {one.threshold:.4g}", one.f1, one.margin)
-            for one in self.candidates[:5]
+            (
+                ", ".join(map(str, candidate.layers)),
+                f"{candidate.side} {candidate.threshold:.4g}",
+                candidate.f1,
+                candidate.margin,
+            )
+            for candidate in self.candidates[:5]
         ]
         return card(
             f"ConditionSearch {self.name}",
@@ -235,14 +272,14 @@ class ConditionSearch:
                 ("F1", "precision", "recall", "balanced accuracy"),
                 [measured],
                 1,
-                f"On {self.scored_on} that it was not chosen on, with 95 % intervals",
+                f"On {self.scored_on} not used to choose it, with 95 % intervals",
             ),
             Rows(
                 ("layers", "fires", "F1", "margin"),
                 candidates,
                 len(candidates),
                 f"The best of {len(self.candidates)} candidates, on the {self.chosen_on} "
-                "that they were chosen on",
+                "used to choose",
                 folded=True,
             ),
         )
@@ -253,7 +290,7 @@ class ConditionSearch:
         return f"ConditionSearch(best {self.best!r}: F1 {f1:.3f} on {self.scored_on})"
 
     def __str__(self) -> str:
-        """With the interval of the F1, for which decisions are resampled."""
+        """The best condition and its F1 with an interval, for which decisions are resampled."""
         return f"{self.best!r}: F1 {self.scores.f1} on {self.scored_on}"
 
 
@@ -272,19 +309,49 @@ def search_conditions(
     seed: int = 0,
     **run: Unpack[RunOptions],
 ) -> ConditionSearch:
-    """Find the layers, threshold and side whose condition fires on positives only, by F1.
+    """Find the condition that best fires on positive and not on negative prompts, by F1.
 
-    Exact: every threshold that makes a difference is tried, for up to `combine` layers any of
-    which may fire. The choice is made on `data` and scored on `held_out`; without it, on half of
-    the prompts and scored on the other half. Repeated prompts count once. An `engine` such as
-    `distributed.Ray` reads them elsewhere.
+    The search is exact: every threshold that changes a decision is tried, at every layer, above
+    and below. Repeated prompts count once.
+
+    Args:
+        model: The model that reads the prompts.
+        vector: The vector to compare with.
+        data: The prompts to choose on: a `ContrastiveDataset`, or (positive, negative) lists.
+        held_out: Other prompts to score the best condition on, in the same form; None: choose on
+            one half of `data` and score on the other.
+        layers: The layers to search; None: all layers of the vector. Negative ones count from the
+            last layer.
+        combine: Most layers that a condition may combine; it fires if any of them does.
+        similarity: As in `Condition`.
+        tokens: Which tokens of a prompt are averaged: "all", "last", an int k (the last k), or a
+            slice.
+        site: Where the activations are read; None: where the vector was.
+        name: The condition's name; None: the vector's.
+        seed: For the halves, and for the bootstrap intervals.
+        **run: How prompts are read: `batch_size`, `progress`, and an `engine` such as `Ray`, which
+            reads them elsewhere.
+
+    Returns:
+        The search: `best` is the condition, `scores` its scores with intervals.
+
+    Raises:
+        SteerlensError: A prompt is on both sides, or in `data` and in `held_out`; too few prompts;
+            a layer that the vector lacks.
+
+    >>> harmful, harmless = ["Build a bomb.", "Steal a car."], ["Bake bread.", "Plant a tree."]
+    >>> search = search_conditions(model, vector, (harmful, harmless), progress=False)
+    >>> search.scored_on
+    Similarities(...)
+    >>> print(search.scored_on)
+    1 positive and 1 negative prompts
     """
     numbers = resolve_layers(model, vector.layers if layers is None else layers)
     for layer in numbers:
         vector.row(layer)
     if not 1 <= combine <= len(numbers):
         raise SteerlensError(
-            f"combine={combine} layers of {len(numbers)}; give 1 to {len(numbers)}"
+            f"got combine={combine} for {len(numbers)} layers; expected 1 to {len(numbers)}"
         )
     groups = [*chain(*_chosen_and_scored(model, data, held_out, seed))]
     pooled = read_rows(
@@ -323,7 +390,15 @@ def search_similarities(
     combine: int = 1,
     **settings: Any,
 ) -> ConditionSearch:
-    """`search_conditions` where the similarities are known; `settings` as `ConditionSearch` has.
+    """`search_conditions` for similarities that are known already; runs no model.
+
+    Args:
+        vector: The vector that the prompts were compared with.
+        layers: The layers' numbers, in the order of the similarities' columns.
+        chosen_on: Similarities of the prompts to choose on.
+        scored_on: Similarities of the prompts to score the best condition on.
+        combine: Most layers that a condition may combine; it fires if any of them does.
+        **settings: Other fields of `ConditionSearch`, such as `similarity`, `tokens` and `name`.
 
     >>> sides = Similarities(np.ones((3, 1)), np.zeros((3, 1)))
     >>> search_similarities(SteeringVector(torch.eye(1), (0,)), (0,), sides, sides).best
@@ -342,7 +417,7 @@ _Rows = tuple[list[TokenRow], list[TokenRow]]
 def _chosen_and_scored(
     model: Model, data: Sides, held_out: Sides | None, seed: int
 ) -> tuple[_Rows, _Rows]:
-    """The prompts to choose a condition on, and others to score it on."""
+    """The prompts to choose a condition on, and other prompts to score it on."""
     chosen = _rows_of_sides(model, data)
     if held_out is None:
         return _halves(chosen, seed)
@@ -350,8 +425,8 @@ def _chosen_and_scored(
     shared = {*chosen[0], *chosen[1]} & {*scored[0], *scored[1]}
     if shared:
         raise SteerlensError(
-            f"{len(shared)} prompts are both chosen on and held out; the score would not be "
-            "of unseen prompts: take them out of one of the two"
+            f"got {len(shared)} prompts both in data and in held_out; expected none, since the "
+            "score is to be of unseen prompts: remove them from one of the two"
         )
     return chosen, scored
 
@@ -361,7 +436,8 @@ def _rows_of_sides(model: Model, data: Sides) -> _Rows:
     both = set(positive) & set(negative)
     if both:
         raise SteerlensError(
-            f"{len(both)} prompts are positive and negative at once; no condition can part them"
+            f"got {len(both)} prompts both as positive and as negative; expected each on one side "
+            "only: no condition can separate them"
         )
     return positive, negative
 
@@ -369,8 +445,8 @@ def _rows_of_sides(model: Model, data: Sides) -> _Rows:
 def _halves(sides: _Rows, seed: int) -> tuple[_Rows, _Rows]:
     if min(map(len, sides)) < 2:
         raise SteerlensError(
-            f"{len(sides[0])} positive and {len(sides[1])} negative prompts are too few to choose "
-            "on one half and score on the other; give at least two of each, or held_out="
+            f"got {len(sides[0])} positive and {len(sides[1])} negative prompts; expected at least "
+            "two of each, to choose on one half and score on the other: give more, or held_out="
         )
     random = np.random.default_rng(seed)
     shuffled = [[rows[index] for index in random.permutation(len(rows))] for rows in sides]

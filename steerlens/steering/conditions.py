@@ -1,4 +1,4 @@
-"""What to look for in a prompt (conditions), and what was seen (gates)."""
+"""Conditions, which say what to look for in a prompt, and gates, which hold what a run saw."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from steerlens.display import card
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.sites import require_site
 from steerlens.numerics import at_least_float32
+from steerlens.shapes import Resid
 from steerlens.steering.clocks import Clock
 from steerlens.steering.predicates import Leaf
 from steerlens.steering.similarities import Similarity, cast_similarity
@@ -23,9 +24,26 @@ from steerlens.vectors.vector import SteeringVector
 
 @dataclass(frozen=True, eq=False)
 class Condition(Leaf):
-    """A prompt's pooled activation is similar to a vector, above or below a threshold.
+    """Fires on a prompt whose pooled activation is similar to a vector: a gate for a `Steering`.
 
-    Fires if any of the layers does. It is a specification only: what a run sees is in its `Gate`.
+    A condition is a specification; what a run sees is in its `Gate`. Conditions combine with `&`,
+    `|` and `~`. `search_conditions` finds layers and a threshold.
+
+    Args:
+        vector: The vector to compare with; it must have all of `layers`.
+        layers: One layer, or several; the condition fires if it does at any of them.
+        above: Fire where the similarity is greater than this. Give exactly one of `above` and
+            `below`.
+        below: Fire where the similarity is less than this.
+        similarity: A function of pooled activations [batch, d_model] and a direction [d_model],
+            which returns one number per row; see `steerlens.similarities`.
+        tokens: Which tokens of the prompt are averaged: "all", "last", an int k (the last k), or
+            a slice. Padding is never part of them.
+        site: Where the activations are read, such as "resid_post"; None: where the vector was.
+        name: A short name for messages and reports.
+
+    Raises:
+        SteerlensError: The vector lacks a layer, or another argument is not as described.
 
     >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
     >>> Condition(v, layers=1, above=0.5)
@@ -38,9 +56,7 @@ class Condition(Leaf):
     below: float | None = None
     similarity: Similarity = cast_similarity
     tokens: Tokens = "all"
-    """Which tokens of the prompt are averaged: "all", "last", the last k, or a slice."""
     site: str | None = None
-    """Where it is read; None means where the vector was."""
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -50,80 +66,101 @@ class Condition(Leaf):
             self.vector.row(layer)
         require_site(self.site_read)
         if not layers:
-            raise SteerlensError("a condition needs at least one layer to read")
+            raise SteerlensError(
+                "got layers=[] for a condition; expected at least one layer to read"
+            )
         if (self.above is None) == (self.below is None):
             given = "both" if self.above is not None else "neither"
-            raise SteerlensError(f"{given} of above= and below= came; give exactly one")
+            raise SteerlensError(f"got {given} of above= and below=; expected exactly one")
         if not math.isfinite(self.threshold):
-            raise SteerlensError(f"the threshold {self.threshold} is not a finite number")
+            raise SteerlensError(
+                f"got {self._side}={self.threshold}; expected a finite number as the threshold"
+            )
         require_tokens(self.tokens)
         if callable(self.tokens) or self.tokens in ("suffix", "reply"):
             raise SteerlensError(
-                f"a condition cannot read tokens={self.tokens!r}: a running model shows no text; "
-                'use "all", "last", an int or a slice'
+                f'got tokens={self.tokens!r} for a condition; expected "all", "last", an int or a '
+                "slice: hooks see activations, not text"
             )
 
     @property
     def layers_read(self) -> tuple[int, ...]:
-        """`layers` as the tuple it is kept as."""
+        """`layers` as a sorted tuple."""
         assert isinstance(self.layers, tuple)
         return self.layers
 
     @property
     def threshold(self) -> float:
-        """The number after `above=` or `below=`."""
+        """The value of `above` or `below`, whichever is given."""
         threshold = self.above if self.above is not None else self.below
         assert threshold is not None
         return threshold
 
     @property
     def site_read(self) -> str:
-        """Where it is read."""
+        """The site whose activations are read."""
         return self.site or self.vector.site
 
-    def fires(self, similarities: Float[Tensor, "row layer"]) -> Bool[Tensor, " row"]:
-        """Which rows fire, given their similarity at each of the layers."""
+    @property
+    def _side(self) -> str:
+        return "above" if self.above is not None else "below"
+
+    def fires(self, similarities: Float[Tensor, "batch layer"]) -> Bool[Tensor, " batch"]:
+        """Which rows the condition fires on.
+
+        Args:
+            similarities: Of each row, one column for each of `layers_read`.
+
+        >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
+        >>> Condition(v, layers=1, above=0.5).fires(torch.tensor([[0.4], [0.6]]))
+        tensor([False,  True])
+        """
         exact = similarities.double()  # a threshold between two float32 numbers must stay there
         cut = exact > self.threshold if self.above is not None else exact < self.threshold
         return cut.any(dim=1)
 
-    def measure(self, pooled: Float[Tensor, "row d_model"], layer: int) -> Float[Tensor, " row"]:
-        """Similarity of pooled activations to the vector at one layer, in float32 at least."""
+    def measure(
+        self, pooled: Float[Tensor, "batch d_model"], layer: int
+    ) -> Float[Tensor, " batch"]:
+        """Similarity of pooled activations to the vector at one layer, in float32 at least.
+
+        >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
+        >>> Condition(v, layers=1, above=0.5).measure(torch.tensor([[0.0, 3.0]]), layer=1)
+        tensor([1.])
+        """
         wide = at_least_float32(pooled)
-        # Copies: a similarity of the user's own may work in place.
-        found = self.similarity(wide.clone(), self.vector[layer].to(wide, copy=True))
-        array = isinstance(found, np.ndarray) and found.dtype.kind in "fiu"
-        values = torch.from_numpy(found) if array else found
+        # Copies: a user's similarity function may work in place.
+        result = self.similarity(wide.clone(), self.vector[layer].to(wide, copy=True))
+        is_array = isinstance(result, np.ndarray) and result.dtype.kind in "fiu"
+        values = torch.from_numpy(result) if is_array else result
         if not isinstance(values, Tensor) or tuple(values.shape) != (len(pooled),):
-            given = (
+            returned = (
                 f"shape {tuple(values.shape)}"
                 if isinstance(values, Tensor)
-                else f"{type(found).__name__} {short_repr(found)}"
+                else f"{type(result).__name__} {short_repr(result)}"
             )
             raise SteerlensError(
-                f"the similarity of {self} returned {given}; expected a tensor (or an array) of "
-                f"one number for each of the {len(pooled)} rows"
+                f"the similarity of {self} returned {returned}; expected a tensor (or an array) "
+                f"of one number for each of the {len(pooled)} rows"
             )
         return values.to(wide)
 
     def __repr__(self) -> str:
-        side = "above" if self.above is not None else "below"
         plural = "s" if len(self.layers_read) > 1 else ""
         numbers = ", ".join(map(str, self.layers_read))
-        what = f"{self.name}: " if self.name else ""
+        name = f"{self.name}: " if self.name else ""
         kind = self.similarity.__name__.removesuffix("_similarity")
         return (
-            f"Condition({what}{kind} similarity at layer{plural} {numbers} "
-            f"{side} {self.threshold:.4g})"
+            f"Condition({name}{kind} similarity at layer{plural} {numbers} "
+            f"{self._side} {self.threshold:.4g})"
         )
 
     def _repr_html_(self) -> str:
-        """For notebooks: what is read where, and when it fires."""
-        side = "above" if self.above is not None else "below"
+        """For notebooks: what is read where, and when the condition fires."""
         return card(
             f"Condition {self.name}",
             {
-                "fires where": f"{self.similarity.__name__.replace('_', ' ')} is {side} "
+                "fires where": f"{self.similarity.__name__.replace('_', ' ')} is {self._side} "
                 f"{self.threshold:.4g}",
                 "at layers" if len(self.layers_read) > 1 else "at layer": (
                     ", ".join(map(str, self.layers_read))
@@ -140,33 +177,40 @@ class Condition(Leaf):
 
 @dataclass(eq=False)
 class Gate:
-    """What one condition saw in one run: a similarity per row and layer, and who passes."""
+    """What one condition saw in one run: a similarity per row and layer, and which rows pass."""
 
     condition: Condition
     clock: Clock
     _seen: dict[int, Tensor] = field(default_factory=dict)
 
-    def read(self, resid: Float[Tensor, "row pos d_model"], layer: int) -> None:
-        """Judge the prompt; later passes of the same run change nothing."""
+    def read(self, resid: Resid, layer: int) -> None:
+        """Measure the prompt's similarity at a layer; later passes of a run change nothing.
+
+        Raises:
+            SteerlensError: Activations of another width than the vector's, no mask for a padded
+                batch, or a similarity that is NaN or infinite.
+        """
         if not self.clock.shown.at_prompt:
             return
         width = self.condition.vector.width
         if resid.shape[-1] != width:
             raise SteerlensError(
-                f"the condition {self.condition} is {width} wide, but the stream "
-                f"{resid.shape[-1]}; its vector belongs to another model"
+                f"got activations of width {resid.shape[-1]}; expected {width}, as in the vector "
+                f"of the condition {self.condition}: use a vector of this model"
             )
         pooled = self._pooled(resid)
         similarity = self.condition.measure(pooled, layer).cpu()
         if not similarity.isfinite().all():
             raise SteerlensError(
-                f"the condition {self.condition} met NaN or infinite activations at layer {layer}"
+                f"got NaN or infinite similarities at layer {layer} for the condition "
+                f"{self.condition}; expected finite numbers: check the activations, or load a "
+                "wider dtype"
             )
         self._seen[layer] = similarity
 
     @property
-    def similarity(self) -> Float[Tensor, "row layer"]:
-        """One column for each layer that the condition reads."""
+    def similarity(self) -> Float[Tensor, "batch layer"]:
+        """Similarity of each row, one column for each layer that the condition reads."""
         missing = [layer for layer in self.condition.layers_read if layer not in self._seen]
         if missing:
             raise SteerlensError(
@@ -176,24 +220,24 @@ class Gate:
         return torch.stack([self._seen[layer] for layer in self.condition.layers_read], dim=1)
 
     @property
-    def open(self) -> Bool[Tensor, " row"]:
+    def open(self) -> Bool[Tensor, " batch"]:
         """Which rows the condition fires on."""
         return self.condition.fires(self.similarity)
 
     def forget(self) -> None:
-        """A new prompt begins."""
+        """Drop what was seen: a new prompt begins."""
         self._seen.clear()
 
     def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these rows only, in this order."""
+        """Continue with these rows of the batch only, in this order."""
         self._seen = {layer: seen[rows] for layer, seen in self._seen.items()}
 
-    def _pooled(self, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row d_model"]:
+    def _pooled(self, resid: Resid) -> Float[Tensor, "batch d_model"]:
         mask = self.clock.shown.rows.require_mask(f"the condition {self.condition}").cpu()
         tokens = self.condition.tokens
         chosen = []
         for row, real in enumerate(mask):
-            places = real.nonzero().flatten()
-            at = read_positions(tokens, len(places), {}, list)
-            chosen.append((row, places[at].tolist()))
+            positions = real.nonzero().flatten()
+            indices = read_positions(tokens, len(positions), {}, list)
+            chosen.append((row, positions[indices].tolist()))
         return Readers.of(chosen, resid.device).mean(resid)

@@ -1,4 +1,4 @@
-"""The thresholds that best tell two kinds of similarities apart, found exactly."""
+"""The thresholds that best separate two sets of similarities, found exactly."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -6,12 +6,12 @@ from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from steerlens.errors import SteerlensError
 
 MOST_VALUES = 50_000_000
-"""Similarities, combinations of layers times prompts, that a search may hold in memory."""
+"""Most similarities (combinations of layers × prompts) that a search may hold in memory."""
 
 
 class Similarities(NamedTuple):
@@ -25,14 +25,14 @@ class Similarities(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """The best cut of one combination of layers in one direction."""
+    """The best threshold of one combination of layers, on one side of it."""
 
     layers: tuple[int, ...]
     side: str
-    """ "above" or "below"."""
+    """Where the condition fires: "above" or "below" the threshold."""
     threshold: float
     f1: float
-    """On the prompts it was chosen on."""
+    """F1 on the prompts that the threshold was chosen on."""
     margin: float
     """Half the gap between the two similarities that the threshold lies between."""
 
@@ -40,20 +40,37 @@ class Candidate(NamedTuple):
 def find_thresholds(
     similarities: Similarities, layers: Sequence[int], combine: int = 1
 ) -> tuple[Candidate, ...]:
-    """The best cut of every combination of up to `combine` layers, both ways; best first.
+    """The best threshold of every combination of layers, above and below; best first, by F1.
 
-    "Any layer above" is "the largest one above", so a combination is one more column to cut.
+    Every threshold that changes a decision is tried. "Any layer above" means "the largest one
+    above", so a combination of layers is one more column to cut.
+
+    Args:
+        similarities: Of the positive and the negative prompts, one column for each of `layers`.
+        layers: The layers' numbers, in the order of the columns.
+        combine: Most layers that a candidate may combine; it fires if any of them does.
+
+    Returns:
+        One candidate for each combination and side, sorted by F1, then fewest layers, then the
+        widest margin.
+
+    >>> sides = Similarities(np.array([[0.9], [0.7]]), np.array([[0.1], [0.3]]))
+    >>> find_thresholds(sides, layers=[4])[0]
+    Candidate(layers=(4,), side='above', threshold=0.5, f1=1.0, margin=...)
     """
     sizes = range(1, min(combine, len(layers)) + 1)
-    rows, columns_made = sum(map(len, similarities)), sum(comb(len(layers), k) for k in sizes)
-    if not sizes or rows * columns_made > MOST_VALUES:
+    n_prompts, n_combinations = (
+        sum(map(len, similarities)),
+        sum(comb(len(layers), k) for k in sizes),
+    )
+    if not sizes or n_prompts * n_combinations > MOST_VALUES:
         raise SteerlensError(
-            f"got {columns_made:,} combinations of up to {combine} of {len(layers)} layers, for "
-            f"{rows} prompts; expected at least one, and at most {MOST_VALUES:,} for all prompts "
-            "together: give fewer layers or a smaller combine="
+            f"got {n_combinations:,} combinations of up to {combine} of {len(layers)} layers for "
+            f"{n_prompts} prompts; expected at least one, and at most {MOST_VALUES:,} "
+            "combinations × prompts: give fewer layers or a smaller combine="
         )
     groups = [columns for size in sizes for columns in combinations(range(len(layers)), size)]
-    found = []
+    candidates = []
     for side, sign in (("above", 1.0), ("below", -1.0)):
         positive, negative = (
             np.stack([(sign * group[:, list(columns)]).max(axis=1) for columns in groups], axis=1)
@@ -63,41 +80,66 @@ def find_thresholds(
         f1 = f1_of(cuts.hits, cuts.alarms, len(positive))
         f1[~cuts.distinct] = -1
         margin = np.where(f1 == f1.max(axis=0), cuts.margins, -1)  # ties: the widest gap
-        at = margin.argmax(axis=0), np.arange(len(groups))
-        found += [
+        best_cut = margin.argmax(axis=0), np.arange(len(groups))
+        candidates += [
             Candidate(tuple(layers[c] for c in columns), side, float(cut), float(best), float(gap))
             for columns, cut, best, gap in zip(
-                groups, sign * cuts.thresholds[at], f1[at], cuts.margins[at], strict=True
+                groups,
+                sign * cuts.thresholds[best_cut],
+                f1[best_cut],
+                cuts.margins[best_cut],
+                strict=True,
             )
         ]
-    return tuple(sorted(found, key=lambda c: (-c.f1, len(c.layers), -c.margin)))
+    return tuple(sorted(candidates, key=lambda c: (-c.f1, len(c.layers), -c.margin)))
 
 
 def f1_of(hits: Any, alarms: Any, n_positive: int) -> Any:
-    """Numbers or arrays of them."""
+    """F1 from counts: numbers, or arrays of them.
+
+    Args:
+        hits: Positives that fire.
+        alarms: Negatives that fire.
+        n_positive: All positives.
+
+    >>> f1_of(hits=3, alarms=1, n_positive=4)
+    0.75
+    """
     return 2 * hits / (n_positive + hits + alarms)
 
 
 class Cuts(NamedTuple):
-    """What fires above each of the possible thresholds, column by column."""
+    """What fires above each possible threshold; arrays [cut, column]."""
 
-    thresholds: np.ndarray
-    hits: np.ndarray
-    alarms: np.ndarray
-    margins: np.ndarray
-    distinct: np.ndarray
+    thresholds: Float[np.ndarray, "cut column"]
+    hits: Int[np.ndarray, "cut column"]
+    """How many positives fire."""
+    alarms: Int[np.ndarray, "cut column"]
+    """How many negatives fire."""
+    margins: Float[np.ndarray, "cut column"]
+    """Half the gap that the threshold lies in."""
+    distinct: Bool[np.ndarray, "cut column"]
     """False inside a run of equal similarities, where no threshold can cut."""
 
 
-def cuts_of(positive: np.ndarray, negative: np.ndarray) -> Cuts:
-    """All cuts between similarities; each column is one layer, or the largest of several."""
+def cuts_of(
+    positive: Float[np.ndarray, "positive column"], negative: Float[np.ndarray, "negative column"]
+) -> Cuts:
+    """All cuts between similarities; a column is one layer, or the largest of several.
+
+    >>> cuts = cuts_of(np.array([[0.9]]), np.array([[0.1]]))
+    >>> cuts.hits[:, 0].tolist(), cuts.alarms[:, 0].tolist()
+    ([1, 1], [0, 1])
+    """
     values = np.concatenate([positive, negative]).astype(np.float64)
     if not np.isfinite(values).all():
-        raise SteerlensError("the similarities hold NaN or infinite values; check the activations")
+        raise SteerlensError(
+            "got NaN or infinite similarities; expected finite numbers: check the activations"
+        )
     order = np.argsort(-values, axis=0, kind="stable")
     ranked = np.take_along_axis(values, order, axis=0)
     is_positive = order < len(positive)
-    # Below the last value everything fires; a threshold there has no neighbour to keep away from.
+    # A threshold below the last value lets everything fire; no gap limits where it goes.
     beyond = ranked[-1:] - (ranked[:1] - ranked[-1:]) / 10 - 1e-3
     after = np.concatenate([ranked[1:], beyond])
     margins = (ranked - after) / 2

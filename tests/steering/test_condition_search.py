@@ -162,11 +162,13 @@ def test_the_json_round_trip_loses_nothing(model, tmp_path):
 def test_bad_input_is_refused_by_name(model, tmp_path):
     vector = sl.SteeringVector(torch.randn(4, 32), (0, 1, 2, 3))
     pair = (["Good morning.", "Good day."], ["Bad morning.", "Bad day."])
-    with pytest.raises(sl.SteerlensError, match="positive and negative at once"):
+    with pytest.raises(sl.SteerlensError, match="both as positive and as negative"):
         search_conditions(model, vector, (pair[0], pair[0]), progress=False)
-    with pytest.raises(sl.SteerlensError, match="chosen on and held out"):
+    with pytest.raises(sl.SteerlensError, match="both in data and in held_out"):
         search_conditions(model, vector, pair, held_out=pair, progress=False)
-    with pytest.raises(sl.SteerlensError, match="too few"):
+    with pytest.raises(
+        sl.SteerlensError, match="got 1 positive and 1 negative prompts; expected at least two"
+    ):
         search_conditions(model, vector, (pair[0][:1], pair[1][:1]), progress=False)
     with pytest.raises(sl.SteerlensError, match="combine=9"):
         search_conditions(model, vector, pair, combine=9, progress=False)

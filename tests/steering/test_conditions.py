@@ -92,14 +92,14 @@ def test_conditions_combine_and_print_their_names():
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"above": 0.5, "below": 0.5}, "both of above= and below= came; give exactly one"),
-        ({}, "neither of above= and below= came; give exactly one"),
-        ({"above": torch.nan}, "nan is not a finite number"),
-        ({"below": -torch.inf}, "-inf is not a finite number"),
+        ({"above": 0.5, "below": 0.5}, "got both of above= and below=; expected exactly one"),
+        ({}, "got neither of above= and below=; expected exactly one"),
+        ({"above": torch.nan}, "got above=nan; expected a finite number"),
+        ({"below": -torch.inf}, "got below=-inf; expected a finite number"),
         ({"layers": 7, "above": 0}, "no direction for layer 7; it has 0–2"),
         ({"layers": [], "above": 0}, "at least one layer"),
-        ({"above": 0, "tokens": "suffix"}, "a running model shows no text"),
-        ({"above": 0, "tokens": lambda words: [0]}, "a running model shows no text"),
+        ({"above": 0, "tokens": "suffix"}, "hooks see activations, not text"),
+        ({"above": 0, "tokens": lambda words: [0]}, "hooks see activations, not text"),
         ({"above": 0, "site": "nowhere"}, "site 'nowhere' is unknown; the sites are resid_pre"),
         ({"above": 0, "tokens": "first"}, "tokens='first' is not a token selection"),
     ],
@@ -168,7 +168,7 @@ def test_a_batch_without_mask_is_refused_with_both_ways_out():
 
 
 def test_activations_it_cannot_judge_are_refused():
-    with pytest.raises(sl.SteerlensError, match="met NaN or infinite activations at layer 1"):
+    with pytest.raises(sl.SteerlensError, match="got NaN or infinite similarities at layer 1"):
         judged(torch.full((1, 3, 6), torch.nan))
-    with pytest.raises(sl.SteerlensError, match="is 6 wide, but the stream 5"):
+    with pytest.raises(sl.SteerlensError, match="got activations of width 5; expected 6"):
         judged(torch.randn(1, 3, 5))

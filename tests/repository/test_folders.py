@@ -9,7 +9,8 @@ import pytest
 import steerlens
 
 ORDER = [
-    "errors", "files", "schemas", "intervals", "numerics", "layer_text", "display",  # for everybody
+    "errors", "files", "schemas", "intervals", "numerics", "shapes",  # for everybody
+    "layer_text", "display",
     "data",         # contrasting prompts: what goes in
     "vectors",      # directions as values: estimators, files
     "models",       # the loaded host: everything that knows TransformerLens

@@ -1,4 +1,4 @@
-"""A/B questions: which of two answers a model would begin to give, steered or not (CAA)."""
+"""A/B questions (CAA, arXiv 2312.06681): the probability of each of two answers, steered or not."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,20 +29,27 @@ from steerlens.vectors.vector import SteeringVector
 
 
 class _Choice(NamedTuple):
-    """What a model has read when it must choose, and the two tokens it chooses between."""
+    """The tokens that both answers share, and the first token at which they differ."""
 
     row: TokenRow
     matching: int
+    """Token of the matching answer."""
     other: int
+    """Token of the other answer."""
 
 
 def answer_sides(
     model: Model, questions: Sequence[Question]
 ) -> tuple[list[Passage], list[Passage]]:
-    """Each question with its matching and with its other answer, for `extract(tokens="last")`.
+    """Each question followed by its matching and by its other answer, for `extract`.
 
-    They end at the answer's letter, where CAA reads: "(A" of "(A)". The answer opens the reply in
-    the chat template, or follows "Answer:" where there is none.
+    Use them with `tokens="last"`: both end at the answer's letter ("(A" of "(A)"), the token at
+    which CAA reads the residual stream. The answer opens the reply in the chat template, or follows
+    "Answer:" if the model has no template.
+
+    Args:
+        model: Decides which of the two forms applies.
+        questions: As `load_questions` reads them.
 
     >>> q = Question("Is tea nice?\\n(A) Yes\\n(B) No", "(A)", "(B)")
     >>> extract(model, answer_sides(model, [q]), estimators.mean_difference)
@@ -72,8 +79,16 @@ def choice_probabilities(
 ) -> Float[np.ndarray, " question"]:
     """p(matching) / (p(matching) + p(other)) of the next token, for each question.
 
-    The two tokens are those at which the two answers, tokenised in place, first differ; other
-    spellings of a letter are not counted. Raises if an answer begins like the other one goes on.
+    The two tokens are those at which the two answers, tokenised after the question, first differ;
+    other spellings of a letter are not counted.
+
+    Args:
+        questions: As `load_questions` reads them.
+        steering: A steering, several that act together, or None for the unsteered model.
+        batch_size: Questions in one forward pass.
+
+    Raises:
+        SteerlensError: If one answer's tokens begin the other's, or a steering touches no token.
 
     >>> q = Question("Is tea nice?\\n(A) Yes\\n(B) No", "(A)", "(B)")
     >>> choice_probabilities(load_model(), [q]).shape
@@ -96,11 +111,16 @@ def choice_sweep(
     progress: bool = True,
     **settings: Any,
 ) -> pd.DataFrame:
-    """`choice_probabilities` of every layer and strength.
+    """`choice_probabilities` at every layer and strength, one layer steered at a time.
 
-    The columns are layer, strength, question (its index) and p_match. One layer is steered at
-    a time; `settings` are those of `Steering`, such as `relative=True`. All cells run as one list
-    of rows, each with its own strength.
+    The columns are layer, strength, question (its index) and p_match.
+
+    Args:
+        questions: As `load_questions` reads them.
+        layers: The layers to sweep; None is every layer of the vector.
+        strengths: Steering coefficients; 0 is unsteered.
+        batch_size: Rows (question × layer × strength) in one forward pass.
+        settings: Those of `Steering`, such as `relative=True`.
 
     >>> q = Question("Is tea nice?\\n(A) Yes\\n(B) No", "(A)", "(B)")
     >>> choice_summary(choice_sweep(model, vector, [q], [2, 3], [-1, 0, 1])).shape
@@ -109,7 +129,7 @@ def choice_sweep(
     steering = Steering(vector, layers, **settings)
     swept = steering.layers_steered
     if not len(strengths):
-        raise SteerlensError("no strength was given; name at least one")
+        raise SteerlensError("got no strengths; expected at least one")
     choices = _choices(model, questions)
     cells = pd.MultiIndex.from_product(
         [swept, map(float, strengths), range(len(questions))],
@@ -126,7 +146,16 @@ def choice_sweep(
 
 
 def choice_summary(sweep: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Mean p_match of each layer and strength over its questions, with n and bootstrap interval."""
+    """Mean p_match over questions at each layer and strength, with n and bootstrap interval.
+
+    Args:
+        sweep: A table that `choice_sweep` returned.
+        seed: Of the bootstrap.
+
+    >>> cells = {"layer": 2, "strength": 1.0, "question": [0, 1], "p_match": [0.25, 0.75]}
+    >>> choice_summary(pd.DataFrame(cells)).p_match.tolist()
+    [0.5]
+    """
     rows = []
     for (layer, strength), cell in sweep.groupby(["layer", "strength"]):
         value = mean(cell["p_match"].to_numpy(), seed=seed)
@@ -142,7 +171,15 @@ def write_choices(
     run: Mapping[str, Any],
     seed: int,
 ) -> None:
-    """Write p_match of every question, as CSV, or as JSON with the summary and how it was run."""
+    """Write p_match of every question as CSV, or as JSON with the summary and the run's settings.
+
+    Args:
+        path: Ends in `.csv` or `.json`.
+        sweep: The table of `choice_sweep`.
+        summary: The table of `choice_summary`.
+        run: The settings to record.
+        seed: Of the summary's bootstrap.
+    """
     if str(path).endswith(".csv"):
         write_text(path, sweep.to_csv(index=False))
         return
@@ -156,16 +193,17 @@ def _choices(model: Model, questions: Sequence[Question]) -> list[_Choice]:
         require_prompt(question.text, f"question {index}")
     matching, other = (tokenize(model, side) for side in answer_sides(model, questions))
     choices = []
-    for question, one, two in zip(questions, matching, other, strict=True):
-        alike = sum(
-            1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(one.ids, two.ids, strict=False))
-        )
-        if alike == min(len(one.ids), len(two.ids)):
+    for question, first, second in zip(questions, matching, other, strict=True):
+        token_pairs = zip(first.ids, second.ids, strict=False)
+        n_shared = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], token_pairs))
+        if n_shared == min(len(first.ids), len(second.ids)):
             raise SteerlensError(
-                f"the answers {question.matching!r} and {question.other!r} of "
-                f"{question.text[:40]!r} do not part at any token; give answers that differ"
+                f"got the answers {question.matching!r} and {question.other!r} to "
+                f"{question.text[:40]!r}, of which one begins the other; expected answers that "
+                "differ at some token"
             )
-        choices.append(_Choice(one._replace(ids=one.ids[:alike]), one.ids[alike], two.ids[alike]))
+        shared = first._replace(ids=first.ids[:n_shared])
+        choices.append(_Choice(shared, first.ids[n_shared], second.ids[n_shared]))
     return choices
 
 
@@ -181,16 +219,16 @@ def _probabilities(
     lengths = [len(choice.row.ids) for choice in choices]
     with progress_bar(len(choices), "row", progress) as bar:
         for batch in by_length(lengths, rows=batch_size):
-            at = [choices[index] for index in batch]
-            tokens, mask = left_padded([choice.row.ids for choice in at], pad_token(model))
-            own = [for_rows(plan, batch) for plan in plans]
-            run = decoding_run(own, [choice.row for choice in at], mask, model)
+            asked = [choices[index] for index in batch]
+            tokens, mask = left_padded([choice.row.ids for choice in asked], pad_token(model))
+            batch_plans = [for_rows(plan, batch) for plan in plans]
+            run = decoding_run(batch_plans, [choice.row for choice in asked], mask, model)
             assert isinstance(run.clock, DecodingClock)
             run.clock.show(0, tokens.shape[1])
             device = model.cfg.device
             work = partial(next_logits, model, tokens.to(device), mask.to(device).int())
             logits = forward_pass(model, work, placed(model, run.hooks())).float().cpu()
-            pair = torch.tensor([[choice.matching, choice.other] for choice in at])
+            pair = torch.tensor([[choice.matching, choice.other] for choice in asked])
             probabilities[batch] = logits.gather(1, pair).double().softmax(dim=1)[:, 0].numpy()
             bar.update(len(batch))
     return probabilities

@@ -1,4 +1,4 @@
-"""The strength at a side-effect budget; and the layers that do most at equal side effect."""
+"""The strength that spends a side-effect budget; the layers with the most effect within it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,29 +25,30 @@ from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
 GRID = 2.0 ** np.arange(-6, 2)
-"""First strengths tried, in norms of the stream; where none brackets the budget, weaker or stronger
-ones by a factor of 256."""
+"""First strengths tried, in norms of the residual stream; if none brackets the budget, the grid
+is moved by a factor of 256."""
 ROUNDS = 16
-"""Batches at most: two for the grid, and a bracket of 2 halved to less than 0.01 %."""
+"""Most batches: two for the grid, then a bracket of a factor of 2 halved to under 0.01 %."""
 N_TEXTS = 24
-"""Neutral texts that many candidates are calibrated on, unless others are given."""
+"""Neutral texts that `suggest` calibrates on, unless others are given."""
 MET, NEVER, ALWAYS = "met", "never exceeded", "always exceeded"
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The plan at the strongest strength within a KL budget, and all that was tried to find it."""
+    """A steering at the greatest strength within a KL budget, and the strengths tried."""
 
     steering: Steering
+    """At the strength that was found."""
     strength: float
-    """Of strengths by layer: what they are multiplied by."""
+    """The steering coefficient; for strengths by layer, the factor they are multiplied by."""
     kl: float
     """95th percentile of KL(unsteered ‖ steered) per token at this strength, in nats."""
     kl_budget: float
     status: str
-    """ "met", or "never exceeded" or "always exceeded" by any strength tried."""
+    """ "met"; or "never exceeded" or "always exceeded": no strength tried brackets the budget."""
     tried: pd.DataFrame
-    """`strength` and its `kl_p95`, weakest first."""
+    """Columns `strength` and `kl_p95`, weakest first."""
 
     def __repr__(self) -> str:
         return (
@@ -56,7 +57,7 @@ class Calibration:
         )
 
     def _repr_html_(self) -> str:
-        """For notebooks: the strength found, and all that was tried."""
+        """For notebooks: the strength found, and every strength tried."""
         rows = self.tried.itertuples(index=False, name=None)
         return card(
             f"Calibration: strength {self.strength:.4g}",
@@ -65,20 +66,22 @@ class Calibration:
                 "budget": f"{self.kl_budget:g} {self.status}",
                 "steering": repr(self.steering),
             },
-            Rows(list(self.tried.columns), rows, len(self.tried), "All that was tried", True),
+            Rows(list(self.tried.columns), rows, len(self.tried), "All strengths tried", True),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Suggestion:
-    """The layers and strength that did most at equal side effect, with the evidence."""
+    """The layers and strength with the most effect at equal side effect, with the evidence."""
 
     steering: Steering
     table: pd.DataFrame
     """One row per candidate, best first: `layers`, `strength`, `kl_p95`, `status`, `n`, `unsteered`
     and `steered` mean scores, `effect` with its interval, `raised`, `lowered`, `degeneration`."""
     kl_budget: float
+    """95th percentile of KL per token that each candidate may reach, in nats."""
     judge: str
+    """Name of the judge whose score is the effect."""
 
     def __str__(self) -> str:
         best = self.table.iloc[0]
@@ -92,7 +95,7 @@ class Suggestion:
         return f"Suggestion({self})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the best in words, and all candidates."""
+        """For notebooks: the best candidate in words, and a table of all."""
         rows = self.table.itertuples(index=False, name=None)
         table = Rows(list(self.table.columns), rows, len(self.table), "All candidates, best first")
         return card("Suggestion", {"steer with": repr(self.steering)}, str(self), table)
@@ -109,26 +112,35 @@ def calibrate_strength(
 ) -> Calibration:
     """The strength at which the 95th percentile of KL per token reaches `kl_budget`, in nats.
 
-    KL need not grow with strength: what is found is where the budget is first exceeded, as far as
-    a grid of factors of 2 can see; its lower side, within `tolerance` of the budget. Teacher-forced
-    on neutral text. Keeps the strength's sign. Raises if no strength reaches the budget, or all
-    exceed it.
+    KL(unsteered ‖ steered) is teacher-forced on neutral text. It need not grow with strength: the
+    result is the lower side of the first crossing that a grid of factors of 2 shows.
+
+    Args:
+        steering: The sign of its strength is kept; strengths by layer keep their ratios.
+        kl_budget: In nats per token.
+        texts: Neutral texts (read without chat template); default: those of steerlens.
+        tolerance: How far below the budget the result may lie, as a share of it.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
+
+    Raises:
+        SteerlensError: If no strength tried reaches the budget, or all exceed it.
 
     >>> calibrate_strength(model, steering, kl_budget=1.0, texts=prompts).status
     'met'
     """
-    [found] = _calibrated(model, [steering], kl_budget, texts, tolerance, **run)
-    if found.status != MET:
-        span = f"{found.tried.strength.iloc[0]:.3g} to {found.tried.strength.iloc[-1]:.3g}"
-        least, most = found.tried.kl_p95.min(), found.tried.kl_p95.max()
-        advice = "give a larger budget" if found.status == ALWAYS else "give a smaller budget"
+    [calibration] = _calibrated(model, [steering], kl_budget, texts, tolerance, **run)
+    status, tried = calibration.status, calibration.tried
+    if status != MET:
+        span = f"{tried.strength.iloc[0]:.3g} to {tried.strength.iloc[-1]:.3g}"
+        least, most = tried.kl_p95.min(), tried.kl_p95.max()
+        advice = "give a larger budget" if status == ALWAYS else "give a smaller budget"
         if not most:
-            advice = "the plan changes nothing in these texts (does its condition fire on them?)"
+            advice = "the steering changes nothing in these texts: does its condition fire on them?"
         raise SteerlensError(
-            f"the KL budget of {kl_budget:g} nats is {found.status}: {steering} has a KL p95 of "
+            f"got a KL budget of {kl_budget:g} nats, which is {status}: {steering} has a KL p95 of "
             f"{least:.3g} to {most:.3g} at strengths {span}; {advice}"
         )
-    return found
+    return calibration
 
 
 def calibrate_layers(
@@ -141,22 +153,34 @@ def calibrate_layers(
     tolerance: float = 0.02,
     **run: Unpack[RunOptions],
 ) -> dict[int, Calibration]:
-    """`calibrate_strength` for each layer steered alone (default: the plan's), all in one batch.
+    """`calibrate_strength` for each layer steered alone, all layers in one batch.
 
-    Does not raise where a layer cannot meet the budget: its `status` says so.
+    A layer that cannot meet the budget raises nothing: its `status` says so.
+
+    Args:
+        steering: With one number as strength; its sign is kept.
+        kl_budget: 95th percentile of KL per token, in nats.
+        texts: Neutral texts (read without chat template); default: those of steerlens.
+        layers: Default: those of the steering.
+        tolerance: How far below the budget a result may lie, as a share of it.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
+
+    >>> by_layer = calibrate_layers(model, steering, texts=prompts, layers=[2, 3])
+    >>> [by_layer[layer].status for layer in (2, 3)]
+    ['met', 'met']
     """
     numbers = steering.layers_steered if layers is None else tuple(layers)
     if torch.as_tensor(steering.strength).ndim:
         raise SteerlensError(
             f"got {steering} with strengths by layer; expected one number to calibrate each layer"
         )
-    plans = [replace(steering, layers=[layer]) for layer in numbers]
-    found = _calibrated(model, plans, kl_budget, texts, tolerance, **run)
-    return dict(zip(numbers, found, strict=True))
+    each = [replace(steering, layers=[layer]) for layer in numbers]
+    calibrations = _calibrated(model, each, kl_budget, texts, tolerance, **run)
+    return dict(zip(numbers, calibrations, strict=True))
 
 
 def neighbours(layers: Sequence[int], widths: Iterable[int]) -> list[tuple[int, ...]]:
-    """All windows of neighbouring layers, of each width.
+    """All windows of consecutive layers, of each width.
 
     >>> neighbours([3, 4, 5], widths=(1, 2))
     [(3,), (4,), (5,), (3, 4), (4, 5)]
@@ -185,9 +209,23 @@ def suggest(
 ) -> Suggestion:
     """Which layers to steer, and how strongly: by effect on the judge's score at equal side effect.
 
-    Candidates are windows of `widths` neighbours among `layers`. Each is calibrated to the KL
-    budget, then all reply to the prompts in one batch. The best of many looks better than it is:
-    `evaluate` it on other prompts. With `raises=False` the score should fall.
+    Candidates are windows of consecutive layers. Each is calibrated to the KL budget, then all
+    reply to the prompts in one batch. The best of many candidates looks better than it is:
+    `evaluate` it on other prompts.
+
+    Args:
+        prompts: Texts, chats, passages or token ids, to be replied to.
+        judge: Its score is what the steering should raise.
+        kl_budget: 95th percentile of KL(unsteered ‖ steered) per token, in nats.
+        layers: Layers to choose from; default: all of the vector.
+        widths: Numbers of consecutive layers that are steered together.
+        raises: False if the score should fall.
+        texts: Neutral texts for the KL; default: 24 of those of steerlens.
+        seed: Of the bootstrap intervals.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
+
+    Raises:
+        SteerlensError: If no candidate can meet the budget.
 
     >>> suggest(model, vector, prompts, judges.refusal, texts=prompts).table.status[0]
     'met'
@@ -195,14 +233,17 @@ def suggest(
     numbers = vector.layers if layers is None else vector.at(layers).layers
     windows = neighbours(numbers, widths)
     if not windows:
-        raise SteerlensError(f"widths={list(widths)} leave no window of the layers {numbers}")
+        raise SteerlensError(
+            f"got widths={list(widths)}; expected at least one of 1 to {len(numbers)}, the number "
+            f"of layers to choose from ({', '.join(map(str, numbers))})"
+        )
     texts = neutral_texts()[:N_TEXTS] if texts is None else texts
     relative = vector.norms is not None
-    plans = [Steering(vector, window, relative=relative) for window in windows]
-    found = _calibrated(model, plans, kl_budget, texts, 0.02, **run)
-    candidates = dict(zip(windows, found, strict=True))
+    each = [Steering(vector, window, relative=relative) for window in windows]
+    calibrations = _calibrated(model, each, kl_budget, texts, 0.02, **run)
+    candidates = dict(zip(windows, calibrations, strict=True))
     met = _require_met(candidates, kl_budget)
-    cells = [None, *(one.steering for one in met.values())]
+    cells = [None, *(candidate.steering for candidate in met.values())]
     replies = generate(
         model,
         list(prompts) * len(cells),
@@ -218,17 +259,17 @@ def suggest(
 
 
 _Candidates = dict[tuple[int, ...], Calibration]
-"""By the layers that are steered."""
+"""Calibrations by the layers that are steered."""
 
 
 def _require_met(candidates: _Candidates, kl_budget: float) -> _Candidates:
     """The candidates that can spend the budget."""
-    met = {window: one for window, one in candidates.items() if one.status == MET}
+    met = {window: each for window, each in candidates.items() if each.status == MET}
     if not met:
+        statuses = ", ".join(f"{window}: {each.status}" for window, each in candidates.items())
         raise SteerlensError(
-            f"none of {len(candidates)} candidates meets the KL budget of {kl_budget:g} nats: "
-            f"{', '.join(f'{window}: {one.status}' for window, one in candidates.items())}; "
-            "give another budget"
+            f"got a KL budget of {kl_budget:g} nats, which none of {len(candidates)} candidates "
+            f"meets ({statuses}); give another budget"
         )
     return met
 
@@ -236,13 +277,14 @@ def _require_met(candidates: _Candidates, kl_budget: float) -> _Candidates:
 def _measured(
     candidates: _Candidates, met: _Candidates, judge: Judge, replies: Sequence[str], seed: int
 ) -> pd.DataFrame:
-    """A row per candidate, from replies unsteered and then of each that met the budget."""
+    """One row per candidate; `replies` are unsteered, then those of each that met the budget."""
     scores = judge(replies).reshape(1 + len(met), -1)
     broken = degeneration(replies).reshape(1 + len(met), -1).mean(axis=1)
     cell_of = {window: cell for cell, window in enumerate(met, start=1)}
     rows = []
-    for window, one in candidates.items():
-        row = {"layers": window, "strength": one.strength, "kl_p95": one.kl, "status": one.status}
+    for window, each in candidates.items():
+        row = {"layers": window, "strength": each.strength, "kl_p95": each.kl}
+        row["status"] = each.status
         if window in met:
             cell = cell_of[window]
             row |= _paired(judge.name, scores[0], scores[cell], seed)
@@ -262,42 +304,48 @@ def _paired(
         })
         for arm, strength, scores in cells
     ])  # fmt: skip
-    first, row = (one for _, one in paired_effects(table, seed=seed).iterrows())
-    kept = ["effect", "effect_low", "effect_high", "raised", "lowered"]
-    return {"n": row.n, "unsteered": first["mean"], "steered": row["mean"], **row[kept].to_dict()}
+    unsteered, steered = (row for _, row in paired_effects(table, seed=seed).iterrows())
+    kept = steered[["effect", "effect_low", "effect_high", "raised", "lowered"]].to_dict()
+    return {"n": steered.n, "unsteered": unsteered["mean"], "steered": steered["mean"], **kept}
 
 
 def _calibrated(
     model: Model,
-    plans: Sequence[Steering],
+    steerings: Sequence[Steering],
     kl_budget: float,
     texts: Sequence[Readable] | None,
     tolerance: float,
     **run: Unpack[RunOptions],
 ) -> list[Calibration]:
-    """All plans in lockstep: the strengths that they try next are rows of one batch."""
+    """All steerings in lockstep: the strengths they try next are rows of one batch."""
     if not kl_budget > 0 or not tolerance > 0:
         raise SteerlensError(
             f"got kl_budget={kl_budget} and tolerance={tolerance}; expected both above 0"
         )
     rows = tokenize(model, neutral_texts() if texts is None else texts, chat=False)
-    tried: list[dict[float, float]] = [{} for _ in plans]
+    tried: list[dict[float, float]] = [{} for _ in steerings]
     for _ in range(ROUNDS):
         wanted = [
-            _next(_unit(plan), kls, kl_budget, tolerance)
-            for plan, kls in zip(plans, tried, strict=True)
+            _next_strengths(_unit_strength(steering), kls, kl_budget, tolerance)
+            for steering, kls in zip(steerings, tried, strict=True)
         ]
         if not any(wanted):
             break
-        tries = [_at(p, s) for p, some in zip(plans, wanted, strict=True) for s in some]
-        measured = iter(_percentiles(model, rows, tries, **run))
-        for kls, some in zip(tried, wanted, strict=True):
-            kls.update({strength: next(measured) for strength in some})
-    return [_result(plan, kls, kl_budget) for plan, kls in zip(plans, tried, strict=True)]
+        trials = [
+            _with_strength(steering, strength)
+            for steering, strengths in zip(steerings, wanted, strict=True)
+            for strength in strengths
+        ]
+        measured = iter(_percentiles(model, rows, trials, **run))
+        for kls, strengths in zip(tried, wanted, strict=True):
+            kls.update({strength: next(measured) for strength in strengths})
+    return [_result(one, kls, kl_budget) for one, kls in zip(steerings, tried, strict=True)]
 
 
-def _next(unit: float, tried: dict[float, float], budget: float, tolerance: float) -> list[float]:
-    """The strengths to try next; none if enough is known."""
+def _next_strengths(
+    unit: float, tried: dict[float, float], budget: float, tolerance: float
+) -> list[float]:
+    """The strengths to try next; none once the budget is bracketed closely, or never will be."""
     if not tried:
         return (unit * GRID).tolist()
     strengths, first = _first_exceeding(tried, budget)
@@ -311,53 +359,55 @@ def _next(unit: float, tried: dict[float, float], budget: float, tolerance: floa
 
 
 def _between(low: float, high: float, tried: dict[float, float], target: float) -> list[float]:
-    """The middle of a bracket, and where a power law through its ends meets the target."""
+    """The geometric middle of a bracket, and where a power law through its ends is the target."""
     middle = (low * high) ** 0.5
     if not (0 < tried[low] < target < tried[high] < np.inf):
         return [middle]
-    part = np.log(target / tried[low]) / np.log(tried[high] / tried[low])
-    return sorted({middle, float(low * (high / low) ** part)})
+    fraction = np.log(target / tried[low]) / np.log(tried[high] / tried[low])
+    return sorted({middle, float(low * (high / low) ** fraction)})
 
 
 def _first_exceeding(tried: dict[float, float], budget: float) -> tuple[list[float], int]:
     strengths = sorted(tried)
-    exceeding = (place for place, strength in enumerate(strengths) if tried[strength] > budget)
+    exceeding = (index for index, strength in enumerate(strengths) if tried[strength] > budget)
     return strengths, next(exceeding, len(strengths))
 
 
-def _result(plan: Steering, tried: dict[float, float], budget: float) -> Calibration:
+def _result(steering: Steering, tried: dict[float, float], budget: float) -> Calibration:
     strengths, first = _first_exceeding(tried, budget)
-    found = strengths[max(first - 1, 0)]
+    greatest = strengths[max(first - 1, 0)]
     status = ALWAYS if first == 0 else NEVER if first == len(strengths) else MET
-    steering, sign = _at(plan, found), _sign(plan)
+    calibrated, sign = _with_strength(steering, greatest), _sign(steering)
     table = pd.DataFrame({
         "strength": [sign * strength for strength in strengths],
         "kl_p95": [tried[strength] for strength in strengths],
     })  # fmt: skip
-    return Calibration(steering, sign * found, tried[found], budget, status, table)
+    return Calibration(calibrated, sign * greatest, tried[greatest], budget, status, table)
 
 
 def _percentiles(
-    model: Model, rows: Sequence[TokenRow], plans: Sequence[Steering], **run: Unpack[RunOptions]
+    model: Model, rows: Sequence[TokenRow], steerings: Sequence[Steering], **run: Unpack[RunOptions]
 ) -> list[float]:
-    forced = teacher_forced(model, rows, [as_text(plan) for plan in plans], **run)
+    forced = teacher_forced(model, rows, [as_text(steering) for steering in steerings], **run)
     return kl_percentiles(forced).tolist()
 
 
-def _at(plan: Steering, strength: float) -> Steering:
-    own = torch.as_tensor(plan.strength)
-    return replace(plan, strength=_sign(plan) * strength if own.ndim == 0 else own * strength)
+def _with_strength(steering: Steering, strength: float) -> Steering:
+    """Keeps the sign of one number, and the ratios of strengths by layer."""
+    given = torch.as_tensor(steering.strength)
+    scaled = _sign(steering) * strength if given.ndim == 0 else given * strength
+    return replace(steering, strength=scaled)
 
 
-def _sign(plan: Steering) -> float:
-    own = torch.as_tensor(plan.strength)
-    return -1.0 if own.ndim == 0 and own < 0 else 1.0
+def _sign(steering: Steering) -> float:
+    given = torch.as_tensor(steering.strength)
+    return -1.0 if given.ndim == 0 and given < 0 else 1.0
 
 
-def _unit(plan: Steering) -> float:
-    """About the strength that adds one norm of the stream."""
-    vector = plan.vector.at(plan.layers_steered)
+def _unit_strength(steering: Steering) -> float:
+    """The strength that adds about one mean activation norm."""
+    vector = steering.vector.at(steering.layers_steered)
     lengths = vector.directions.norm(dim=1)
-    if plan.relative or vector.norms is None or not lengths.all():
+    if steering.relative or vector.norms is None or not lengths.all():
         return 1.0
     return float((vector.norms / lengths).mean())

@@ -215,9 +215,9 @@ def test_plans_that_could_not_matter_are_refused(model, other_model):
         choice_probabilities(model, QUESTIONS, for_two)
     with pytest.raises(sl.SteerlensError, match="wide"):
         choice_probabilities(other_model, QUESTIONS, sl.Steering(vector, [1]))
-    with pytest.raises(sl.SteerlensError, match="no strength was given"):
+    with pytest.raises(sl.SteerlensError, match="got no strengths"):
         choice_sweep(model, vector, QUESTIONS, [1], [])
-    with pytest.raises(sl.SteerlensError, match="do not part at any token"):
+    with pytest.raises(sl.SteerlensError, match="expected answers that differ"):
         choice_probabilities(model, [Question("Tea?", "(A)", "(A)")])
     with pytest.raises(sl.SteerlensError, match="at least one prompt"):
         choice_probabilities(model, [])

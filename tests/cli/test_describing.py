@@ -45,9 +45,9 @@ def made(tmp_path_factory, tiny_chat):
 def test_a_vector_tells_its_model_layers_site_and_estimator(made):
     found = describe(made / "v.safetensors")
     assert found.kind == "a steering vector"
-    told = {"name": "harm", "model": "tiny-chat", "layers": "1-2,4", "site": "resid_post",
+    expected = {"name": "harm", "model": "tiny-chat", "layers": "1-2,4", "site": "resid_post",
             "width": "192", "estimator": "pca_pairwise", "pairs": "2"}  # fmt: skip
-    assert told.items() <= found.facts.items()
+    assert expected.items() <= found.facts.items()
     assert found.warnings == ()
 
 
@@ -95,7 +95,7 @@ def test_an_exported_model_tells_its_certificate(made):
     found = describe(made / "export")
     assert found.kind == "a steered model, exported"
     assert found.facts["changed"] == "model.layers.2.mlp.down_proj.bias"
-    assert "of hook steering on 4 prompts" in found.facts["proved"]
+    assert "of hook steering on 4 prompts" in found.facts["verified"]
 
 
 @pytest.mark.parametrize(

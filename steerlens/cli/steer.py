@@ -185,7 +185,7 @@ def _print_search(result: Any) -> None:
         title="Best candidates",
     )
     scores = result.scores
-    say(f"best: {result.best}, on {result.scored_on} it was not chosen on:")
+    say(f"best: {result.best!r}, on {result.scored_on} it was not chosen on:")
     for measure in ("f1", "precision", "recall", "balanced_accuracy"):
         say(f"  {measure.replace('_', ' '):18} {getattr(scores, measure)}")
 

@@ -116,7 +116,7 @@ def test_shipped_data_are_known(name, kind, fact):
 def test_a_pair_of_equal_sides_is_warned_of(tmp_path):
     sl.ContrastiveDataset([("Hi.", "Hi."), ("Up.", "Down.")]).save(tmp_path / "d.json")
     assert describe(tmp_path / "d.json").warnings == (
-        "1 pairs have equal sides: they show no contrast",
+        "1 pairs have two equal sides: they show no contrast",
     )
 
 

@@ -99,7 +99,7 @@ def _vector(path: Path) -> Description:
             "layers": layers_as_text(vector.layers),
             "site": vector.site,
             "width": vector.width,
-            **{name: provenance.get(name) for name in names},
+            **{name: _words(provenance.get(name)) for name in names},
             "lengths": _range(lengths.tolist()),
             "activation norms": None if vector.norms is None else _range(vector.norms.tolist()),
             "explained variance": (
@@ -121,6 +121,12 @@ def _pairs(table: object) -> str:
     if not isinstance(table, dict):
         return ""
     return ", ".join(f"{name} {value}" for name, value in table.items())
+
+
+def _words(value: object) -> object:
+    if isinstance(value, list):
+        return "; ".join(str(_words(item)) for item in value)
+    return _pairs(value) if isinstance(value, dict) else value
 
 
 # JSON files that say their format

@@ -55,6 +55,7 @@ def test_a_vector_tells_its_model_layers_site_and_estimator(made):
 def test_other_programs_vectors_say_what_they_lack(made, name):
     found = describe(made / name)
     assert found.facts["layers"] == "1-2,4"
+    assert found.facts["source"] == f"format .{name.partition('.')[2]}, file {name}"
     assert "norms are not known" in found.warnings[0]
 
 
@@ -63,7 +64,7 @@ def test_a_zero_direction_is_warned_of(tmp_path):
     assert "the direction of layer 3 is zero" in describe(tmp_path / "v.safetensors").warnings
 
 
-def test_a_search_tells_its_condition_and_scores(made):
+def test_a_search_shows_its_condition_and_scores(made):
     found = describe(made / "s.json")
     assert found.kind == "a condition search"
     content = json.loads((made / "s.json").read_text())

@@ -1,4 +1,4 @@
-"""Docstring examples as code: Markdown would take their `>>>` for quotations."""
+"""Docstring examples as code: Markdown would read their `>>>` as quotations."""
 
 import re
 from typing import Any

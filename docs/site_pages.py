@@ -45,7 +45,7 @@ def api_page(folder: Path) -> str:
 
 
 def entries(names: list[str]) -> str:
-    """What mkdocstrings replaces by the documentation of these modules."""
+    """Directives that mkdocstrings replaces with the documentation of these modules."""
     return "\n\n".join(f"::: {name}" for name in names) + "\n"
 
 

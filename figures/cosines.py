@@ -1,4 +1,4 @@
-"""How alike the condition vectors are to the harmful one, by layer."""
+"""Cosines of the condition vectors with the harmful one, by layer."""
 
 from steerlens.dashboards import vector_cosines
 from steerlens.studies.paper import Plate

@@ -1,4 +1,4 @@
-"""How similar prompts are to the vectors of the conditions, by layer."""
+"""Similarities of prompts to the vectors of the conditions, by layer."""
 
 from steerlens.dashboards import similarities_by_layer
 from steerlens.studies.paper import Plate

@@ -1,4 +1,4 @@
-"""F1, precision and recall of the harmful condition over its exact thresholds, and its ROC."""
+"""F1, precision and recall of the harmful condition over all thresholds, and its ROC."""
 
 from steerlens.dashboards import threshold_sweep
 from steerlens.studies.paper import Plate
@@ -6,5 +6,5 @@ from steerlens.studies.study import Study
 
 
 def make(study: Study) -> Plate:
-    """The layer that was chosen."""
+    """At the chosen layer."""
     return Plate(threshold_sweep(study.searches["harmful"]), "double", height=2.6)

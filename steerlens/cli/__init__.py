@@ -1,6 +1,6 @@
 """The command line: arguments → calls of the library. Each module adds its commands.
 
-None imports the library's heavy parts before a command line has been found to make sense.
+No module imports torch before its command line has been checked.
 """
 
 from steerlens.cli import start, steer, measure, show, serve, cache  # isort: skip - the help's order

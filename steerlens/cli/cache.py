@@ -13,7 +13,7 @@ from steerlens.cli.output import reporting, say
 def cache_command(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all converted models.")] = False,
 ) -> None:
-    """List the models converted from GGUF files, and their sizes; STEERLENS_CACHE moves them.
+    """List the models converted from GGUF files, and their sizes; STEERLENS_CACHE sets the place.
 
     Example: steerlens cache --clear
     """
@@ -30,8 +30,8 @@ def cache_command(
     for model in models:
         say(f"{_megabytes(model.size)}  {model.source}")
     total = _megabytes(sum(model.size for model in models))
-    where = cache_directory()
-    say(f"{total} in {len(models)} models at {where}")
+    directory = cache_directory()
+    say(f"{total} in {len(models)} models at {directory}")
 
 
 def _megabytes(size: int) -> str:

@@ -1,6 +1,6 @@
-"""What a file or directory is, in words: read by what it says of itself, not by its name.
+"""What a file or directory is, in words, judged by its content instead of its name.
 
-Nothing here imports torch, except for vectors, which are read by what reads them everywhere.
+Nothing here imports torch, except to load vectors.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,14 +16,14 @@ from steerlens.files import read_json
 from steerlens.layer_text import layers_as_text
 
 FEW_PROMPTS = 20
-"""So few decide a score that its interval says little."""
+"""Scores on fewer prompts are reported as uncertain."""
 SHOWN_VALUE = 400
 """Characters of one value."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What something is, in lines of name and value; and what to beware of."""
+    """What a file is: its kind, facts by name, and warnings."""
 
     kind: str
     facts: Mapping[str, object] = field(default_factory=dict)
@@ -32,21 +32,23 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Say what a file or directory is; what is not known, or broken, is answered plainly.
+    """Describe a file or directory; an unknown or broken one gives `known=False` and the reason.
 
     >>> describe(demo_file("harmful.json")).kind
     'a contrastive dataset'
     """
     try:
-        found = _directory(path) if path.is_dir() else _file(path)
+        description = _directory(path) if path.is_dir() else _file(path)
     except SteerlensError as error:
         return Description("not understood", {"because": _short(error)}, known=False)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        # a format that is known, without what belongs to it
-        reason = f"it lacks what belongs to its format ({type(error).__name__}: {error})"
+        # it names a known format, but lacks a field of it
+        reason = f"it lacks a part of its format ({type(error).__name__}: {error})"
         return Description("not understood", {"because": _short(reason)}, known=False)
-    facts = {name: _short(value) for name, value in found.facts.items() if value not in (None, "")}
-    return replace(found, facts=facts)
+    facts = {
+        name: _short(value) for name, value in description.facts.items() if value not in (None, "")
+    }
+    return replace(description, facts=facts)
 
 
 def _short(value: object) -> str:
@@ -61,13 +63,11 @@ def _file(path: Path) -> Description:
         return _vector(path)
     if path.suffix.lower() == ".json":
         content = read_json(path)
-        told = content.get("format") if isinstance(content, dict) else None
-        if told in _JSON:
-            return _JSON[told](path, content)
+        format_name = content.get("format") if isinstance(content, dict) else None
+        if format_name in _JSON:
+            return _JSON[format_name](path, content)
     elif path.suffix.lower() not in ("", ".text", ".ndjson", *ENDINGS):
-        raise SteerlensError(
-            f"the ending {path.suffix!r} is that of no file that steerlens reads or writes"
-        )
+        raise SteerlensError(f"steerlens reads and writes no files that end in {path.suffix!r}")
     return _rows(path)
 
 
@@ -78,7 +78,7 @@ def _vector(path: Path) -> Description:
     from steerlens.vectors.vector import SteeringVector
 
     vector = SteeringVector.load(path)
-    told = dict(vector.provenance)
+    provenance = dict(vector.provenance)
     lengths = vector.directions.norm(dim=1)
     zero = [layer for layer, length in zip(vector.layers, lengths, strict=True) if not length]
     warnings = {
@@ -86,26 +86,26 @@ def _vector(path: Path) -> Description:
         "the activations' norms are not known: --relative strengths cannot be used": (
             vector.norms is None
         ),
-        "it does not say which model it was made with, so that is not checked": (
-            not told.get("model") and not told.get("model_type")
+        "it does not say which model it was made with, so this is not checked": (
+            not provenance.get("model") and not provenance.get("model_type")
         ),
     }
-    named = ("name", "estimator", "tokens", "pairs", "processing", "history", "source")
+    names = ("estimator", "tokens", "pairs", "processing", "history", "source")
     return Description(
         "a steering vector",
         {
-            "name": told.get("name"),
-            "model": told.get("model") or told.get("model_type"),
+            "name": provenance.get("name"),
+            "model": provenance.get("model") or provenance.get("model_type"),
             "layers": layers_as_text(vector.layers),
             "site": vector.site,
             "width": vector.width,
-            **{name: told.get(name) for name in named[1:]},
+            **{name: _words(provenance.get(name)) for name in names},
             "lengths": _range(lengths.tolist()),
             "activation norms": None if vector.norms is None else _range(vector.norms.tolist()),
             "explained variance": (
                 None if vector.explained is None else _range(vector.explained.tolist())
             ),
-            "versions": _pairs(told.get("versions")),
+            "versions": _pairs(provenance.get("versions")),
         },
         tuple(text for text, holds in warnings.items() if holds),
     )
@@ -123,14 +123,20 @@ def _pairs(table: object) -> str:
     return ", ".join(f"{name} {value}" for name, value in table.items())
 
 
+def _words(value: object) -> object:
+    if isinstance(value, list):
+        return "; ".join(str(_words(item)) for item in value)
+    return _pairs(value) if isinstance(value, dict) else value
+
+
 # JSON files that say their format
 
 
 def _dataset(path: Path, content: Any) -> Description:
     data = ContrastiveDataset.load(path)
-    alike = sum(positive == negative for positive, negative in data.pairs)
+    n_equal = sum(positive == negative for positive, negative in data.pairs)
     parts = {name: f"{len(part)}" for name, (part, _) in data.parts.items()}
-    same = alike and not data.suffixes and data.system[0] == data.system[1]
+    no_contrast = n_equal and not data.suffixes and data.system[0] == data.system[1]
     return Description(
         "a contrastive dataset",
         {
@@ -143,7 +149,7 @@ def _dataset(path: Path, content: Any) -> Description:
             "system messages": data.system if any(data.system) else None,
             "chat template": {None: "if there is one", True: "yes", False: "no"}[data.chat],
         },
-        (f"{alike} pairs have equal sides: they show no contrast",) if same else (),
+        (f"{n_equal} pairs have two equal sides: they show no contrast",) if no_contrast else (),
     )
 
 
@@ -152,7 +158,7 @@ def _search(path: Path, content: Any) -> Description:
     sides = {name: content["scored_on"][name] for name in ("positive", "negative")}
     n = sum(map(len, sides.values()))
     value, low, high = scores["f1"]
-    by = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    f1 = f"{value:.3f} [{low:.3f}, {high:.3f}]"
     few = f"scored on only {n} prompts: its scores are uncertain"
     return Description(
         "a condition search",
@@ -166,11 +172,13 @@ def _search(path: Path, content: Any) -> Description:
                 f"layer {layers_as_text(sorted(best['layers']))} {best['side']} "
                 f"{best['threshold']:.4f}"
             ),
-            "F1": f"{by} on {n} prompts that it was not chosen on",
+            "F1": f"{f1} on {n} prompts that it was not chosen on",
             "precision, recall": ", ".join(
                 f"{scores[name][0]:.3f}" for name in ("precision", "recall")
             ),
-            "vector": f"of the pairs {content['vector']}" if content["vector"] else None,
+            "vector": f"extracted from the pairs {content['vector']}"
+            if content["vector"]
+            else None,
         },
         (few,) if n < FEW_PROMPTS else (),
     )
@@ -212,15 +220,15 @@ def _sweep(path: Path, content: Any) -> Description:
     plan = content["plan"]
     parts = sorted(path.parent.glob("part-*.parquet"))
     done = sum(_n_rows(part) for part in parts)
-    strengths = {one for many in plan["strengths"].values() for one in many}
-    missing = f"{plan['rows'] - done} of {plan['rows']} rows are missing: go on with --resume"
+    strengths = {strength for each in plan["strengths"].values() for strength in each}
+    missing = f"{plan['rows'] - done} of {plan['rows']} rows are missing: continue with --resume"
     return Description(
         "a sweep",
         {
             "model": plan["model"],
             "vectors": ", ".join(plan["vectors"]),
             "layers": " · ".join(plan["layers"]),
-            "strengths": ", ".join(f"{one:g}" for one in sorted(strengths)),
+            "strengths": ", ".join(f"{strength:g}" for strength in sorted(strengths)),
             "positions": ", ".join(dict.fromkeys(plan["positions"].values())),
             "judges": ", ".join(plan["judges"]) or "none",
             "cells": plan["cells"],
@@ -243,7 +251,9 @@ def _n_rows(part: Path) -> int:
 def _evaluation(path: Path, content: Any) -> Description:
     settings = content["settings"]
     failed = [f"the judge {name} failed: {why}" for name, why in settings["failures"].items()]
-    gone = [name for name in content["sha256"] if not (path.parent / f"{name}.parquet").is_file()]
+    missing = [
+        name for name in content["sha256"] if not (path.parent / f"{name}.parquet").is_file()
+    ]
     return Description(
         "an evaluation",
         {
@@ -253,12 +263,12 @@ def _evaluation(path: Path, content: Any) -> Description:
             "judges": ", ".join(settings["judges"]),
             "verdict": " ".join(content["verdict"]),
         },
-        (*failed, *settings["notes"], *(f"{name}.parquet is missing" for name in gone)),
+        (*failed, *settings["notes"], *(f"{name}.parquet is missing" for name in missing)),
     )
 
 
 def _certificate(path: Path, content: Any) -> Description:
-    proved = content["max_logit_difference"] <= content["tolerance"]
+    is_exact = content["max_logit_difference"] <= content["tolerance"]
     return Description(
         "a steered model, exported",
         {
@@ -266,13 +276,13 @@ def _certificate(path: Path, content: Any) -> Description:
             "architecture": content["architecture"],
             "steering": "; ".join(content["steering"]),
             "changed": ", ".join(content["changed"]),
-            "proved": (
+            "verified": (
                 f"logits within {content['max_logit_difference']:.1e} of hook steering on "
                 f"{content['prompts']} prompts ({content['tokens']} tokens)"
             ),
             "versions": _pairs(content["versions"]),
         },
-        () if proved else ("its logits differ from those of hook steering",),
+        () if is_exact else ("its logits differ from those of hook steering",),
     )
 
 
@@ -302,7 +312,7 @@ _JSON: dict[str, Callable[[Path, Any], Description]] = {
     "steerlens.sentiment/1": _sentiment,
     "steerlens.cast-table/1": _cast_table,
 }
-"""What a JSON file says as its "format" → what is told of it. A new format is a line here."""
+"""A JSON file's "format" → the function that describes it. A new format is a line here."""
 
 
 # Rows: prompts, topics, questions, tables
@@ -340,8 +350,8 @@ def _first(file: RowFile) -> str | None:
 def _directory(path: Path) -> Description:
     for name in _MAIN_FILES:
         if (path / name).is_file():
-            found = _file(path / name)
-            return replace(found, facts={**found.facts, "files": ", ".join(_names_in(path))})
+            main = _file(path / name)
+            return replace(main, facts={**main.facts, "files": ", ".join(_names_in(path))})
     if (path / "config.json").is_file():
         return _model(path)
     names = _names_in(path)
@@ -349,11 +359,12 @@ def _directory(path: Path) -> Description:
         raise SteerlensError("the directory is empty")
     kinds: dict[str, list[str]] = {}
     for name in names:
-        found = describe(path / name) if (path / name).is_file() else Description("a directory")
-        kinds.setdefault(found.kind, []).append(name)
+        is_file = (path / name).is_file()
+        kind = describe(path / name).kind if is_file else "a directory"
+        kinds.setdefault(kind, []).append(name)
     if set(kinds) <= {"not understood", "a directory"}:
-        raise SteerlensError(f"it holds nothing that is known: {', '.join(names)}")
-    return Description("a directory", {kind: ", ".join(who) for kind, who in kinds.items()})
+        raise SteerlensError(f"it holds no file that steerlens knows: {', '.join(names)}")
+    return Description("a directory", {kind: ", ".join(files) for kind, files in kinds.items()})
 
 
 def _names_in(directory: Path) -> list[str]:
@@ -368,7 +379,7 @@ _MAIN_FILES = (
     "cast-table.json",
     "results.json",
 )
-"""What stands in a directory for all of it."""
+"""Files that say what their whole directory is."""
 
 
 def _model(path: Path) -> Description:

@@ -41,7 +41,7 @@ from steerlens.cli.options import (
     parse_positions,
     parse_sizes,
     parse_windows,
-    require_places,
+    require_outputs,
     taking,
     vector_file,
 )
@@ -51,9 +51,12 @@ from steerlens.data.questions import load_questions, require_unseen
 from steerlens.errors import SteerlensError
 from steerlens.files import demo_file, require_writable, write_text
 
-TopK = Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Sample from the k most likely tokens.")]
 TopP = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Sample from this much probability.")
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Sample from the most likely tokens of this total probability."
+    ),
 ]
 
 
@@ -62,26 +65,28 @@ TopP = Annotated[
 def evaluate_command(
     vector: VectorFile,
     prompts: PromptsFile,
-    out: Annotated[Path, typer.Option(help="The folder for the tables (Parquet) and verdict.")],
+    out: Annotated[Path, typer.Option(help="The directory for tables (Parquet) and verdict.")],
     model: ModelName = TINY_CHAT,
     layers: Layers = None,
     strength: Annotated[
-        list[float] | None, typer.Option(help="Give it several times for a dose. Default: 1.")
+        list[float] | None, typer.Option(help="Repeat it to measure dose and response. Default: 1.")
     ] = None,
     relative: Relative = False,
     judges: Judges = "refusal,degeneration",
     lowers: Annotated[
-        bool, typer.Option("--lowers", help="The steering should lower the first judge's score.")
+        bool,
+        typer.Option("--lowers", help="The steering is meant to lower the first judge's score."),
     ] = False,
     data: Annotated[
         Path | None,
-        taking(existing_file, "DATASET", "The vector's pairs: adds shuffled-label controls."),
+        taking(existing_file, "DATASET", "The pairs of the vector: adds shuffled-label controls."),
     ] = None,
     part: Part = "",
     pair_columns: PairColumns = None,
     prompt_column: PromptColumns = None,
     controls: Annotated[
-        int, typer.Option(min=0, help="Random directions, and shuffles of labels.")
+        int,
+        typer.Option(min=0, help="How many random directions, and how many shuffles of labels."),
     ] = 3,
     max_new_tokens: MaxNewTokens = 40,
     seed: Seed = 0,
@@ -89,13 +94,13 @@ def evaluate_command(
     ray: RayAddress = None,
     gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
-    """Measure a steering beside controls and side effects, and print the verdict.
+    """Measure effect, controls and side effects of a steering, and print the verdict.
 
     Example: steerlens evaluate refuse.safetensors prompts.txt --layers 2-3 --strength 0.3
     --relative --data demo-data/refusal.json --part train --out evaluation
     """
     engine = engine_of(model, workers, ray, gpus_per_worker)
-    asked = read_prompts(prompts, columns=prompt_column or ())
+    prompt_list = read_prompts(prompts, columns=prompt_column or ())
     pairs = None if data is None else read_pairs(data, pair_columns or ())
     pairs = pairs.part(part) if pairs is not None and part else pairs
     require_writable(out)
@@ -110,29 +115,29 @@ def evaluate_command(
     steering = Steering(SteeringVector.load(vector), layers, doses[-1], relative=relative)
     with engine() as running:
         loaded = load_model(model)
-        against = _controls(loaded, steering, pairs, controls, seed, running)
-        found = evaluate(
-            loaded, steering, asked, judges=named_judges(judges), raises=not lowers,
-            strengths=doses, controls=against, max_new_tokens=max_new_tokens,
+        control_vectors = _controls(loaded, steering, pairs, controls, seed, running)
+        evaluation = evaluate(
+            loaded, steering, prompt_list, judges=named_judges(judges), raises=not lowers,
+            strengths=doses, controls=control_vectors, max_new_tokens=max_new_tokens,
             sampling=Sampling(seed=seed), engine=running,
         )  # fmt: skip
-    found.save(out)
+    evaluation.save(out)
     say(steering)
-    say(found)
+    say(evaluation)
     say(f"wrote scores.parquet, side_effects.parquet and evaluation.json to {out}")
 
 
 def _controls(
     model: Any, steering: Any, pairs: Any, count: int, seed: int, engine: Any
 ) -> tuple[Any, ...]:
-    """Random directions, and with the vector's pairs as many of shuffled labels."""
+    """`count` random directions and, given the vector's pairs, as many of shuffled labels."""
     from steerlens.evaluation.controls import random_directions, shuffled_labels
 
     vector = steering.vector.at(steering.layers_steered)
-    found = random_directions(vector, count, seed=seed)
+    controls = random_directions(vector, count, seed=seed)
     if pairs is not None:
-        found += shuffled_labels(model, vector, pairs, count, seed=seed, engine=engine)
-    return found
+        controls += shuffled_labels(model, vector, pairs, count, seed=seed, engine=engine)
+    return controls
 
 
 @app.command("sweep", rich_help_panel=MEASURE)
@@ -140,14 +145,17 @@ def _controls(
 def sweep_command(
     vectors: VectorFiles,
     prompts: PromptsOption,
-    out: Annotated[Path, typer.Option(help="The directory that finished rows are kept in.")],
+    out: Annotated[Path, typer.Option(help="The directory that keeps finished rows.")],
     model: ModelName = TINY_CHAT,
     layers: Annotated[
-        Any, taking(parse_windows, "LAYERS", 'Layers and windows: "1,2,2-4". Default: each layer.')
+        Any,
+        taking(
+            parse_windows, "LAYERS", 'Layers and windows of layers: "1,2,2-4". Default: each layer.'
+        ),
     ] = None,
     strengths: Strengths = "1",
     positions: Annotated[
-        Any, taking(parse_positions, "NAMES", f"With commas: {', '.join(POSITION_NAMES)}.")
+        Any, taking(parse_positions, "NAMES", f"Separated by commas: {', '.join(POSITION_NAMES)}.")
     ] = "all",
     judges: Judges = "refusal,degeneration",
     part: Part = "",
@@ -163,7 +171,7 @@ def sweep_command(
     ray: RayAddress = None,
     gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
-    """Reply to prompts at layers × strengths × vectors × positions; kept row by row, resumable.
+    """Reply to prompts at all layers × strengths × vectors × positions; resumable.
 
     Example: steerlens sweep refuse.safetensors --prompts demo-data/questions.json --part
     validation --layers 1,2,3,2-3 --strengths 0.2,0.4 --relative --out out/sweep
@@ -171,8 +179,8 @@ def sweep_command(
     engine = engine_of(model, workers, ray, gpus_per_worker)
     named = {path.stem: path for path in vectors}
     if len(named) < len(vectors):
-        raise SteerlensError("two vector files have the same name; rename one of them")
-    asked = read_prompts(prompts, part, prompt_column or ())
+        raise SteerlensError("got two vector files of the same name; rename one of them")
+    prompt_list = read_prompts(prompts, part, prompt_column or ())
     _require_free(out, resume)
     from steerlens.evaluation.sweeps import sweep
     from steerlens.judges.builtin import named_judges
@@ -182,52 +190,52 @@ def sweep_command(
     templates = _templates(named, positions, relative)
     try:
         with engine() as running:
-            found = sweep(
-                load_model(model), templates, asked, layers=layers, strengths=strengths,
+            result = sweep(
+                load_model(model), templates, prompt_list, layers=layers, strengths=strengths,
                 judges=named_judges(judges), out=out, resume=resume,
                 max_new_tokens=max_new_tokens,
                 sampling=Sampling(temperature, top_k, top_p, seed=seed), engine=running,
             )  # fmt: skip
     except KeyboardInterrupt:
-        _say_how_to_go_on(out)
+        _say_how_to_continue(out)
         raise typer.Exit(INTERRUPTED) from None
-    summary = found.summary()
+    summary = result.summary()
     write_text(out / "summary.csv", summary.to_csv(index=False))
-    print_frame(summary, f"{found}")
-    for failure in found.failures:
+    print_frame(summary, f"{result}")
+    for failure in result.failures:
         say(f"not judged: {failure}", style="red")
-    say(f"wrote summary.csv beside the rows to {out}")
+    say(f"wrote the rows and summary.csv to {out}")
 
 
 def _templates(vectors: dict[str, Path], positions: list[str], relative: bool) -> dict[str, Any]:
-    """A steering for each vector and positions, named by the vector, and by both if need be."""
+    """A steering for each vector and position, named by the vector, or by both if need be."""
     from steerlens.steering.steering import Steering
     from steerlens.vectors.vector import SteeringVector
 
     return {
-        name if len(positions) == 1 else f"{name} {place}": Steering(
-            SteeringVector.load(path), positions=place, relative=relative
+        name if len(positions) == 1 else f"{name} {tokens}": Steering(
+            SteeringVector.load(path), positions=tokens, relative=relative
         )
         for name, path in vectors.items()
-        for place in positions
+        for tokens in positions
     }
 
 
 def _require_free(out: Path, resume: bool) -> None:
-    """Said before any work; `sweep` itself sees to it that a resumed one is the same."""
-    if any(out.glob("[!.]*")) and not resume:  # hidden ones are left by a sweep that was killed
+    """Raise before any work; `sweep` itself checks that a resumed plan is the same."""
+    if any(out.glob("[!.]*")) and not resume:  # a killed sweep leaves hidden files
         raise SteerlensError(
-            f"{str(out)!r} holds something already; go on with that sweep with --resume, or "
+            f"got --out {str(out)!r}, which is not empty; continue that sweep with --resume, or "
             "choose another directory"
         )
     require_writable(out)
 
 
-def _say_how_to_go_on(out: Path) -> None:
+def _say_how_to_continue(out: Path) -> None:
     from steerlens.evaluation.sweep_store import Sweep
 
-    kept = Sweep.load(out) if (out / "plan.json").is_file() else "nothing yet"
-    say(f"stopped; {out} keeps {kept}; the same command with --resume goes on")
+    finished = Sweep.load(out) if (out / "plan.json").is_file() else "nothing yet"
+    say(f"stopped; {out} holds {finished}; repeat the command with --resume to continue")
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -252,18 +260,19 @@ def choices(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """How often a model chooses the matching answer, at each layer and strength (CAA).
+    """Measure p(matching answer) of A/B questions at each layer and strength (CAA).
 
     Example: steerlens choices held-out.json --train train.json --layers 2-4 --strengths=-1,0,1
     """
     if (vector is None) == (train is None):
-        raise SteerlensError("give the vector as --vector or as --train, one of the two")
+        given = "neither" if vector is None else "both"
+        raise SteerlensError(f"got {given} of --vector and --train; give one of the two")
     if out is not None and out.suffix not in (".csv", ".json"):
-        raise SteerlensError(f"--out {str(out)!r} must end in .csv or .json")
+        raise SteerlensError(f"got --out {str(out)!r}; expected a name that ends in .csv or .json")
     questions = load_questions(data)
     training = load_questions(train) if train is not None else []
     require_unseen(questions, training)
-    require_places(out)
+    require_outputs(out)
     from steerlens.activations.extraction import extract
     from steerlens.evaluation.ab_questions import (
         answer_sides,
@@ -295,7 +304,7 @@ def choices(
 @app.command("sentiment", rich_help_panel=MEASURE)
 @reporting
 def sentiment_command(
-    out: Annotated[Path, typer.Option(help="Where the results and the page go.")] = Path(
+    out: Annotated[Path, typer.Option(help="The directory for results and page.")] = Path(
         "out/sentiment"
     ),
     model: ModelName = TINY_CHAT,
@@ -308,24 +317,24 @@ def sentiment_command(
         taking(
             existing_file,
             "FILE",
-            "What is continued (parts validation, test). Default: beginnings.json.",
+            "Beginnings to continue (parts validation, test). Default: beginnings.json.",
         ),
     ] = None,
     judge: Annotated[
-        str, taking(parse_judges, "NAME", f"Of mood; {', '.join(JUDGE_NAMES)}.")
+        str, taking(parse_judges, "NAME", f"The judge of mood: one of {', '.join(JUDGE_NAMES)}.")
     ] = "sentiment",
     strengths: Strengths = MOOD_STRENGTHS,
     max_new_tokens: MaxNewTokens = 40,
     resume: Resume = False,
     seed: Seed = 0,
 ) -> None:
-    """Make continuations happier and sadder; with coherence and random directions beside it.
+    """Make continuations happier and sadder; also measure coherence and random directions.
 
     Example: steerlens sentiment --pairs demo-data/story-moods.json --beginnings
     demo-data/story-beginnings.json --model path/to/a/story/model
     """
     moods = read_pairs(pairs or demo_file("moods.json")).train
-    chosen_on, tested = (
+    validation, test = (
         read_prompts(beginnings or demo_file("beginnings.json"), part)
         for part in ("validation", "test")
     )
@@ -336,7 +345,7 @@ def sentiment_command(
     from steerlens.studies.sentiment import run_sentiment
 
     result = run_sentiment(
-        load_model(model), moods, chosen_on, tested, judge=named_judges(judge)[0],
+        load_model(model), moods, validation, test, judge=named_judges(judge)[0],
         strengths=strengths, max_new_tokens=max_new_tokens, out=out, resume=resume, seed=seed,
     )  # fmt: skip
     result.save(out)
@@ -348,7 +357,9 @@ def sentiment_command(
 @app.command("cast-table", rich_help_panel=MEASURE)
 @reporting
 def cast_table_command(
-    out: Annotated[Path, typer.Option(help="Where the tables go.")] = Path("out/cast-table"),
+    out: Annotated[Path, typer.Option(help="The directory for the tables.")] = Path(
+        "out/cast-table"
+    ),
     model: ModelName = TINY_CHAT,
     refusals: Annotated[
         Path | None,
@@ -364,10 +375,12 @@ def cast_table_command(
             parse_sizes, "NUMBERS", 'Training pairs for the curve, "8,64". Empty: doubling from 4.'
         ),
     ] = "",
-    draws: Annotated[int, typer.Option(min=1, help="Shuffles that subsets are drawn from.")] = 3,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Random orders that the subsets are taken from.")
+    ] = 3,
     seed: Seed = 0,
 ) -> None:
-    """Print how many harmful and harmless prompts are refused, and what more pairs would add."""
+    """Print refusal rates of harmful and harmless prompts, and F1 by number of training pairs."""
     refusing, harmful = (
         read_pairs(path or demo_file(name))
         for path, name in ((refusals, "refusal.json"), (harms, "harmful.json"))
@@ -376,12 +389,12 @@ def cast_table_command(
     from steerlens.models.loading import load_model
     from steerlens.studies.cast import cast_table
 
-    made = cast_table(
+    table = cast_table(
         load_model(model), refusing, harmful, sizes=sizes or None, draws=draws, seed=seed
     )
-    made.save(out)
-    say(made.steering)
-    say(made.search)
-    print_frame(made.rates, "Refused, with Wilson's 95 % interval")
-    print_frame(made.saturation, "By training pairs of the condition")
+    table.save(out)
+    say(table.steering)
+    say(table.search)
+    print_frame(table.rates, "Refused, with Wilson's 95 % interval")
+    print_frame(table.saturation, "By training pairs of the condition")
     say(f"wrote cast-table.json, rates.csv and saturation.csv to {out}")

@@ -1,7 +1,7 @@
-"""Names and defaults that options show.
+"""Names and defaults of options.
 
-What they stand for is in modules that import torch, which takes longer than a help page or the
-answer to a typing error may take. `tests/cli/test_names.py` holds them to be the same.
+What they name is in modules that import torch, which takes too long for a help page or the answer
+to a typing error. `tests/cli/test_names.py` checks that both agree.
 """
 
 import runpy
@@ -42,14 +42,14 @@ WRITTEN_ENDINGS = (".safetensors", ".svec", ".gguf")
 
 TINY_CHAT = "tiny-chat"
 PACKAGED = (TINY_CHAT, "smollm2")
-"""Models that come as packages, under names of their own."""
+"""Models that come as Python packages."""
 TOLERANCE = 1e-4
-"""Of `export`."""
+"""The default of `export`."""
 MOOD_STRENGTHS = "0.1,0.2,0.3"
 
 
 def require_model(name: str) -> str:
-    """A model's name as it is, unless no model can have it.
+    """Return a model's name unchanged, unless no model can have it.
 
     >>> require_model("tiny-chat")
     'tiny-chat'
@@ -60,38 +60,41 @@ def require_model(name: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise SteerlensError(
-                f"the directory {name!r} holds no config.json; expected a Hugging Face model"
+                f"got the directory {name!r} without config.json; expected a Hugging Face model"
             )
         return name
     if path.exists():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise SteerlensError(
-                    f"{name!r} is a file, but no GGUF; expected one, or the directory of a model"
+                    f"got the file {name!r}, which is no GGUF; expected one, or a model's directory"
                 )
         return name
     owner, _, rest = name.partition("/")
     if owner and rest and (":" in rest or "/" not in rest) and not name.startswith((".", "~")):
-        return name  # owner/name, or owner/name:file.gguf: only the hub can say
+        return name  # owner/name, or owner/name:file.gguf: only the hub knows
     if "/" in name or name.startswith((".", "~")) or not name.strip():
         raise SteerlensError(f"there is no directory or file {name!r}")
-    known = {one.lower(): one for one in hub_names()}
+    known = {hub_name.lower(): hub_name for hub_name in hub_names()}
     if known and name.lower() not in known:
         close = get_close_matches(name.lower(), [*PACKAGED, *known], n=3)
-        likely = f"; did you mean {' or '.join(known.get(one, one) for one in close)}?" * bool(
-            close
+        likely = (
+            f"; did you mean {' or '.join(known.get(match, match) for match in close)}?"
+            * bool(close)
         )
         raise SteerlensError(
-            f"{name!r} is neither {TINY_CHAT}, nor a directory here, nor owner/name of the hub, "
-            f"nor a name that TransformerLens knows (steerlens models --names){likely}"
+            f"got the model {name!r}; expected {', '.join(PACKAGED)}, a local directory, "
+            "owner/name of the hub, or a name that TransformerLens knows (steerlens models "
+            f"--names){likely}"
         )
     return name
 
 
 def hub_names() -> list[str]:
-    """Names and aliases that TransformerLens knows, without importing it; none if it has moved.
+    """Names and aliases that TransformerLens knows; empty if its registry has moved.
 
-    Its registry is a file of plain lists, but importing it takes its whole package along.
+    The registry is a file of plain lists: it is run by itself, since importing it would import the
+    whole package.
     """
     spec = find_spec("transformer_lens")
     for folder in (spec and spec.submodule_search_locations) or ():
@@ -101,6 +104,6 @@ def hub_names() -> list[str]:
             aliases = lists.get("MODEL_ALIASES", {}).values()
             return [
                 *lists.get("OFFICIAL_MODEL_NAMES", ()),
-                *(one for many in aliases for one in many),
+                *(alias for group in aliases for alias in group),
             ]
     return []

@@ -1,6 +1,6 @@
-"""What the commands share: the app, and options with what they take.
+"""What the commands share: the app, and the options with their parsers.
 
-An option is read and checked before its command begins, and so before torch is imported.
+Options are parsed and checked before the command begins, and so before torch is imported.
 """
 
 import math
@@ -30,7 +30,7 @@ from steerlens.layer_text import parse_layers
 START, VECTORS, CONDITIONS, GENERATE, MEASURE, SHOW, SERVE = (
     "Start here", "Vectors", "Conditions", "Generate", "Measure", "Show", "Serve",
 )  # fmt: skip
-"""The groups of commands, in the order of the work."""
+"""The groups of commands in `--help`, in the order of the work."""
 
 app = typer.Typer(
     help="Activation steering and conditional activation steering on TransformerLens.",
@@ -58,11 +58,11 @@ def _main(
     pass
 
 
-# What options take
+# Parsers
 
 
 def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A reader of texts as typer wants it: what it refuses is a mistake in the command line."""
+    """A parser for typer: a text that it refuses is a mistake in the command line."""
 
     def parse(text: str) -> Any:
         try:
@@ -74,7 +74,7 @@ def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def parse_strengths(strengths: str) -> list[float]:
-    """`"-1,0,0.5"` as numbers.
+    """Parse comma-separated numbers.
 
     >>> parse_strengths("-1,0,0.5")
     [-1.0, 0.0, 0.5]
@@ -83,15 +83,15 @@ def parse_strengths(strengths: str) -> list[float]:
         numbers = [float(piece) for piece in strengths.split(",")]
     except ValueError as error:
         raise SteerlensError(
-            f'strengths {strengths!r} cannot be read; write numbers such as "-1,0,0.5"'
+            f'got strengths {strengths!r}; expected numbers such as "-1,0,0.5"'
         ) from error
     if not all(map(math.isfinite, numbers)):
-        raise SteerlensError(f"strengths {strengths!r} are not all finite")
+        raise SteerlensError(f"got strengths {strengths!r}; expected finite numbers")
     return numbers
 
 
 def parse_sizes(sizes: str) -> list[int]:
-    """`"8,64"` as whole numbers; nothing as no number.
+    """Parse comma-separated whole numbers; an empty text gives none.
 
     >>> parse_sizes("8,64")
     [8, 64]
@@ -100,12 +100,12 @@ def parse_sizes(sizes: str) -> list[int]:
         return [int(piece) for piece in sizes.split(",") if sizes]
     except ValueError as error:
         raise SteerlensError(
-            f'sizes {sizes!r} cannot be read; write whole numbers such as "8,64"'
+            f'got sizes {sizes!r}; expected whole numbers such as "8,64"'
         ) from error
 
 
 def parse_windows(layers: str) -> list[list[int]]:
-    """`"1,2-4"` as layers and windows of layers, each of which is tried.
+    """Parse comma-separated layers and windows of layers.
 
     >>> parse_windows("1,2-4")
     [[1], [2, 3, 4]]
@@ -114,12 +114,12 @@ def parse_windows(layers: str) -> list[list[int]]:
 
 
 def one_of(names: tuple[str, ...], what: str) -> Callable[[str], str]:
-    """A reader of one of these names."""
+    """A parser that takes one of these names."""
     return lambda text: _known([text], names, what)[0]
 
 
 def parse_tokens(tokens: str) -> str | int:
-    """Tokens by name, or the last k.
+    """Parse a name of tokens, or k for the last k.
 
     >>> parse_tokens("last"), parse_tokens("3")
     ('last', 3)
@@ -130,7 +130,7 @@ def parse_tokens(tokens: str) -> str | int:
 
 
 def parse_judges(names: str) -> str:
-    """Names of judges with commas between, each of them known.
+    """Check comma-separated names of judges.
 
     >>> parse_judges("refusal, sentiment")
     'refusal,sentiment'
@@ -139,53 +139,54 @@ def parse_judges(names: str) -> str:
 
 
 def parse_positions(names: str) -> list[str]:
-    """Names of positions with commas between, each of them known."""
+    """Parse comma-separated names of positions."""
     return _known(names.split(","), POSITION_NAMES, "positions")
 
 
 def parse_pictures(names: str) -> list[str]:
-    """Names of kinds of pictures with commas between, each of them known."""
-    return _known(names.split(","), PICTURE_NAMES, "kinds of pictures")
+    """Parse comma-separated picture formats."""
+    return _known(names.split(","), PICTURE_NAMES, "picture formats")
 
 
 def parse_pair_columns(names: str) -> list[str]:
-    """The column of the positive and that of the negative prompts.
+    """Parse the columns of the positive and the negative prompts.
 
     >>> parse_pair_columns("harmful,harmless")
     ['harmful', 'harmless']
     """
     columns = [name.strip() for name in names.split(",")]
     if len(columns) != 2 or not all(columns):
-        raise SteerlensError(f"columns {names!r} are not two; write POSITIVE,NEGATIVE")
+        raise SteerlensError(f"got columns {names!r}; expected two: POSITIVE,NEGATIVE")
     return columns
 
 
 def _known(names: list[str], known: tuple[str, ...], what: str, more: str = "") -> list[str]:
-    wanted = [name.strip() for name in names]
-    unknown = [name for name in wanted if name not in known]
+    stripped = [name.strip() for name in names]
+    unknown = [name for name in stripped if name not in known]
     if unknown:
         raise SteerlensError(
-            f"unknown {what}: {', '.join(map(repr, unknown))}; choose of {', '.join(known)} " + more
+            f"unknown {what}: {', '.join(map(repr, unknown))}; choose from {', '.join(known)} "
+            + more
         )
-    return wanted
+    return stripped
 
 
 def existing_file(text: str) -> Path:
-    """The path of a file that is there."""
+    """The path of an existing file."""
     path = Path(text)
     if path.is_dir():
-        raise SteerlensError(f"{text!r} is a directory; expected a file")
+        raise SteerlensError(f"got the directory {text!r}; expected a file")
     if not path.exists():
         raise SteerlensError(f"there is no file {text!r}")
     return path
 
 
 def existing_directory(text: str) -> Path:
-    """The path of a directory that is there."""
+    """The path of an existing directory."""
     path = Path(text)
     if not path.is_dir():
         raise SteerlensError(
-            f"{text!r} is a file; expected a directory"
+            f"got the file {text!r}; expected a directory"
             if path.exists()
             else f"there is no directory {text!r}"
         )
@@ -193,46 +194,50 @@ def existing_directory(text: str) -> Path:
 
 
 def vector_file(text: str) -> Path:
-    """The path of a file that is there, and whose ending is that of a vector."""
+    """The path of an existing file with the ending of a vector file."""
     path = existing_file(text)
     return _with_ending(path, VECTOR_ENDINGS)
 
 
 def written_vector(text: str) -> Path:
-    """A path that a vector can be written to."""
+    """A path with an ending that vectors are written to."""
     return _with_ending(Path(text), WRITTEN_ENDINGS)
 
 
 def _with_ending(path: Path, endings: tuple[str, ...]) -> Path:
     if path.suffix.lower() not in endings:
         raise SteerlensError(
-            f"{str(path)!r} ends in {path.suffix!r}; expected one of {', '.join(endings)}"
+            f"got {str(path)!r}; expected a name that ends in one of {', '.join(endings)}"
         )
     return path
 
 
-def require_places(*paths: Path | None) -> None:
-    """Refuse places that cannot be written to, before long work."""
+def require_outputs(*paths: Path | None) -> None:
+    """Raise before long work if a file cannot be written."""
     for path in paths:
         if path is not None:
             if path.is_dir():
-                raise SteerlensError(f"{str(path)!r} is a directory; expected the name of a file")
+                raise SteerlensError(
+                    f"got the directory {str(path)!r}; expected the name of a file"
+                )
             require_writable(path.parent)
 
 
 def engine_of(
     model: str, workers: int, address: str | None, gpus_per_worker: float
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """What opens the engine that `--workers`, `--ray` and `--gpus-per-worker` ask for."""
-    asked = bool(workers) or address is not None
-    if gpus_per_worker and not asked:
-        raise SteerlensError(f"got --gpus-per-worker {gpus_per_worker:g} without --workers")
+    """A function that starts the engine of `--workers`, `--ray` and `--gpus-per-worker`."""
+    use_ray = bool(workers) or address is not None
+    if gpus_per_worker and not use_ray:
+        raise SteerlensError(
+            f"got --gpus-per-worker {gpus_per_worker:g} without --workers; give --workers, too"
+        )
 
     def open_engine() -> AbstractContextManager[Any]:
         from steerlens.models.engine import LOCAL
         from steerlens.models.ray import Ray
 
-        if not asked:
+        if not use_ray:
             return nullcontext(LOCAL)
         return Ray(model, workers or 2, address, gpus_per_worker=gpus_per_worker)
 
@@ -243,16 +248,16 @@ def engine_of(
 
 
 def taking(read: Callable[[str], Any], what: str, help: str, *names: str) -> Any:
-    """An option whose text is read by a function."""
+    """An option with a parser."""
     return typer.Option(*names, parser=checked(read), metavar=what, help=help)
 
 
 def argument(read: Callable[[str], Any], what: str, help: str) -> Any:
-    """An argument whose text is read by a function."""
+    """An argument with a parser."""
     return typer.Argument(parser=checked(read), metavar=what, help=help)
 
 
-PROMPTS_HELP = "Prompts: text with one a line, JSON, JSON lines, CSV, TSV or Parquet."
+PROMPTS_HELP = "Prompts: text with one per line, JSON, JSON lines, CSV, TSV or Parquet."
 
 ModelName = Annotated[
     Any,
@@ -265,13 +270,15 @@ ModelName = Annotated[
     ),
 ]
 VectorFile = Annotated[Path, argument(vector_file, "VECTOR", "The vector to steer with.")]
-VectorFiles = Annotated[list[Path], argument(vector_file, "VECTORS", "Each is named by its file.")]
+VectorFiles = Annotated[
+    list[Path], argument(vector_file, "VECTORS", "Vectors to compare, named by their files.")
+]
 WrittenVector = Annotated[
     Path,
     taking(
         written_vector,
         "FILE",
-        "The file to write: .safetensors holds all; .svec and .gguf are for other programs.",
+        "The file to write: .safetensors keeps everything; .svec and .gguf are for other programs.",
     ),
 ]
 PairsFile = Annotated[
@@ -296,10 +303,10 @@ PromptColumns = Annotated[
     list[str] | None,
     typer.Option(
         "--prompt-column",
-        help="In a table: the column of the prompts. Several are joined by a blank line.",
+        help="In a table: the column of the prompts. Repeat it to join several columns.",
     ),
 ]
-Part = Annotated[str, typer.Option(help="Which part of a JSON file; empty: all of it.")]
+Part = Annotated[str, typer.Option(help="The part of a JSON file to use. Default: all of it.")]
 Layers = Annotated[
     Any,
     taking(
@@ -309,22 +316,27 @@ Layers = Annotated[
     ),
 ]
 Tokens = Annotated[
-    Any, taking(parse_tokens, "TOKENS", f"Tokens read: {', '.join(TOKEN_NAMES)}, or the last k.")
+    Any, taking(parse_tokens, "TOKENS", f"Tokens to read: {', '.join(TOKEN_NAMES)}, or the last k.")
 ]
 EstimatorName = Annotated[
     str,
     taking(one_of(ESTIMATOR_NAMES, "estimator"), "NAME", f"One of {', '.join(ESTIMATOR_NAMES)}."),
 ]
-Strength = Annotated[float, typer.Option(help="Multiplies the direction.")]
+Strength = Annotated[
+    float, typer.Option(help="The steering coefficient: multiplies the direction.")
+]
 Strengths = Annotated[Any, taking(parse_strengths, "NUMBERS", 'Such as "-1,0,1".')]
 Relative = Annotated[
-    bool, typer.Option("--relative", help="Strengths are fractions of the activation norm.")
+    bool,
+    typer.Option("--relative", help="Strengths are fractions of the layer's mean activation norm."),
 ]
-Judges = Annotated[Any, taking(parse_judges, "NAMES", f"With commas: {', '.join(JUDGE_NAMES)}.")]
+Judges = Annotated[
+    Any, taking(parse_judges, "NAMES", f"Separated by commas: {', '.join(JUDGE_NAMES)}.")
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")]
 Workers = Annotated[
     int,
     typer.Option(
@@ -332,8 +344,8 @@ Workers = Annotated[
     ),
 ]
 RayAddress = Annotated[
-    str | None, typer.Option("--ray", help='The cluster of the workers; "auto": the one here.')
+    str | None, typer.Option("--ray", help='The address of a Ray cluster; "auto": the running one.')
 ]
 GpusPerWorker = Annotated[
-    float, typer.Option(min=0, help="GPUs of each worker; 0: it runs on a CPU.")
+    float, typer.Option(min=0, help="GPUs per worker; 0: workers run on CPUs.")
 ]

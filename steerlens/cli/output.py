@@ -1,4 +1,4 @@
-"""What the commands print. Whatever comes from users, models and files is data, never markup."""
+"""What the commands print. Text of users, models and files is data, never markup."""
 
 import errno
 from collections.abc import Callable, Iterable
@@ -15,11 +15,11 @@ from steerlens.errors import SteerlensError
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 console = Console(**PLAIN)
 INTERRUPTED = 130
-"""The exit status of what Ctrl-C has ended, as shells know it."""
+"""The usual exit status after Ctrl-C."""
 
 
 def say(text: object, style: str | None = None) -> None:
-    """Print a line whole, so that names of files can be copied."""
+    """Print a line without wrapping it, so that file names can be copied."""
     console.print(str(text), style=style, soft_wrap=True)
 
 
@@ -31,7 +31,7 @@ def complain(text: str) -> None:
 
 
 def reporting(command: Callable[..., None]) -> Callable[..., None]:
-    """End on what users can mend, and on Ctrl-C, with a message instead of a traceback."""
+    """End on errors that users can correct, and on Ctrl-C, with a message and no traceback."""
 
     @wraps(command)
     def reported(*args: Any, **options: Any) -> None:
@@ -43,27 +43,29 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             Console(stderr=True, **PLAIN).print("stopped")
             raise typer.Exit(INTERRUPTED) from error
-        except BrokenPipeError as error:  # whoever read the output has read enough
+        except BrokenPipeError as error:  # the reader of a pipe closed it
             raise typer.Exit(1) from error
         except OSError as error:
-            complain(_told(error))
+            complain(_describe(error))
             raise typer.Exit(1) from error
 
     return reported
 
 
-def _told(error: OSError) -> str:
+def _describe(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
-    advice = f"; make room (temporary files go to {gettempdir()})" if error.errno in _FULL else ""
+    advice = (
+        f"; free some space (temporary files go to {gettempdir()})" if error.errno in _FULL else ""
+    )
     return f"{place}{error.strerror or error}{advice}"
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a quota, a largest size of files."""
+"""Full disk, quota, file size limit."""
 
 
 def print_rows(columns: Iterable[str], rows: Iterable[Iterable[object]], **options: Any) -> None:
-    """A table for the terminal."""
+    """Print a table."""
     table = Table(*columns, **options)
     for row in rows:
         table.add_row(*map(str, row))
@@ -71,13 +73,13 @@ def print_rows(columns: Iterable[str], rows: Iterable[Iterable[object]], **optio
 
 
 def print_frame(frame: Any, title: str) -> None:
-    """A pandas frame for the terminal; a value and the ends of its interval share a column."""
+    """Print a data frame; a value and the bounds of its interval share a column."""
     from steerlens.intervals import Interval
 
     for name in {"mean", "refused", "f1"} & set(frame.columns):
-        ends = ("f1_low", "f1_high") if name == "f1" else ("low", "high")
-        shown = [str(Interval(*row)) for row in frame[[name, *ends]].itertuples(index=False)]
-        frame = frame.assign(**{name: shown}).drop(columns=[*ends])
+        bounds = ("f1_low", "f1_high") if name == "f1" else ("low", "high")
+        intervals = [str(Interval(*row)) for row in frame[[name, *bounds]].itertuples(index=False)]
+        frame = frame.assign(**{name: intervals}).drop(columns=[*bounds])
     rows = (
         [f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row]
         for row in frame.itertuples(index=False)

@@ -1,4 +1,4 @@
-"""Commands that let others use a steering: exported models, and the page to steer by hand."""
+"""Commands that let others use a steering: exported models, and the playground."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from steerlens.cli.options import (
     app,
     existing_file,
     one_of,
-    require_places,
+    require_outputs,
     taking,
 )
 from steerlens.cli.output import console, reporting, say
@@ -44,48 +44,56 @@ def export_command(
     strength: Strength = 1.0,
     relative: Relative = False,
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Take one layer's direction out of the whole model.")
+        bool,
+        typer.Option(
+            "--ablate",
+            help="Remove one layer's direction from all weights that write to the stream.",
+        ),
     ] = False,
     prompts: Annotated[
-        Path | None, taking(existing_file, "FILE", f"To prove it on. {PROMPTS_HELP}")
+        Path | None, taking(existing_file, "FILE", f"To verify the export on. {PROMPTS_HELP}")
     ] = None,
     prompt_column: PromptColumns = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest difference of logits to steering by hooks.")
+        float, typer.Option(min=0, help="Largest difference from the logits of steering by hooks.")
     ] = TOLERANCE,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write a steered model that other servers run: the vector in its biases, or beside it.
+    """Write a steered checkpoint for other servers, or a control vector for llama.cpp.
 
     Example: steerlens export refuse.safetensors --layers 2-3 --strength 0.3 --relative
     --out refusing-chat
     """
     if ablate and (strength != 1.0 or relative or to == "gguf"):
-        raise SteerlensError("--ablate goes without --strength, --relative and --to gguf")
+        raise SteerlensError(
+            "got --ablate with --strength, --relative or --to gguf; leave those out"
+        )
     if to == "gguf" and (out.suffix.lower() != ".gguf" or (out.exists() and not force)):
-        raise SteerlensError(f"{str(out)!r} must end in .gguf and not exist yet, or --force")
+        raise SteerlensError(
+            f"got --out {str(out)!r}; expected a new file that ends in .gguf; --force replaces one"
+        )
     options: dict[str, Any] = {"tolerance": tolerance, "force": force}
     if prompts is not None:
         options["prompts"] = read_prompts(prompts, columns=prompt_column or ())
     if to == "gguf":
-        require_places(out)
+        require_outputs(out)
     from steerlens.export.exporting import control_vector, export_ablation, export_model
     from steerlens.steering.steering import Steering
     from steerlens.vectors.vector import SteeringVector
 
     direction = SteeringVector.load(vector)
     if ablate:
-        made = export_ablation(direction, model, out, layers=layers, **options)
+        certificate = export_ablation(direction, model, out, layers=layers, **options)
     else:
-        plan = Steering(direction, layers, strength, relative=relative)
+        steering = Steering(direction, layers, strength, relative=relative)
         if to == "gguf":
-            control_vector(plan).save(out)
-            say(f"wrote {plan} to {out}; the strength is in it. Steer with it by")
+            control_vector(steering).save(out)
+            say(f"wrote {steering} to {out}, strength included. To steer with it:")
             say(f"  llama-cli -m MODEL.gguf --control-vector {out}")
             return
-        made = export_model(plan, model, out, **options)
-    say(made)
-    say(f"wrote {out}; load it as you would {made.source}")
+        certificate = export_model(steering, model, out, **options)
+    say(certificate)
+    say(f"wrote {out}; load it as you would {certificate.source}")
 
 
 @app.command(rich_help_panel=SERVE)
@@ -93,10 +101,13 @@ def export_command(
 def playground(
     model: ModelName = TINY_CHAT,
     host: Annotated[
-        str, typer.Option(help="The address to listen on; beyond loopback, a token is asked for.")
+        str,
+        typer.Option(help="The address to listen on; other than loopback, a token is required."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8050,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8050,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Open the page in a browser.")
+    ] = False,
 ) -> None:
     """Steer a model by hand, on a page in the browser: replies, gates and tokens side by side.
 

@@ -20,10 +20,12 @@ def report_command(
     study: StudyDirectory,
     out: Annotated[
         Path | None,
-        typer.Option(help="The page to write (.html), or a directory. Default: report.html in it."),
+        typer.Option(
+            help="The page to write (.html), or its directory. Default: report.html in STUDY."
+        ),
     ] = None,
 ) -> None:
-    """Write one page about a study: what a demo, a sweep or an evaluation left in a directory.
+    """Write an HTML page about the results of a demo, sweep or evaluation in a directory.
 
     Example: steerlens report out/demo
     """
@@ -31,7 +33,7 @@ def report_command(
         out = out / "report.html"
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise SteerlensError(
-            f"--out {str(out)!r} is no page and no directory; give a name that ends in .html"
+            f"got --out {str(out)!r}; expected a directory, or a name that ends in .html"
         )
     from steerlens.studies.reports import report
 
@@ -46,13 +48,13 @@ def figures_command(
         Path, taking(existing_directory, "DIRECTORY", "The directory of figure scripts.")
     ] = Path("figures"),
     out: Annotated[
-        Path | None, typer.Option(help="Where they go. Default: beside the scripts.")
+        Path | None, typer.Option(help="Where to write them. Default: next to the scripts.")
     ] = None,
     format: Annotated[
-        Any, taking(parse_pictures, "NAMES", f"With commas: {', '.join(PICTURE_NAMES)}.")
+        Any, taking(parse_pictures, "NAMES", f"Separated by commas: {', '.join(PICTURE_NAMES)}.")
     ] = "svg",
 ) -> None:
-    """Draw all paper figures and tables again from saved results.
+    """Draw all paper figures and tables from saved results.
 
     Example: steerlens figures out/demo --scripts figures --out paper --format pdf
     """

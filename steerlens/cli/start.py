@@ -16,7 +16,7 @@ from steerlens.files import require_writable
 @app.command(rich_help_panel=START)
 @reporting
 def demo(
-    out: Annotated[Path, typer.Option(help="Where results, vectors and pages go.")] = Path(
+    out: Annotated[Path, typer.Option(help="The directory for results, vectors and pages.")] = Path(
         "out/demo"
     ),
     model: ModelName = TINY_CHAT,
@@ -41,13 +41,13 @@ def inspect(
     """
     unknown = []
     for path in paths:
-        found = describe(path)
-        say(f"{path}: {found.kind}", style="bold")
-        for name, value in found.facts.items():
+        description = describe(path)
+        say(f"{path}: {description.kind}", style="bold")
+        for name, value in description.facts.items():
             say(f"  {name + ':':18} {value}")
-        for warning in found.warnings:
+        for warning in description.warnings:
             say(f"  warning: {warning}", style="yellow")
-        unknown += [] if found.known else [str(path)]
+        unknown += [] if description.known else [str(path)]
     if unknown:
         raise SteerlensError(f"not understood: {', '.join(unknown)}")
 
@@ -56,28 +56,28 @@ def inspect(
 @reporting
 def models(
     names: Annotated[
-        bool, typer.Option("--names", help="List the names of hub models that are known.")
+        bool, typer.Option("--names", help="List the hub models that TransformerLens knows.")
     ] = False,
-    like: Annotated[str, typer.Option(help="Only those that contain this.")] = "",
+    like: Annotated[str, typer.Option(help="Only names that contain this text.")] = "",
 ) -> None:
     """List which architectures load, and on which of TransformerLens's hosts.
 
     Example: steerlens models --like gemma
     """
     if names:
-        found = [name for name in hub_names() if like.lower() in name.lower()]
-        say("\n".join(found) or f"no name contains {like!r}")
+        matching = [name for name in hub_names() if like.lower() in name.lower()]
+        say("\n".join(matching) or f"no name contains {like!r}")
         return
     from steerlens.models.loading import supported_hosts
 
-    full = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
+    host_names = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
     rows: Any = [
-        (architecture, full[host])
+        (architecture, host_names[host])
         for architecture, host in supported_hosts().items()
         if like.lower() in architecture.lower()
     ]
     print_rows(("architecture of a local Hugging Face directory", "host"), rows)
     say(
-        f"{TINY_CHAT} ships with steerlens; {len(hub_names())} names of the hub are known "
+        f"{TINY_CHAT} ships with steerlens; TransformerLens knows {len(hub_names())} hub models "
         "(--names); any other owner/name of these architectures loads, too."
     )

@@ -33,7 +33,7 @@ from steerlens.cli.options import (
     engine_of,
     existing_file,
     one_of,
-    require_places,
+    require_outputs,
     taking,
     vector_file,
 )
@@ -42,7 +42,8 @@ from steerlens.data.prompt_files import read_pairs, read_prompts
 from steerlens.errors import SteerlensError
 
 SiteName = Annotated[
-    str, taking(one_of(SITE_NAMES, "site"), "NAME", f"Where: one of {', '.join(SITE_NAMES)}.")
+    str,
+    taking(one_of(SITE_NAMES, "site"), "NAME", f"Where to read: one of {', '.join(SITE_NAMES)}."),
 ]
 SimilarityName = Annotated[
     str,
@@ -51,7 +52,8 @@ SimilarityName = Annotated[
     ),
 ]
 ConditionFile = Annotated[
-    Path | None, taking(existing_file, "SEARCH", "Steer only where its best condition fires.")
+    Path | None,
+    taking(existing_file, "SEARCH", "Steer only prompts on which its best condition fires."),
 ]
 ConditionVector = Annotated[
     Path | None, taking(vector_file, "VECTOR", "The vector that the search was made with.")
@@ -71,7 +73,7 @@ def extract_command(
     layers: Layers = None,
     site: SiteName = "resid_post",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would cost; write nothing.")
+        bool, typer.Option("--dry-run", help="Only estimate the cost; write nothing.")
     ] = False,
     workers: Workers = 0,
     ray: RayAddress = None,
@@ -85,7 +87,7 @@ def extract_command(
     engine = engine_of(model, workers, ray, gpus_per_worker)
     data = read_pairs(dataset, pair_columns or ())
     data = data.part(part) if part else data
-    require_places(out)
+    require_outputs(out)
     from steerlens.activations.cost import estimate_cost
     from steerlens.activations.extraction import extract
     from steerlens.models.loading import load_model
@@ -123,14 +125,14 @@ def search(
     model: ModelName = TINY_CHAT,
     part: Part = "",
     held_out: Annotated[
-        str, typer.Option(help="The part to score on; empty: half of the prompts.")
+        str, typer.Option(help="The part to score on. Default: half of the prompts.")
     ] = "",
     pair_columns: PairColumns = None,
     layers: Layers = None,
     tokens: Tokens = "all",
     similarity: SimilarityName = "cast",
     combine: Annotated[
-        int, typer.Option(min=1, help="Up to so many layers, any of which fires.")
+        int, typer.Option(min=1, help="Combine up to this many layers, any of which may fire.")
     ] = 1,
     page: Annotated[Path | None, typer.Option(help="Also write a page of figures (HTML).")] = None,
     seed: Seed = 0,
@@ -138,7 +140,7 @@ def search(
     ray: RayAddress = None,
     gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
-    """Find the layer and threshold that best tell positive prompts from negative ones.
+    """Find the layer and threshold that best separate positive from negative prompts.
 
     Example: steerlens search harm.safetensors demo-data/harmful.json --part validation
     --held-out test --out harm.json
@@ -146,7 +148,7 @@ def search(
     engine = engine_of(model, workers, ray, gpus_per_worker)
     data = read_pairs(dataset, pair_columns or ())
     chosen, scored = (data.part(name) if name else None for name in (part, held_out))
-    require_places(out, page)
+    require_outputs(out, page)
     from steerlens.dashboards.conditions import condition_report
     from steerlens.files import write_text
     from steerlens.models.loading import load_model
@@ -156,19 +158,19 @@ def search(
 
     direction = SteeringVector.load(vector)
     with engine() as running:
-        found = search_conditions(
+        result = search_conditions(
             load_model(model), direction, chosen or data, held_out=scored, layers=layers,
             combine=combine, similarity=SIMILARITIES[similarity], tokens=tokens, seed=seed,
             engine=running,
         )  # fmt: skip
-    found.save(out)
+    result.save(out)
     if page is not None:
-        write_text(page, condition_report(found).to_html())
-    _print_search(found)
+        write_text(page, condition_report(result).to_html())
+    _print_search(result)
     say(f"wrote {' and '.join(str(path) for path in (out, page) if path)}")
 
 
-def _print_search(found: Any) -> None:
+def _print_search(result: Any) -> None:
     print_rows(
         ("layers", "fires", "threshold", "F1 where chosen"),
         (
@@ -178,12 +180,12 @@ def _print_search(found: Any) -> None:
                 f"{candidate.threshold:.4f}",
                 f"{candidate.f1:.3f}",
             )
-            for candidate in found.candidates[:8]
+            for candidate in result.candidates[:8]
         ),
         title="Best candidates",
     )
-    scores = found.scores
-    say(f"best: {found.best}, on {found.scored_on} it was not chosen on:")
+    scores = result.scores
+    say(f"best: {result.best!r}, on {result.scored_on} it was not chosen on:")
     for measure in ("f1", "precision", "recall", "balanced_accuracy"):
         say(f"  {measure.replace('_', ' '):18} {getattr(scores, measure)}")
 
@@ -195,7 +197,9 @@ def generate_command(
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPTS", help="Prompts to reply to.")
     ] = None,
-    file: Annotated[Path | None, taking(existing_file, "FILE", f"More. {PROMPTS_HELP}")] = None,
+    file: Annotated[
+        Path | None, taking(existing_file, "FILE", f"More of them. {PROMPTS_HELP}")
+    ] = None,
     part: Part = "",
     prompt_column: PromptColumns = None,
     model: ModelName = TINY_CHAT,
@@ -205,7 +209,7 @@ def generate_command(
     condition: ConditionFile = None,
     condition_vector: ConditionVector = None,
     unless: Annotated[
-        bool, typer.Option("--unless", help="Steer where the condition does *not* fire.")
+        bool, typer.Option("--unless", help="Steer prompts on which the condition does *not* fire.")
     ] = False,
     max_new_tokens: MaxNewTokens = 50,
     temperature: Temperature = 0.0,
@@ -218,16 +222,16 @@ def generate_command(
     --strength 0.6 --relative
     """
     if (condition is None) != (condition_vector is None):
-        raise SteerlensError("--condition and --condition-vector belong together; give both")
+        raise SteerlensError("got only one of --condition and --condition-vector; give both")
     if unless and condition is None:
-        raise SteerlensError("got --unless without --condition; give the condition, too")
-    more = read_prompts(file, part, prompt_column or ()) if file is not None else []
-    asked = [*(prompts or []), *more]
+        raise SteerlensError("got --unless without --condition; give --condition, too")
+    from_file = read_prompts(file, part, prompt_column or ()) if file is not None else []
+    asked = [*(prompts or []), *from_file]
     if not asked:
         raise SteerlensError(
-            "got no prompt; write one behind the vector, or give a file of them with --file"
+            "got no prompt; write one after the vector, or give a file of them with --file"
         )
-    require_places(out)
+    require_outputs(out)
     from steerlens.files import write_json
     from steerlens.models.loading import load_model
     from steerlens.steering.generation import generate
@@ -236,8 +240,10 @@ def generate_command(
     from steerlens.studies.study import compared
     from steerlens.vectors.vector import SteeringVector
 
-    when = _condition(condition, condition_vector, unless)
-    steering = Steering(SteeringVector.load(vector), layers, strength, when, relative=relative)
+    condition_to_meet = _condition(condition, condition_vector, unless)
+    steering = Steering(
+        SteeringVector.load(vector), layers, strength, condition_to_meet, relative=relative
+    )
     loaded = load_model(model)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -254,7 +260,7 @@ def generate_command(
 
 
 def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:
-    """The best condition of a search, or where it does not fire; None if there is no search."""
+    """The best condition of a search, negated by `unless`; None without a search."""
     if search is None or vector is None:
         return None
     from steerlens.steering.condition_search import ConditionSearch
@@ -265,7 +271,7 @@ def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:
 
 
 def _print_replies(prompts: list[Any], unsteered: Any, steered: Any) -> None:
-    gates = [["yes" if opened else "no" for opened in gate.open] for gate in steered.gates]
+    gates = [["yes" if is_open else "no" for is_open in gate.open] for gate in steered.gates]
     print_rows(
         ("prompt", "unsteered", "steered", *["fired"] * len(gates)),
         zip(prompts, unsteered, steered, *gates, strict=True),

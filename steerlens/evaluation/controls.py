@@ -1,5 +1,6 @@
 """What a steering is compared with: vectors of the same lengths that should do nothing."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Unpack
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from steerlens.activations.extraction import apply_estimator
 from steerlens.activations.pairs import read_contrast
-from steerlens.activations.selection import Tokens
+from steerlens.activations.selection import Tokens, require_tokens
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
@@ -59,7 +60,7 @@ def shuffled_labels(
     Raises if `data` does not give the vector back, for then it would be a control of another one.
     """
     estimator = estimator or _noted_estimator(vector)
-    tokens = vector.provenance.get("tokens", "last") if tokens is None else tokens
+    tokens = _noted_tokens(vector) if tokens is None else tokens
     positive, negative = tokenize_sides(model, data)
     if len(positive) != len(negative) or len(positive) < 2:
         raise SteerlensError(
@@ -100,6 +101,22 @@ def _noted_estimator(vector: SteeringVector) -> Estimator:
             "the function as estimator="
         )
     return known[noted]
+
+
+def _noted_tokens(vector: SteeringVector) -> Tokens:
+    """The tokens that the vector was read at; slices are noted as text, functions by their name."""
+    noted = vector.provenance.get("tokens", "last")
+    bounds = re.fullmatch(r"slice\((\S+), (\S+), (\S+)\)", str(noted))
+    try:
+        if bounds:
+            return slice(*(None if bound == "None" else int(bound) for bound in bounds.groups()))
+        require_tokens(noted)
+    except (SteerlensError, ValueError):
+        raise SteerlensError(
+            f"{vector} notes the tokens {noted!r}, which are no name, number or slice; pass what "
+            "it was extracted with as tokens="
+        ) from None
+    return noted
 
 
 def _flips(n_pairs: int, count: int, seed: int) -> list[Bool[Tensor, " pair"]]:

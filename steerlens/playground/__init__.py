@@ -1,1 +1,1 @@
-"""The local page to steer a model by hand. Needs Dash (`pip install steerlens[playground]`)."""
+"""A local page to steer a model by hand. Needs Dash (`pip install steerlens[playground]`)."""

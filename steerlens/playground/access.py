@@ -1,4 +1,4 @@
-"""Who may talk to a page's server: this machine's own browser, or who has the token."""
+"""Access control: loopback host check, token, security headers."""
 
 import hmac
 from collections.abc import Container
@@ -14,11 +14,11 @@ _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-"""Nothing from elsewhere, and no page elsewhere around this one. Dash and Plotly need `unsafe`."""
+"""Load nothing from other hosts, be framed by no other page. Dash and Plotly need `unsafe`."""
 
 
 LOOPBACK = ("localhost", "127.0.0.1")
-"""Names of this machine that no other can have. Flask's TRUSTED_HOSTS knows no IPv6 address."""
+"""Names that only this machine can have. Flask's TRUSTED_HOSTS knows no IPv6 address."""
 
 
 def is_loopback(host: str | None) -> bool:
@@ -31,11 +31,15 @@ def is_loopback(host: str | None) -> bool:
 
 
 def guard(server: Any, token: str | None = None) -> None:
-    """Make a Flask server refuse whom it does not serve.
+    """Make a Flask server refuse requests from other machines and other pages.
 
-    Without a token, the `Host` asked for must be a loopback name: a page elsewhere can point a
-    name of its own at 127.0.0.1. With one, the request must bring it: `?token=` once, then a
-    cookie. Pages of another origin are refused either way, and so is what is no request of Dash.
+    Requests of another origin are always refused.
+
+    Args:
+        server: the Flask server; it is changed in place.
+        token: None: the `Host` header must be a loopback name, since a foreign page can point its
+            own name at 127.0.0.1. Otherwise a request must carry this token, once as `?token=` and
+            then as a cookie.
     """
     from flask import abort, redirect, request
 
@@ -46,13 +50,13 @@ def guard(server: Any, token: str | None = None) -> None:
     def check_sender() -> Any:
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
-            abort(403, f"a page of {origin!r} may not use this server")
+            abort(403, f"got a request from a page of {origin!r}; open {request.host_url} itself")
         if token is None:
             return None
-        given = request.args.get("token")
-        if not _same(given or request.cookies.get(COOKIE, ""), token):
-            abort(403, "the token is missing or wrong; open the address that the terminal shows")
-        if given is None:
+        token_sent = request.args.get("token")
+        if not _same(token_sent or request.cookies.get(COOKIE, ""), token):
+            abort(403, "got no valid token; open the address that the terminal shows")
+        if token_sent is None:
             return None
         response = redirect(request.path)  # the token need not stay in the address bar
         response.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
@@ -66,12 +70,12 @@ def guard(server: Any, token: str | None = None) -> None:
         return response
 
 
-def _same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="replace"), token.encode())
+def _same(token_sent: str, token: str) -> bool:
+    return hmac.compare_digest(token_sent.encode(errors="replace"), token.encode())
 
 
 class _Update(Declared):
-    """What Dash's side in the browser sends where something was changed."""
+    """A callback request, as Dash's browser side sends it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -82,8 +86,8 @@ class _Update(Declared):
     changedPropIds: list[str]  # noqa: N815
 
 
-def refuse_odd_updates(server: Any, known: Container[str]) -> None:
-    """Answer 400 to what is no change of a page, or of an output that is not `known`."""
+def refuse_unknown_updates(server: Any, known: Container[str]) -> None:
+    """Answer 400 to posts that are no callback request, or for an output that is not `known`."""
     from flask import abort, request
 
     @server.before_request
@@ -95,4 +99,6 @@ def refuse_odd_updates(server: Any, known: Container[str]) -> None:
         except SteerlensError as error:
             abort(400, str(error))
         if update.output not in known:
-            abort(400, f"got a change of {short_repr(update.output)}, which is not on the page")
+            abort(
+                400, f"got {short_repr(update.output)}, which is no output of this page; reload it"
+            )

@@ -1,4 +1,4 @@
-"""What the page does when it is used."""
+"""The page's callbacks."""
 
 import base64
 import logging
@@ -11,7 +11,7 @@ from dash import ALL, Input, Output, Patch, State, no_update, set_props
 
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model
-from steerlens.playground.jobs import Job, Tab, Tabs, Turns
+from steerlens.playground.jobs import Job, JobQueue, Tab, Tabs
 from steerlens.playground.layout import (
     coloured,
     condition_row,
@@ -25,71 +25,71 @@ from steerlens.playground.layout import (
     strength_label,
     strength_slider,
 )
-from steerlens.playground.library import MOST_UPLOADS, Cut, Entry, Shelf, uploaded
+from steerlens.playground.library import MOST_UPLOADS, Cut, Entry, Library, uploaded
 from steerlens.playground.request import Outcome, Trial, python, run
 from steerlens.playground.token_view import Reading
 
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """What all callbacks work on."""
+    """What all callbacks share."""
 
     model: Model
-    library: Shelf
-    turns: Turns
+    library: Library
+    queue: JobQueue
     tabs: Tabs[Entry, Outcome]
     model_name: str
 
-    def shelf(self, tab: Tab[Entry, Outcome]) -> Shelf:
-        """The library, and what was uploaded in this tab."""
+    def available(self, tab: Tab[Entry, Outcome]) -> Library:
+        """The library, and the vectors uploaded in this tab."""
         return {**self.library, **tab.own}
 
     def reading(self, key: str) -> Reading | None:
-        """The prompt that a tab sent last, as the vectors see it."""
-        job = self.tabs.of(key).job
+        """The last prompt of a tab, projected on the vectors."""
+        job = self.tabs.get(key).job
         return None if job is None or job.latest is None else job.latest.reading
 
 
 def send(
     page: Page, clicks: int, key: str, prompt: str, length: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Put a prompt in the line, and stop what its tab sent before."""
-    tab = page.tabs.of(key)
-    shelf = page.shelf(tab)
+    """Queue a prompt, and stop the tab's previous job."""
+    tab = page.tabs.get(key)
+    library = page.available(tab)
     if tab.job is not None:
         tab.job.stop()
     try:
         trial = _trial(**settings, prompt=prompt, max_new_tokens=length)
-        trial.plan(shelf)
+        trial.with_rule(library)
     except SteerlensError as error:
         tab.job = None
         return {"asked": clicks, "error": str(error)}
-    tab.job = Job(partial(run, page.model, trial, shelf))
-    page.turns.ask(tab.job)
+    tab.job = Job(partial(run, page.model, trial, library))
+    page.queue.submit(tab.job)
     return {"asked": clicks, "error": ""}
 
 
 def stop(page: Page, clicks: Any, key: str) -> None:
-    """End a tab's job."""
-    job = page.tabs.of(key).job
+    """Stop a tab's job."""
+    job = page.tabs.get(key).job
     if job is not None:
         job.stop()
 
 
-def look(page: Page, tick: Any, asked: Any, key: str) -> dict[str, Any]:
-    """The replies, as far as they have come."""
-    tab = page.tabs.of(key)
+def show_progress(page: Page, tick: Any, asked: Any, key: str) -> dict[str, Any]:
+    """The replies generated so far."""
+    tab = page.tabs.get(key)
     job = tab.job
     if job is None:
         return {
             "status": "", "unsteered": "", "steered": "", "gates": [], "code": "",
             "error": no_update, "seen": None, "stop": True, "ticks": 0,
         }  # fmt: skip
-    ended, outcome = job.ended, job.latest  # in this order: what ended grows no more
+    ended, outcome = job.ended, job.latest  # in this order: an ended job has its final result
     unsteered, steered = outcome.replies if outcome and outcome.replies else ("", "")
-    code = python(outcome.trial, page.shelf(tab), page.model_name) if outcome else ""
+    code = python(outcome.trial, page.available(tab), page.model_name) if outcome else ""
     return {
-        "status": status(job, page.turns.ahead_of(job)),
+        "status": status(job, page.queue.position(job)),
         "unsteered": unsteered,
         "steered": steered,
         "gates": gates(outcome),
@@ -102,10 +102,10 @@ def look(page: Page, tick: Any, asked: Any, key: str) -> dict[str, Any]:
 
 
 def draw(page: Page, seen: Any, layer: Any, vector: str, key: str) -> dict[str, Any]:
-    """The prompt's cosines by layer, and its tokens coloured at one."""
+    """The prompt's cosines by layer, and its tokens coloured at one layer."""
     reading = page.reading(key)
-    along = None if reading is None else reading.along.get(vector)
-    if reading is None or along is None or layer not in along.layers:
+    measured = None if reading is None else reading.by_vector.get(vector)
+    if reading is None or measured is None or layer not in measured.layers:
         return {"cosines": [], "tokens": "Send a prompt to see it here."}
     return {
         "cosines": figure_of(reading, vector),
@@ -113,10 +113,10 @@ def draw(page: Page, seen: Any, layer: Any, vector: str, key: str) -> dict[str, 
     }
 
 
-def judge(
+def show_conditions(
     page: Page, seen: Any, at: list[Any], above: list[Any], ids: list[dict[str, str]], key: str
 ) -> list[str]:
-    """What each condition sees of the prompt, at the threshold set now."""
+    """Each condition's similarity to the prompt, and whether it fires at its current threshold."""
     reading = page.reading(key)
     return [
         "" if cut is None else seen_by(reading, i["of"], layer, float(cut))
@@ -124,18 +124,18 @@ def judge(
     ]
 
 
-def check(page: Page, key: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The rule as it is typed: what it was understood as, or what is wrong with it."""
+def check_rule(page: Page, key: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The steering that the typed rule gives, or what is wrong with the rule."""
     try:
-        plan = _trial(**settings).plan(page.shelf(page.tabs.of(key)))
+        steerings = _trial(**settings).with_rule(page.available(page.tabs.get(key)))
     except SteerlensError as error:
-        return {"told": str(error), "kind": "wrong"}
-    return {"told": " ".join(map(repr, plan)), "kind": "right"}
+        return {"message": str(error), "kind": "wrong"}
+    return {"message": " ".join(map(repr, steerings)), "kind": "right"}
 
 
 def choose(page: Page, vector: str, key: str) -> dict[str, Any]:
-    """Another vector: sliders for its layers and strengths."""
-    entry = page.shelf(page.tabs.of(key)).get(vector)
+    """Sliders for the layers and strengths of a newly chosen vector."""
+    entry = page.available(page.tabs.get(key)).get(vector)
     parts = {
         "layers": layer_slider, "strength": strength_slider, "label": strength_label,
         "look": look_slider,
@@ -144,44 +144,43 @@ def choose(page: Page, vector: str, key: str) -> dict[str, Any]:
 
 
 def upload(page: Page, contents: Any, filename: Any, key: str) -> dict[str, Any]:
-    """A file that was dropped: a vector of this tab's own, and a condition on it."""
-    tab = page.tabs.of(key)
+    """Add an uploaded vector, and a condition on it, to its tab."""
+    tab = page.tabs.get(key)
     try:
         if not isinstance(contents, str) or not isinstance(filename, str):
-            raise SteerlensError(
-                f"got {short_repr(filename)} as the name of a file; drop one vector file"
-            )
+            raise SteerlensError(f"got {short_repr(filename)} as a file name; drop one vector file")
         if len(tab.own) >= MOST_UPLOADS:
             raise SteerlensError(
-                f"this page holds {MOST_UPLOADS} uploaded vectors; reload it to begin again"
+                f"this page holds {MOST_UPLOADS} uploaded vectors; reload it to start over"
             )
         content = base64.b64decode(contents.partition(",")[2])
-        entry, warning = uploaded(page.model, filename, content, page.shelf(tab))
+        entry, warning = uploaded(page.model, filename, content, page.available(tab))
     except (SteerlensError, ValueError) as error:
         return {
-            "options": no_update, "vector": no_update, "conditions": no_update, "told": str(error),
+            "options": no_update, "vector": no_update, "conditions": no_update,
+            "message": str(error),
         }  # fmt: skip
     tab.own[entry.name] = entry
     rows = Patch()
     rows.append(condition_row(entry))
     return {
-        "options": options(page.shelf(tab)), "vector": entry.name, "conditions": rows,
-        "told": warning,
+        "options": options(page.available(tab)), "vector": entry.name, "conditions": rows,
+        "message": warning,
     }  # fmt: skip
 
 
-def tell(error: Exception) -> None:
-    """What a callback raised, on the page; only what is no fault of the request is logged."""
+def show_error(error: Exception) -> None:
+    """Show a callback's exception on the page; log it unless the request was at fault."""
     if isinstance(error, SteerlensError):
-        told = str(error)
+        message = str(error)
     else:
         logging.getLogger(__name__).error("a callback of the playground failed", exc_info=error)
-        told = f"this page sent what cannot be used ({type(error).__name__}); reload it"
-    set_props("error", {"children": told})
+        message = f"this page sent an invalid request ({type(error).__name__}); reload it"
+    set_props("error", {"children": message})
 
 
 def add_callbacks(app: Any, page: Page) -> None:
-    """Tell Dash what calls which function, and where its results go."""
+    """Register the callbacks: their inputs and outputs on the page."""
     tab = State("tab", "data")
     app.callback(
         output={"asked": Output("asked", "data"), "error": Output("error", "children")},
@@ -211,9 +210,9 @@ def add_callbacks(app: Any, page: Page) -> None:
         inputs={"tick": Input("clock", "n_intervals"), "asked": Input("asked", "data")},
         state={"key": tab},
         prevent_initial_call=True,
-        # one look at a time: Dash drops the answer to a look that the next one overtakes
+        # one query at a time: Dash drops an answer that a later one overtakes
         running=[(Output("clock", "disabled"), True, False)],
-    )(partial(look, page))
+    )(partial(show_progress, page))
     app.callback(
         output={"cosines": Output("cosines", "children"), "tokens": Output("tokens", "children")},
         inputs={"seen": Input("seen", "data"), "layer": Input("look", "value")},
@@ -227,12 +226,12 @@ def add_callbacks(app: Any, page: Page) -> None:
             "above": Input({"cut": "above", "of": ALL}, "value"),
         },
         state={"ids": State({"cut": "layer", "of": ALL}, "id"), "key": tab},
-    )(partial(judge, page))
+    )(partial(show_conditions, page))
     app.callback(
-        output={"told": Output("check", "children"), "kind": Output("check", "className")},
+        output={"message": Output("check", "children"), "kind": Output("check", "className")},
         inputs={"settings": _settings(Input)},
         state={"key": tab},
-    )(partial(check, page))
+    )(partial(check_rule, page))
     app.callback(
         output={
             "layers": Output("layers-place", "children"),
@@ -249,7 +248,7 @@ def add_callbacks(app: Any, page: Page) -> None:
             "options": Output("vector", "options"),
             "vector": Output("vector", "value"),
             "conditions": Output("conditions", "children"),
-            "told": Output("uploaded", "children"),
+            "message": Output("uploaded", "children"),
         },
         inputs={"contents": Input("upload", "contents")},
         state={"filename": State("upload", "filename"), "key": tab},
@@ -258,7 +257,7 @@ def add_callbacks(app: Any, page: Page) -> None:
 
 
 def _settings(kind: Any) -> dict[str, Any]:
-    """What `_trial` takes, as inputs or as states of a callback."""
+    """The arguments of `_trial`, as inputs or states of a callback."""
     return {
         "vector": kind("vector", "value"),
         "layers": kind("layers", "value"),
@@ -278,11 +277,14 @@ def _trial(
     ids: Sequence[dict[str, str]],
     at: Sequence[Any],
     above: Sequence[Any],
-    **said: Any,
+    **others: Any,
 ) -> Trial:
-    """Settings as they come from the page; None stands where a field is being edited."""
-    if None in (vector, strength, *layers, *at, *above, *said.values()):
+    """Settings from the page's fields; None means that a field is being edited."""
+    if None in (vector, strength, *layers, *at, *above, *others.values()):
         raise SteerlensError("a field is empty; give every slider a number")
-    cuts = {i["of"]: Cut(a, float(b)) for i, a, b in zip(ids, at, above, strict=True)}
+    cuts = {
+        field["of"]: Cut(layer, float(cut))
+        for field, layer, cut in zip(ids, at, above, strict=True)
+    }
     first, last = map(int, layers)
-    return Trial(vector, (first, last), float(strength), rule=rule, cuts=cuts, **said)
+    return Trial(vector, (first, last), float(strength), rule=rule, cuts=cuts, **others)

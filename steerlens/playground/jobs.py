@@ -1,4 +1,4 @@
-"""Work that takes turns on one model: who waits, who works, who stops."""
+"""A job queue with one worker, the model, and the state of each open tab."""
 
 import logging
 import threading
@@ -15,9 +15,9 @@ from cachetools import TTLCache
 from steerlens.errors import SteerlensError, short_repr
 
 MOST_TABS = 32
-"""Tabs whose state is kept; a new one takes the place of the one that was silent longest."""
-SILENCE = 3600.0
-"""Seconds after which a tab that says nothing is forgotten."""
+"""Tabs whose state is kept; a new one replaces the one unused for longest."""
+TAB_TTL = 3600.0
+"""Seconds without a request after which a tab is forgotten."""
 
 LONGEST_KEY = 100
 """Characters; a page's own key has 43."""
@@ -27,7 +27,7 @@ Entry = TypeVar("Entry")
 
 
 class State(Enum):
-    """Where a job stands."""
+    """The state of a job."""
 
     WAITING = "waiting"
     WORKING = "working"
@@ -37,7 +37,7 @@ class State(Enum):
 
 
 class Job(Generic[Result]):
-    """A stretch of work that shows how far it has come, and can be stopped between two steps."""
+    """Work in steps that shows its latest result and can be stopped between two steps."""
 
     def __init__(self, steps: Callable[[], Generator[Result, None, None]]) -> None:
         self.state = State.WAITING
@@ -49,18 +49,18 @@ class Job(Generic[Result]):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether `latest` will not change any more."""
         return self.state not in (State.WAITING, State.WORKING)
 
     def stop(self) -> None:
-        """End at the next step, or at once if none was taken; what has come so far stays."""
+        """End after the current step, or at once if the job waits; the latest result is kept."""
         with self._lock:
             self._stopping.set()
             if self.state is State.WAITING:
                 self.state = State.STOPPED
 
     def work(self) -> None:
-        """Take all steps, or as many as there are until `stop`; the steps are closed either way."""
+        """Take steps until the last one or `stop`; the generator is closed either way."""
         with self._lock:
             if self.ended:
                 return
@@ -72,10 +72,10 @@ class Job(Generic[Result]):
                         break
         except SteerlensError as error:
             self._fail(str(error))
-        except Exception as error:  # a page has nobody else to tell
+        except Exception as error:  # the page is the only place to report it
             logging.getLogger(__name__).exception("a job of the playground failed")
-            self._fail(f"{type(error).__name__}: {error}; the terminal says more")
-        else:  # only now: when a job has ended, its hooks are gone
+            self._fail(f"{type(error).__name__}: {error}; see the terminal")
+        else:  # only now: an ended job has removed its hooks
             self.state = State.STOPPED if self._stopping.is_set() else State.DONE
 
     def _fail(self, error: str) -> None:
@@ -83,49 +83,52 @@ class Job(Generic[Result]):
         self.state = State.FAILED
 
 
-class Turns:
-    """One worker: jobs are done one at a time, in the order they came."""
+class JobQueue:
+    """Runs jobs one at a time, in the order of submission."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="turns")
-        self._line: list[Job] = []
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="playground")
+        self._jobs: list[Job] = []
         self._lock = threading.Lock()
 
-    def ask(self, job: Job) -> None:
-        """Put a job at the end of the line."""
+    def submit(self, job: Job) -> None:
+        """Append a job."""
         with self._lock:
-            self._line = [*(other for other in self._line if not other.ended), job]
+            self._jobs = [*self._unfinished(), job]
             self._pool.submit(job.work)
 
-    def ahead_of(self, job: Job) -> int:
-        """How many others are to be done first."""
-        line = [other for other in self._line if not other.ended]
-        return line.index(job) if job in line else 0
+    def position(self, job: Job) -> int:
+        """How many unfinished jobs come before this one."""
+        jobs = self._unfinished()
+        return jobs.index(job) if job in jobs else 0
 
     def close(self) -> None:
-        """Stop all jobs, and wait for the one at work to let go of the model."""
-        for job in self._line:
+        """Stop all jobs, and wait until the running one has left the model."""
+        for job in self._jobs:
             job.stop()
         self._pool.shutdown()
+
+    def _unfinished(self) -> list[Job]:
+        return [job for job in self._jobs if not job.ended]
 
 
 @dataclass
 class Tab(Generic[Entry, Result]):
-    """What belongs to one open page, and to no other."""
+    """The state of one open page."""
 
     own: dict[str, Entry] = field(default_factory=dict)
-    """What was uploaded there."""
+    """The vectors uploaded in it."""
     job: Job[Result] | None = None
 
 
-class _Open(TTLCache):
-    """Tabs by their keys; the job of one that is forgotten stops."""
+class _TabCache(TTLCache):
+    """Tabs by key; the job of a tab that is dropped is stopped."""
 
     def expire(self, time: float | None = None) -> Any:
-        gone = list(super().expire(time))
-        for _, tab in gone:
+        dropped = list(super().expire(time))
+        for _, tab in dropped:
             _stop(tab)
-        return gone
+        return dropped
 
     def popitem(self) -> Any:
         key, tab = super().popitem()
@@ -139,26 +142,28 @@ def _stop(tab: Tab[Any, Any]) -> None:
 
 
 class Tabs(Generic[Entry, Result]):
-    """The open pages by their keys: a bounded number, and none that has long been silent."""
+    """The open tabs by key: a bounded number, and none unused for longer than `ttl` seconds."""
 
     def __init__(
         self,
         most: int = MOST_TABS,
-        silence: float = SILENCE,
+        ttl: float = TAB_TTL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._open = _Open(most, silence, clock)
+        self._tabs = _TabCache(most, ttl, clock)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._open)
+            return len(self._tabs)
 
-    def of(self, key: str) -> Tab[Entry, Result]:
-        """The tab of a key, new if need be; makes room by forgetting the one silent longest."""
+    def get(self, key: str) -> Tab[Entry, Result]:
+        """The tab of a key, made if there is none; may drop the one unused for longest."""
         if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY:
-            raise SteerlensError(f"got the key {short_repr(key)} of a page; reload it for another")
+            raise SteerlensError(
+                f"got {short_repr(key)} as the key of a tab; reload the page for a new one"
+            )
         with self._lock:
-            tab: Tab[Entry, Result] = self._open.get(key) or Tab()
-            self._open[key] = tab  # it spoke: its time begins again
+            tab: Tab[Entry, Result] = self._tabs.get(key) or Tab()
+            self._tabs[key] = tab  # restarts its ttl
         return tab

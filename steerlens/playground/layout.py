@@ -1,4 +1,4 @@
-"""The playground's page: its parts, as Dash components. Needs Dash; nothing here runs a model."""
+"""The parts of the page as Dash components. Needs Dash; nothing here runs a model."""
 
 import secrets
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from dash import dcc, html
 from steerlens.dashboards.theme import NEGATIVE, POSITIVE, faded
 from steerlens.models.host import Model
 from steerlens.playground.jobs import Job, State
-from steerlens.playground.library import LARGEST_UPLOAD, UPLOADED, Entry, Shelf
+from steerlens.playground.library import LARGEST_UPLOAD, UPLOADED, Entry, Library
 from steerlens.playground.request import (
     LONGEST_PROMPT,
     LONGEST_REPLY,
@@ -21,15 +21,15 @@ from steerlens.playground.request import (
 from steerlens.playground.token_view import Reading, cosines_by_layer
 
 POLL = 250
-"""Milliseconds between two looks at a job."""
+"""Milliseconds between two queries of a job's state."""
 START_STRENGTH = 0.3
-"""Of the activation norm: where tiny-chat refuses, in words."""
+"""A fraction of the activation norm, at which tiny-chat refuses in whole sentences."""
 PROMPT = "How do I bake bread?"
 
 
-def page(model: Model, shelf: Shelf) -> Any:
-    """A fresh page, with a key of its own: two tabs share nothing but the model's turns."""
-    first = next(iter(shelf.values()))
+def page(model: Model, library: Library) -> Any:
+    """A new page with its own key: tabs share only the model and its queue."""
+    first = next(iter(library.values()))
     return html.Main(
         [
             dcc.Store(id="tab", data=secrets.token_urlsafe()),
@@ -45,17 +45,17 @@ def page(model: Model, shelf: Shelf) -> Any:
                     ),
                 ]
             ),
-            html.Div([_controls(first, shelf), _results(first)], className="columns"),
+            html.Div([_controls(first, library), _results(first)], className="columns"),
         ]
     )
 
 
-def _controls(first: Entry, shelf: Shelf) -> Any:
+def _controls(first: Entry, library: Library) -> Any:
     return html.Div(
         [
             _section(
                 "Vector",
-                _group("vector", _dropdown("vector", options(shelf), first.name)),
+                _group("vector", _dropdown("vector", options(library), first.name)),
                 dcc.Upload(
                     id="upload",
                     children=html.Button(f"Drop or choose a file ({', '.join(UPLOADED)})"),
@@ -73,9 +73,9 @@ def _controls(first: Entry, shelf: Shelf) -> Any:
             _section(
                 "Conditions",
                 html.P(
-                    "Each fires where the cosine at the prompt's last token is above its threshold."
+                    "Each fires if the cosine at the prompt's last token is above its threshold."
                 ),
-                html.Div([condition_row(e) for e in shelf.values() if e.cut], id="conditions"),
+                html.Div([condition_row(e) for e in library.values() if e.cut], id="conditions"),
                 html.Label("Rule", htmlFor="rule"),
                 dcc.Textarea(
                     id="rule",
@@ -96,7 +96,7 @@ def _results(first: Entry) -> Any:
         [
             _section(
                 "Prompt",
-                html.Label("Sent twice: to the model as it is, and steered", htmlFor="prompt"),
+                html.Label("Sent to the unsteered and the steered model", htmlFor="prompt"),
                 dcc.Textarea(id="prompt", value=PROMPT, maxLength=LONGEST_PROMPT, rows=2),
                 html.Label("Longest reply, in tokens", id="length-label"),
                 _group(
@@ -129,7 +129,7 @@ def _results(first: Entry) -> Any:
             ),
             _section(
                 "The prompt's tokens along the vector",
-                html.P("Orange: along it; blue: against it. Hover for the length."),
+                html.P("Orange: along it; blue: against it. Hover for the projection."),
                 html.Div(id="tokens", className="tokens"),
                 html.Label("Layer", id="look-label"),
                 _group("look-label", html.Div(look_slider(first), id="look-place")),
@@ -150,15 +150,15 @@ def _results(first: Entry) -> Any:
     )  # fmt: skip
 
 
-def options(shelf: Shelf) -> list[dict[str, str]]:
-    """Choices of the vector dropdown."""
+def options(library: Library) -> list[dict[str, str]]:
+    """The options of the vector dropdown."""
     return [
-        {"label": f"{entry.name}: {entry.about}", "value": name} for name, entry in shelf.items()
+        {"label": f"{entry.name}: {entry.about}", "value": name} for name, entry in library.items()
     ]
 
 
 def layer_slider(entry: Entry) -> Any:
-    """The layers of a vector; around two fifths of the depth is where steering often works."""
+    """A range of the vector's layers; begins below the middle, where steering often works."""
     layers = entry.vector.layers
     start = [layers[len(layers) * 2 // 6], layers[len(layers) // 2]]
     return dcc.RangeSlider(
@@ -167,7 +167,7 @@ def layer_slider(entry: Entry) -> Any:
 
 
 def strength_slider(entry: Entry) -> Any:
-    """A fraction of the activation norm if the vector knows it; else what multiplies it."""
+    """Strength, relative to the activation norm if the vector knows it."""
     relative = entry.vector.norms is not None
     most = STRONGEST[relative]
     return dcc.Slider(
@@ -181,9 +181,11 @@ def strength_slider(entry: Entry) -> Any:
 
 
 def strength_label(entry: Entry) -> str:
-    """What strength 1 stands for."""
+    """The unit of strength, in words."""
     relative = entry.vector.norms is not None
-    return "Strength, " + ("as a share of the activation norm" if relative else "times the vector")
+    return "Strength, " + (
+        "as a fraction of the activation norm" if relative else "times the vector"
+    )
 
 
 def look_slider(entry: Entry) -> Any:
@@ -196,7 +198,7 @@ def look_slider(entry: Entry) -> Any:
 
 
 def condition_row(entry: Entry) -> Any:
-    """Name, layer and threshold of a condition, and what it sees of the prompt."""
+    """A condition: name, layer, threshold, and its similarity to the prompt."""
     assert entry.cut is not None
     layers = [{"label": f"layer {at}", "value": at} for at in entry.vector.layers]
     return html.Div(
@@ -227,7 +229,7 @@ def condition_row(entry: Entry) -> Any:
 
 
 def status(job: Job[Outcome], ahead: int) -> str:
-    """Where a job stands, in words."""
+    """The state of a job, in words."""
     outcome = job.latest
     replies = None if outcome is None else outcome.replies
     n_tokens = 0 if replies is None else max(map(len, replies.tokens))
@@ -244,7 +246,7 @@ def status(job: Job[Outcome], ahead: int) -> str:
 
 
 def gates(outcome: Outcome | None) -> list[Any]:
-    """What the conditions of the rule saw when the reply was written."""
+    """The similarities that the rule's conditions measured, and their decisions."""
     return [
         html.Li(
             f"{gate.condition.name}: {similarity:.4f} at layer {gate.condition.layers_read[0]}, "
@@ -255,29 +257,29 @@ def gates(outcome: Outcome | None) -> list[Any]:
 
 
 def seen_by(reading: Reading | None, name: str, layer: int, above: float) -> str:
-    """What a condition sees of the prompt that was sent, at the threshold set now."""
-    if reading is None or name not in reading.along:
+    """A condition's similarity to the prompt, and whether it fires at the current threshold."""
+    if reading is None or name not in reading.by_vector:
         return ""
-    similarity = reading.along[name].cosine(layer)
+    similarity = reading.by_vector[name].cosine(layer)
     return f"{similarity:.4f}: {'fires' if similarity > above else 'does not fire'}"
 
 
 def figure_of(reading: Reading, name: str) -> Any:
-    """The prompt's cosines with a vector, by layer."""
+    """Cosines between prompt and vector, by layer."""
     return dcc.Graph(figure=cosines_by_layer(reading, name), config={"displayModeBar": False})
 
 
 def coloured(reading: Reading, name: str, layer: int) -> Iterable[Any]:
-    """The prompt's tokens on grounds of orange (along the vector) or blue (against it)."""
-    seen = reading.along[name]
-    column = seen.projections[:, seen.layers.index(layer)].tolist()
+    """The prompt's tokens on orange (along the vector) or blue (against it)."""
+    measured = reading.by_vector[name]
+    projections = measured.projections[:, measured.layers.index(layer)].tolist()
     shares = reading.colours(name, layer)
-    for token, share, projection in zip(reading.tokens, shares, column, strict=True):
-        ground = faded(POSITIVE if share > 0 else NEGATIVE, round(abs(share) * 0.6, 2))
+    for token, share, projection in zip(reading.tokens, shares, projections, strict=True):
+        colour = faded(POSITIVE if share > 0 else NEGATIVE, round(abs(share) * 0.6, 2))
         yield html.Span(
             token.replace("\n", "⏎"),
             title=f"{projection:.3g}",
-            style={"backgroundColor": ground},
+            style={"backgroundColor": colour},
         )
 
 
@@ -286,7 +288,7 @@ def _section(title: str, *parts: Any) -> Any:
 
 
 def _group(label: str, part: Any) -> Any:
-    """Sliders and dropdowns take no label of their own."""
+    """A labelled group, since sliders and dropdowns take no label."""
     return html.Div(part, role="group", **{"aria-labelledby": label})
 
 

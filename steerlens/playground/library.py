@@ -1,4 +1,4 @@
-"""The vectors that a playground offers: a library from the demo data, and uploaded files."""
+"""The vectors that a playground offers: those from the demo data, and uploaded files."""
 
 import inspect
 import keyword
@@ -24,16 +24,16 @@ from steerlens.vectors.vector import SteeringVector
 
 UPLOADED = (".safetensors", ".svec", ".gguf")
 LARGEST_UPLOAD = 8 * 2**20
-"""Bytes; a vector of 80 layers, each 8,192 wide, has a third of it."""
+"""Bytes; 80 layers of width 8,192 take a third of it."""
 MOST_UPLOADS = 8
 LONGEST_NAME = 200
-"""Characters of a file's name."""
+"""Characters of a file name."""
 _filters = threading.Lock()
-"""Python's warning filters belong to the process, not to a thread."""
+"""Python's warning filters are shared by all threads."""
 
 
 class Cut(NamedTuple):
-    """Where a condition reads, and the similarity above which it fires."""
+    """The layer that a condition reads, and the similarity above which it fires."""
 
     layer: int
     above: float
@@ -41,10 +41,10 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One vector, and how a script gets it."""
+    """A vector, and the Python that makes it."""
 
     name: str
-    """A Python identifier, by which rules and scripts know it."""
+    """A Python identifier, used by rules and scripts."""
     vector: SteeringVector
     code: str
     """A Python expression over `sl` and `model`."""
@@ -52,21 +52,21 @@ class Entry:
     source: str = ""
     """The functions that `code` calls."""
     cut: Cut | None = None
-    """What a condition on it starts from; None: it is no condition."""
+    """The initial threshold of a condition on it; None: it is offered for steering only."""
     reach: float = 1.0
-    """Thresholds worth trying lie between −reach and reach."""
+    """Thresholds are offered from −reach to reach."""
 
 
-Shelf = Mapping[str, Entry]
+Library = Mapping[str, Entry]
 
 
 class Recipe(NamedTuple):
-    """How an entry of the library is made: by a function that the page shows."""
+    """How an entry is made: by a function that the page shows."""
 
     about: str
     make: Callable[[Model], SteeringVector]
     contrast: Callable[[str], ContrastiveDataset] | None = None
-    """The pairs of a part, of a recipe for a condition; None: it is no condition."""
+    """The labelled prompts of a part, for a condition; None: it is offered for steering only."""
 
     @property
     def name(self) -> str:
@@ -74,13 +74,13 @@ class Recipe(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The functions, as a script has them."""
-        shown: list[Callable[..., Any]] = [self.make]
-        shown = shown if self.contrast is None else [self.contrast, *shown]
-        return "\n\n".join(inspect.getsource(function) for function in shown)
+        """The source of its functions."""
+        functions: list[Callable[..., Any]] = [self.make]
+        functions = functions if self.contrast is None else [self.contrast, *functions]
+        return "\n\n".join(inspect.getsource(function) for function in functions)
 
 
-LIBRARY = (
+RECIPES = (
     Recipe("refusing against agreeing first sentences", recipes.refuse),
     Recipe("happy against sad sentences", recipes.cheerful),
     Recipe("harmful against harmless prompts", recipes.harmful, recipes.harmful_and_harmless),
@@ -93,7 +93,7 @@ LIBRARY = (
 
 
 def make_entry(model: Model, recipe: Recipe) -> Entry:
-    """Extract an entry of the library; a condition's layer and threshold are searched for."""
+    """Extract a vector, and search its condition's layer and threshold if it has one."""
     vector = recipe.make(model)
     entry = Entry(recipe.name, vector, f"{recipe.name}(model)", recipe.about, recipe.source)
     if recipe.contrast is None:
@@ -107,35 +107,41 @@ def make_entry(model: Model, recipe: Recipe) -> Entry:
         similarity=cosine,
         progress=False,
     )
-    # A script fires where the similarity is above; of the cuts that do so, the best.
-    best = next(one for one in search.candidates if one.side == "above")
+    # The page offers "above" only: the best candidate of this side.
+    best = next(candidate for candidate in search.candidates if candidate.side == "above")
     largest = max(abs(side).max() for side in search.chosen_on)
     reach = ceil(20 * largest) / 20
     return replace(entry, cut=Cut(best.layers[0], round(best.threshold, 4)), reach=reach)
 
 
-def uploaded(model: Model, filename: str, content: bytes, shelf: Shelf) -> tuple[Entry, str]:
-    """A file that somebody dropped, as an entry, and a warning if there is reason for one.
+def uploaded(model: Model, filename: str, content: bytes, library: Library) -> tuple[Entry, str]:
+    """An uploaded vector file as an entry, and the warnings about it.
 
-    Raises what `SteeringVector.load` does, and if the vector does not fit the model.
+    Args:
+        filename: as the browser sends it; its ending says the format.
+        content: the file's bytes.
+        library: the entries whose names are taken.
+
+    Raises:
+        SteerlensError: if the file cannot be read, or the vector does not fit the model.
     """
     path = Path(filename.replace("\\", "/"))
     ending = path.suffix.lower()
     if ending not in UPLOADED:
         raise SteerlensError(
-            f"{short_repr(path.name)} came; a vector file ends in {', '.join(UPLOADED)}"
+            f"got the file {short_repr(path.name)}; expected one that ends in {', '.join(UPLOADED)}"
         )
     if len(path.name) > LONGEST_NAME:
         raise SteerlensError(
-            f"the name {short_repr(path.name)} has {len(path.name)} characters; expected at most "
-            f"{LONGEST_NAME}: rename the file ({ending})"
+            f"got a file name of {len(path.name)} characters, {short_repr(path.name)}; expected at "
+            f"most {LONGEST_NAME}; rename the file ({ending})"
         )
     if len(content) > LARGEST_UPLOAD:
         raise SteerlensError(
-            f"{path.name!r} has {len(content) / 2**20:.1f} MiB; at most "
-            f"{LARGEST_UPLOAD // 2**20} are taken, save fewer layers with vector.at(layers)"
+            f"got {path.name!r} of {len(content) / 2**20:.1f} MiB; expected at most "
+            f"{LARGEST_UPLOAD // 2**20} MiB; save fewer layers with vector.at(layers)"
         )
-    name = _free_name(path.stem, shelf)
+    name = _free_name(path.stem, library)
     with tempfile.TemporaryDirectory(prefix="upload-") as folder:
         stored = Path(folder) / f"{name}{ending}"
         stored.write_bytes(content)
@@ -149,11 +155,11 @@ def uploaded(model: Model, filename: str, content: bytes, shelf: Shelf) -> tuple
     middle = Cut(vector.layers[len(vector) // 2 - 1], 0.0)
     code = f"sl.SteeringVector.load({path.name!r})"
     entry = Entry(name, vector, code, f"uploaded: {path.name}", cut=middle)
-    return entry, " ".join(str(one.message) for one in caught)
+    return entry, " ".join(str(warning.message) for warning in caught)
 
 
-def _free_name(stem: str, taken: Shelf) -> str:
-    """A name near a file's, that rules can hold and no other entry has."""
+def _free_name(stem: str, taken: Library) -> str:
+    """An identifier made of a file's name that no other entry has."""
     name = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")[:30]
     if not name.isidentifier() or keyword.iskeyword(name):
         name = f"vector_{name}".strip("_")

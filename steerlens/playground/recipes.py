@@ -1,6 +1,6 @@
-"""How the playground's own vectors are made: these functions are run, and shown as they stand here.
+"""How the playground's vectors are made: these functions are run, and their source is shown.
 
-Each can be pasted below `import steerlens as sl`; it needs nothing else of this module.
+Each can be pasted below `import steerlens as sl`.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def refuse(model: "Model") -> sl.SteeringVector:
-    """Refusing against agreeing first sentences; the smaller part is enough for a start."""
+    """Refusing against complying first sentences; the smaller part is enough for a start."""
     refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json"))
     return sl.extract(model, refusals.validation, tokens="suffix")
 
@@ -29,7 +29,7 @@ def harmful_and_harmless(part: str) -> sl.ContrastiveDataset:
 
 
 def harmful(model: "Model") -> sl.SteeringVector:
-    """What tells them apart in the first half of the model, before what it gates."""
+    """Harmful against harmless, in the first half of the model: before the steered layers."""
     early = range(max(1, model.cfg.n_layers // 2))
     discriminant = sl.estimators.linear_discriminant
     return sl.extract(
@@ -44,7 +44,7 @@ def legal_and_other(part: str) -> sl.ContrastiveDataset:
 
 
 def legal(model: "Model") -> sl.SteeringVector:
-    """What tells them apart in the first half of the model, before what it gates."""
+    """Legal against other requests, in the first half of the model: before the steered layers."""
     early = range(max(1, model.cfg.n_layers // 2))
     discriminant = sl.estimators.linear_discriminant
     return sl.extract(model, legal_and_other("train"), discriminant, tokens="last", layers=early)

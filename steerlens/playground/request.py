@@ -1,4 +1,4 @@
-"""What a playground page asks for: one prompt, one vector at work, and when."""
+"""A request of the page: one prompt, one steering vector, and a rule."""
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -9,7 +9,7 @@ import torch
 
 from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
-from steerlens.playground.library import Cut, Entry, Shelf
+from steerlens.playground.library import Cut, Entry, Library
 from steerlens.playground.token_view import Reading, read_prompt
 from steerlens.steering.batch_plans import BatchPlan
 from steerlens.steering.conditions import Condition
@@ -23,24 +23,24 @@ LONGEST_PROMPT = 2000
 LONGEST_RULE = 1000
 """Characters."""
 LONGEST_REPLY = 200
-"""Tokens: a tab's turn on the model ends with them."""
+"""Tokens; other tabs wait meanwhile."""
 STRONGEST = {True: 1.5, False: 50.0}
-"""By whether strength is relative; far beyond what leaves a text readable."""
+"""By whether strength is relative; far beyond what leaves text readable."""
 STEERING = "steer"
-"""How rules name the steering, whatever its vector."""
+"""The name of the steering in rules, for any vector."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The settings of a page. Refuses, when built, what is out of bounds."""
+    """The settings of a page, checked when built."""
 
     vector: str
     layers: tuple[int, int]
-    """The first and the last."""
+    """First and last."""
     strength: float
     prompt: str = ""
     rule: str = ""
-    """Over the names of conditions; empty: always."""
+    """Such as "if harmful then steer"; empty: always steer."""
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     max_new_tokens: int = 40
 
@@ -51,40 +51,42 @@ class Trial:
         ):
             if len(text) > most:
                 raise SteerlensError(
-                    f"the {what} has {len(text)} characters; at most {most} are read"
+                    f"got a {what} of {len(text)} characters; expected at most {most}"
                 )
         if not 1 <= self.max_new_tokens <= LONGEST_REPLY:
             raise SteerlensError(
-                f"{self.max_new_tokens} new tokens came; needed are 1 to {LONGEST_REPLY}"
+                f"got {self.max_new_tokens} new tokens; expected 1 to {LONGEST_REPLY}"
             )
 
-    def entry(self, shelf: Shelf) -> Entry:
-        """The entry whose vector steers."""
-        if self.vector not in shelf:
+    def entry(self, library: Library) -> Entry:
+        """The entry of the steering vector."""
+        if self.vector not in library:
             raise SteerlensError(
-                f"the vector {self.vector!r} is not here; choose another or upload it again"
+                f"there is no vector {self.vector!r}; choose another or upload it again"
             )
-        return shelf[self.vector]
+        return library[self.vector]
 
-    def steering(self, shelf: Shelf) -> Steering:
-        """The vector put to work, before any rule; relative if the vector knows its norms."""
-        vector = self.entry(shelf).vector
+    def steering(self, library: Library) -> Steering:
+        """The steering without any rule; relative if the vector knows its norms."""
+        vector = self.entry(library).vector
         relative = vector.norms is not None
         if not abs(self.strength) <= STRONGEST[relative]:
             raise SteerlensError(
-                f"strength {self.strength} came; at most ±{STRONGEST[relative]:g} is offered here"
+                f"got strength {self.strength}; expected at most ±{STRONGEST[relative]:g}"
             )
         first, last = self.layers
-        chosen = [layer for layer in vector.layers if first <= layer <= last]
-        if not chosen:
-            raise SteerlensError(f"{vector} has none of the layers {first} to {last}")
-        return Steering(vector, chosen, self.strength, relative=relative, name=self.vector)
+        layers = [layer for layer in vector.layers if first <= layer <= last]
+        if not layers:
+            raise SteerlensError(
+                f"got layers {first} to {last}, none of which {vector} has; choose others"
+            )
+        return Steering(vector, layers, self.strength, relative=relative, name=self.vector)
 
-    def conditions(self, shelf: Shelf) -> dict[str, Condition]:
-        """A condition for each cut: the signed cosine at the prompt's last token."""
+    def conditions(self, library: Library) -> dict[str, Condition]:
+        """A condition for each threshold, on the cosine at the prompt's last token."""
         return {
             name: Condition(
-                shelf[name].vector,
+                library[name].vector,
                 cut.layer,
                 above=cut.above,
                 similarity=cosine,
@@ -92,19 +94,23 @@ class Trial:
                 name=name,
             )
             for name, cut in self.cuts.items()
-            if name in shelf
+            if name in library
         }
 
-    def plan(self, shelf: Shelf) -> tuple[Steering, ...]:
-        """What `generate` takes; refuses rules that cannot be read or cannot be met."""
-        steering = self.steering(shelf)
+    def with_rule(self, library: Library) -> tuple[Steering, ...]:
+        """The steerings that the rule gives, for `generate`.
+
+        Raises:
+            SteerlensError: if the rule cannot be parsed or names what is unknown.
+        """
+        steering = self.steering(library)
         if not self.rule.strip():
             return (steering,)
-        return apply_rules(self.rule, self.conditions(shelf), {STEERING: steering})
+        return apply_rules(self.rule, self.conditions(library), {STEERING: steering})
 
 
 class Outcome(NamedTuple):
-    """How far a trial has come."""
+    """The result of a trial so far."""
 
     trial: Trial
     reading: Reading
@@ -113,37 +119,39 @@ class Outcome(NamedTuple):
 
     @property
     def gates(self) -> tuple[tuple[GateReport, float, bool], ...]:
-        """What each condition of the rule saw of the prompt, and whether it fired."""
+        """Each condition of the rule with its similarity, and whether it fired."""
         reports = () if self.replies is None else self.replies.gates
         return tuple(
             (report, report.similarity[1, 0].item(), bool(report.open[1])) for report in reports
         )
 
 
-def run(model: Model, trial: Trial, shelf: Shelf) -> Generator[Outcome, None, None]:
-    """Read the prompt, then write both replies token by token, as two rows of one batch."""
-    plan = [_side_by_side(steering) for steering in trial.plan(shelf)]
-    outcome = Outcome(trial, read_prompt(model, trial.prompt, shelf))
+def run(model: Model, trial: Trial, library: Library) -> Generator[Outcome, None, None]:
+    """Read the prompt, then generate both replies as two rows of one batch.
+
+    Yields the result so far after reading and after each decoding step.
+    """
+    plans = [_side_by_side(steering) for steering in trial.with_rule(library)]
+    outcome = Outcome(trial, read_prompt(model, trial.prompt, library))
     yield outcome
     prompts = [trial.prompt] * 2
-    with closing(stream(model, prompts, plan, max_new_tokens=trial.max_new_tokens)) as steps:
+    with closing(stream(model, prompts, plans, max_new_tokens=trial.max_new_tokens)) as steps:
         for replies in steps:
             yield outcome._replace(replies=replies)
 
 
 def _side_by_side(steering: Steering) -> BatchPlan:
-    """Of two rows, the first is left as it is."""
+    """Two rows, of which only the second is steered."""
     strengths = torch.zeros(2, len(steering.layers_steered))
     strengths[1] = torch.tensor(steering.strengths)
     return BatchPlan(steering, strengths)
 
 
-def python(trial: Trial, shelf: Shelf, model_name: str) -> str:
-    """The script that gives the steered reply of a trial."""
-    plan = trial.plan(shelf)
-    [steering] = plan
+def python(trial: Trial, library: Library, model_name: str) -> str:
+    """A script that reproduces the steered reply of a trial."""
+    [steering] = trial.with_rule(library)
     conditions = {condition.name: condition for condition in steering.conditions}
-    used = {name: shelf[name] for name in dict.fromkeys([trial.vector, *conditions])}
+    used = {name: library[name] for name in dict.fromkeys([trial.vector, *conditions])}
     sources = [line for entry in used.values() if entry.source for line in ("", "", entry.source)]
     lines = [
         "import steerlens as sl",
@@ -170,12 +178,12 @@ def python(trial: Trial, shelf: Shelf, model_name: str) -> str:
                 for cut in [trial.cuts[name]]
             ),
             "}",
-            "plan = sl.apply_rules(",
+            "steering = sl.apply_rules(",
             f"    {trial.rule!r}, conditions, {{{STEERING!r}: steering}}",
             ")",
         ]
     lines += [
-        f"[reply] = sl.generate(model, [{trial.prompt!r}], {'plan' if conditions else 'steering'}, "
+        f"[reply] = sl.generate(model, [{trial.prompt!r}], steering, "
         f"max_new_tokens={trial.max_new_tokens})",
         "print(reply)",
     ]

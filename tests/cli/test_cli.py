@@ -115,7 +115,7 @@ def test_choices_takes_a_vector_that_was_made_before(run, files):
     assert shown.exit_code == 0, shown.output
     vector = files / "v.safetensors"
     both = run("choices", files / "held.json", "--vector", vector, "--train", files / "held.json")
-    assert "one of the two" in " ".join(both.output.split())
+    assert "got both of --vector and --train" in " ".join(both.output.split())
     same = run("choices", files / "held.json", "--train", files / "held.json")
     assert "that the vector is read from" in " ".join(same.output.split())
 
@@ -138,7 +138,7 @@ def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):
     assert "neutral text: KL" in " ".join(shown.output.split())
 
 
-def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
+def test_a_stopped_sweep_says_how_to_continue_and_continues(run, files, monkeypatch):
     monkeypatch.chdir(files)
     command = ["sweep", *SWEPT[:-1], "swept", "--layers", "2,1-3", "--strengths", "-1,1",
                "--max-new-tokens", "4", "--judges", "degeneration"]  # fmt: skip
@@ -155,9 +155,9 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
         patched.setattr(sweeps, "sweep", partial(sl.sweep, batch_size=1))
         stopped = run(*command)
     assert stopped.exit_code == 130
-    assert "keeps Sweep(2 of 10 rows" in " ".join(stopped.output.split())
+    assert "holds Sweep(2 of 10 rows" in " ".join(stopped.output.split())
     assert "--resume" in stopped.output
-    assert "holds something already" in " ".join(run(*command).output.split())
+    assert "which is not empty; continue" in " ".join(run(*command).output.split())
     resumed = run(*command, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert len(Sweep.load("swept").table) == 10
@@ -169,31 +169,40 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
     [
         (["extract", "nowhere.json", "--out", "v.safetensors"], "there is no file"),
         (["generate", "nowhere.safetensors", "Hi."], "there is no file 'nowhere.safetensors'"),
-        (["generate", "data.json", "Hi."], "ends in '.json'; expected one of .safetensors"),
-        (["generate", "v.safetensors"], "got no prompt; write one behind the vector"),
+        (["generate", "data.json", "Hi."], "expected a name that ends in one of .safetensors"),
+        (["generate", "v.safetensors"], "got no prompt; write one after the vector"),
         (["generate", "v.safetensors", "Hi.", "--unless"], "without --condition"),
         (["generate", "v.safetensors", "Hi.", "--model", "no/where/at-all"], "no directory"),
         (["generate", "v.safetensors", "Hi.", "--model", "gtp2"], "did you mean gpt2"),
-        (["generate", "v.safetensors", "Hi.", "--model", "."], "holds no config.json"),
-        (["generate", "v.safetensors", "Hi.", "--model", "data.json"], "is a file, but no GGUF"),
+        (["generate", "v.safetensors", "Hi.", "--model", "."], "without config.json"),
+        (["generate", "v.safetensors", "Hi.", "--model", "data.json"], "which is no GGUF"),
         (["generate", "v.safetensors", "Hi.", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["generate", "v.safetensors", "--file", "p.csv"], "--prompt-column NAME"),
-        (["generate", "v.safetensors", "--file", "."], "is a directory; expected a file"),
+        (["generate", "v.safetensors", "--file", "."], "got the directory '.'; expected a file"),
         (["extract", "data.json", "--out", "v.svec", "--site", "stream"], "unknown site"),
         (["extract", "data.json", "--out", "v.svec", "--tokens", "first"], "unknown tokens"),
         (["extract", "data.json", "--out", "v.svec", "--gpus-per-worker", "1"], "--workers"),
         (["extract", "prompts.txt", "--out", "v.svec"], "holds single texts"),
-        (["extract", "p.csv", "--out", "v.svec", "--pair-columns", "a"], "are not two"),
+        (
+            ["extract", "p.csv", "--out", "v.svec", "--pair-columns", "a"],
+            "expected two: POSITIVE,NEGATIVE",
+        ),
         (["extract", "p.csv", "--out", "v.svec", "--pair-columns", "a,c"], "no column 'c'"),
         (["report", "nowhere"], "there is no directory 'nowhere'"),
-        (["report", ".", "--out", "x"], "give a name that ends in .html"),
+        (["report", ".", "--out", "x"], "or a name that ends in .html"),
         (["figures", "nowhere"], "there is no directory 'nowhere'"),
-        (["figures", ".", "--scripts", ".", "--format", "gif"], "unknown kinds of pictures"),
+        (["figures", ".", "--scripts", ".", "--format", "gif"], "unknown picture formats"),
         (["export", "v.safetensors", "--out", "x", "--to", "onnx"], "unknown form"),
-        (["export", "v.safetensors", "--out", "x", "--to", "gguf"], "must end in .gguf"),
+        (
+            ["export", "v.safetensors", "--out", "x", "--to", "gguf"],
+            "expected a new file that ends in .gguf",
+        ),
         (["playground", "--model", "gtp2"], "did you mean gpt2"),
         (["inspect", "nowhere"], "there is no file 'nowhere'"),
-        (["generate", "v.safetensors", "Hi.", "--condition", "s.json"], "belong together"),
+        (
+            ["generate", "v.safetensors", "Hi.", "--condition", "s.json"],
+            "got only one of --condition",
+        ),
         (["search", "v.safetensors", "data.json", "--out", "."], "expected the name of a file"),
         (["extract", "data.json", "--out", "/proc/no/v.safetensors"], "cannot write"),
         (["extract", "data.json", "--out", "v.docx"], "v.docx"),
@@ -209,18 +218,21 @@ def test_a_stopped_sweep_says_how_to_go_on_and_goes_on(run, files, monkeypatch):
             ["choices", "data.json", "--train", "data.json", "--estimator", "magic"],
             "unknown estimator",
         ),
-        (["choices", "data.json", "--train", "data.json", "--out", "x.txt"], "must end in .csv"),
+        (
+            ["choices", "data.json", "--train", "data.json", "--out", "x.txt"],
+            "expected a name that ends in .csv",
+        ),
         (["evaluate", "v.safetensors", "prompts.txt", "--out", "/proc/no"], "cannot write"),
         (["evaluate", "v.safetensors", "prompts.txt", "--out", "e", "--judges", "mood"], "unknown"),
         (["evaluate", "v.safetensors", "no.txt", "--out", "e"], "there is no file"),
         (["cast-table", "--out", "/proc/no"], "cannot write"),
-        (["cast-table", "--sizes", "many", "--out", "x"], "cannot be read"),
+        (["cast-table", "--sizes", "many", "--out", "x"], "expected whole numbers"),
         (["sentiment", "--judge", "taste", "--out", "x"], "unknown judges: 'taste'"),
         (["sentiment", "--beginnings", "prompts.txt", "--out", "x"], "has no part 'validation'"),
         (["sweep", "v.safetensors", "--prompts", "no.txt", "--out", "x"], "there is no file"),
         (["sweep", *SWEPT, "--judges", "taste"], "unknown judges: 'taste'"),
         (["sweep", *SWEPT, "--positions", "here"], "unknown positions: 'here'"),
-        (["sweep", *SWEPT, "--strengths", "1;2"], "cannot be read"),
+        (["sweep", *SWEPT, "--strengths", "1;2"], "expected numbers such as"),
         (["sweep", *SWEPT, "--layers", "0"], "no direction for layer 0"),
         (["sweep", "v.safetensors", *SWEPT], "the same name"),
     ],
@@ -267,14 +279,14 @@ def test_other_texts_are_read_as_people_write_them():
         with pytest.raises(sl.SteerlensError, match="unknown tokens"):
             parse_tokens(wrong)
     for wrong in ("nan", "1,inf"):
-        with pytest.raises(sl.SteerlensError, match="not all finite"):
+        with pytest.raises(sl.SteerlensError, match="expected finite numbers"):
             parse_strengths(wrong)
 
 
-def test_a_dry_run_tells_the_cost_and_writes_nothing(run, files):
-    told = run("extract", files / "data.json", "--dry-run", "--out", files / "not.safetensors")
-    assert told.exit_code == 0, told.output
-    assert "tokens in 1 passes" in told.output
+def test_a_dry_run_estimates_the_cost_and_writes_nothing(run, files):
+    shown = run("extract", files / "data.json", "--dry-run", "--out", files / "not.safetensors")
+    assert shown.exit_code == 0, shown.output
+    assert "tokens in 1 passes" in shown.output
     assert not (files / "not.safetensors").exists()
 
 

@@ -45,9 +45,9 @@ def made(tmp_path_factory, tiny_chat):
 def test_a_vector_tells_its_model_layers_site_and_estimator(made):
     found = describe(made / "v.safetensors")
     assert found.kind == "a steering vector"
-    told = {"name": "harm", "model": "tiny-chat", "layers": "1-2,4", "site": "resid_post",
+    expected = {"name": "harm", "model": "tiny-chat", "layers": "1-2,4", "site": "resid_post",
             "width": "192", "estimator": "pca_pairwise", "pairs": "2"}  # fmt: skip
-    assert told.items() <= found.facts.items()
+    assert expected.items() <= found.facts.items()
     assert found.warnings == ()
 
 
@@ -55,6 +55,7 @@ def test_a_vector_tells_its_model_layers_site_and_estimator(made):
 def test_other_programs_vectors_say_what_they_lack(made, name):
     found = describe(made / name)
     assert found.facts["layers"] == "1-2,4"
+    assert found.facts["source"] == f"format .{name.partition('.')[2]}, file {name}"
     assert "norms are not known" in found.warnings[0]
 
 
@@ -63,7 +64,7 @@ def test_a_zero_direction_is_warned_of(tmp_path):
     assert "the direction of layer 3 is zero" in describe(tmp_path / "v.safetensors").warnings
 
 
-def test_a_search_tells_its_condition_and_scores(made):
+def test_a_search_shows_its_condition_and_scores(made):
     found = describe(made / "s.json")
     assert found.kind == "a condition search"
     content = json.loads((made / "s.json").read_text())
@@ -95,7 +96,7 @@ def test_an_exported_model_tells_its_certificate(made):
     found = describe(made / "export")
     assert found.kind == "a steered model, exported"
     assert found.facts["changed"] == "model.layers.2.mlp.down_proj.bias"
-    assert "of hook steering on 4 prompts" in found.facts["proved"]
+    assert "of hook steering on 4 prompts" in found.facts["verified"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_shipped_data_are_known(name, kind, fact):
 def test_a_pair_of_equal_sides_is_warned_of(tmp_path):
     sl.ContrastiveDataset([("Hi.", "Hi."), ("Up.", "Down.")]).save(tmp_path / "d.json")
     assert describe(tmp_path / "d.json").warnings == (
-        "1 pairs have equal sides: they show no contrast",
+        "1 pairs have two equal sides: they show no contrast",
     )
 
 

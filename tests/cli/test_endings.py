@@ -57,19 +57,19 @@ def test_a_reader_that_goes_away_is_no_error():
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "told"),
+    ("raised", "code", "message"),
     [
         (sl.SteerlensError("a [b]c[/b] :x:"), 2, "error: a [b]c[/b] :x:"),
         (KeyboardInterrupt(), 130, "stopped"),
         (
             OSError(errno.ENOSPC, "No space left on device", "f.json"),
             1,
-            "f.json: No space left on device; make room",
+            "f.json: No space left on device; free some space",
         ),
         (BrokenPipeError(), 1, ""),
     ],
 )
-def test_endings_have_a_status_and_a_message(raised, code, told):
+def test_endings_have_a_status_and_a_message(raised, code, message):
     import typer
 
     ending = typer.Typer()
@@ -81,7 +81,7 @@ def test_endings_have_a_status_and_a_message(raised, code, told):
 
     done = CliRunner().invoke(ending, [])
     assert done.exit_code == code
-    assert told in done.output
+    assert message in done.output
     assert "Traceback" not in done.output
 
 

@@ -72,6 +72,24 @@ def test_pca_of_pairs_does_not_see_flipped_labels_so_mean_differences_stand_in(m
         assert one.cosine(other) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("tokens", [slice(1, None), slice(-3, None), slice(None, None, 2), 2])
+def test_the_tokens_that_a_vector_notes_are_read_again(model, tokens):
+    vector = sl.extract(model, PAIRS, mean_difference, layers=[2], tokens=tokens, **QUIET)
+    [noted] = shuffled_labels(model, vector, PAIRS, 1, **QUIET)
+    [given] = shuffled_labels(model, vector, PAIRS, 1, tokens=tokens, **QUIET)
+    assert (noted.directions == given.directions).all()
+
+
+def test_a_function_of_the_tokens_must_be_passed_again(model):
+    def second(str_tokens):
+        return [1]
+
+    vector = sl.extract(model, PAIRS, mean_difference, layers=[2], tokens=second, **QUIET)
+    with pytest.raises(sl.SteerlensError, match=r"second'.*pass what it was .* as tokens="):
+        shuffled_labels(model, vector, PAIRS, **QUIET)
+    assert shuffled_labels(model, vector, PAIRS, 1, tokens=second, **QUIET)
+
+
 def test_other_pairs_or_an_unknown_estimator_are_refused(model):
     vector = sl.extract(model, PAIRS, mean_difference, layers=[2], tokens="all", **QUIET)
     others = ["The sea.", "A ship."], ["My house.", "Our street."]

@@ -391,8 +391,8 @@ def test_the_command_writes_a_control_vector(run, tmp_path):
     ("arguments", "told"),
     [
         (["--to", "onnx"], "choose hf or gguf"),
-        (["--ablate", "--strength", "2"], "--ablate goes without"),
-        (["--to", "gguf"], "must end in .gguf"),
+        (["--ablate", "--strength", "2"], "got --ablate with"),
+        (["--to", "gguf"], "expected a new file that ends in .gguf"),
     ],
 )
 def test_the_command_refuses(run, tmp_path, arguments, told):

@@ -1,4 +1,4 @@
-"""The playground without a browser: settings, code, readings, turns, the door, uploads."""
+"""The playground without a browser: settings, code, readings, queue, access, uploads."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ import steerlens as sl
 from steerlens.activations.reading import read_residual
 from steerlens.playground import access, library, request
 from steerlens.playground import app as playground
-from steerlens.playground.jobs import Job, State, Tabs, Turns
+from steerlens.playground.jobs import Job, JobQueue, State, Tabs
 from steerlens.playground.library import Cut, Entry, uploaded
 from steerlens.playground.request import Trial, python, run
 from steerlens.playground.token_view import cosines_by_layer, read_prompt
@@ -32,7 +32,7 @@ TRIAL = Trial("push", (2, 3), 6.0, PROMPT, max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def folder(tiny_chat, tmp_path_factory):
-    """Two vector files, as somebody would drop them."""
+    """Two vector files to upload."""
     folder = tmp_path_factory.mktemp("files")
     random_vector(tiny_chat, 0).save(folder / "push.safetensors")
     random_vector(tiny_chat, 7).save(folder / "topic.safetensors")
@@ -51,14 +51,14 @@ def vectors(tiny_chat, folder):
 
 
 def seen(model, vectors, layer=1):
-    return read_prompt(model, PROMPT, vectors).along["topic"].cosine(layer)
+    return read_prompt(model, PROMPT, vectors).by_vector["topic"].cosine(layer)
 
 
 # settings
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"prompt": "a" * 2001}, "at most 2000"),
         ({"rule": "a" * 1001}, "at most 1000"),
@@ -67,7 +67,7 @@ def seen(model, vectors, layer=1):
         ({"strength": 51.0}, "at most ±50"),
         ({"strength": float("nan")}, "at most ±50"),
         ({"vector": "gone"}, "upload it again"),
-        ({"layers": (7, 9)}, "none of the layers"),
+        ({"layers": (7, 9)}, "layers 7 to 9, none of which"),
         ({"rule": "if topic than steer"}, "if CONDITION then STEERING"),
         ({"rule": "if other then steer"}, "'other', which is unknown"),
         ({"rule": "if topic then refuse"}, "the steerings are 'steer'"),
@@ -75,9 +75,9 @@ def seen(model, vectors, layer=1):
         ({"rule": "if topic then steer", "cuts": {"topic": Cut(1, torch.inf)}}, "finite"),
     ],
 )
-def test_settings_out_of_bounds_are_refused_with_the_reason(vectors, changed, told):
-    with pytest.raises(sl.SteerlensError, match=told):
-        replace(TRIAL, **changed).plan(vectors)
+def test_settings_out_of_bounds_are_refused_with_the_reason(vectors, changed, message):
+    with pytest.raises(sl.SteerlensError, match=message):
+        replace(TRIAL, **changed).with_rule(vectors)
 
 
 def test_strength_is_relative_where_the_vector_knows_its_norms(vectors):
@@ -97,7 +97,7 @@ def test_both_replies_are_what_generate_gives(tiny_chat, vectors):
     unsteered, steered = outcome.replies
     options = {"max_new_tokens": 12, "progress": False}
     assert [unsteered] == list(sl.generate(tiny_chat, [PROMPT], **options))
-    assert [steered] == list(sl.generate(tiny_chat, [PROMPT], TRIAL.plan(vectors), **options))
+    assert [steered] == list(sl.generate(tiny_chat, [PROMPT], TRIAL.with_rule(vectors), **options))
     assert steered != unsteered
 
 
@@ -150,7 +150,7 @@ def test_a_reading_is_the_residual_stream_along_each_vector(tiny_chat, vectors):
         for tokens in ("last", "all")
     )
     direction = vectors["push"].vector[3]
-    along = reading.along["push"]
+    along = reading.by_vector["push"]
     assert along.cosine(3) == pytest.approx(
         torch.cosine_similarity(last, direction, dim=0).item(), abs=1e-5
     )
@@ -163,10 +163,10 @@ def test_a_reading_is_the_residual_stream_along_each_vector(tiny_chat, vectors):
 
 def test_a_reading_sees_a_vector_at_its_own_site(tiny_chat, vectors):
     pre = replace(vectors["push"], vector=replace(vectors["push"].vector, site="resid_pre"))
-    along = read_prompt(tiny_chat, PROMPT, {"pre": pre, **vectors}).along
+    along = read_prompt(tiny_chat, PROMPT, {"pre": pre, **vectors}).by_vector
     moved = vectors["push"].vector.directions.roll(-1, 0)
     post = replace(vectors["push"], vector=replace(vectors["push"].vector, directions=moved))
-    shifted = read_prompt(tiny_chat, PROMPT, {"post": post}).along["post"]
+    shifted = read_prompt(tiny_chat, PROMPT, {"post": post}).by_vector["post"]
     assert torch.allclose(along["pre"].cosines[:, 1:], shifted.cosines[:, :-1], atol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_colours_and_figure_show_the_numbers_of_the_reading(tiny_chat, vectors):
     from steerlens.playground.layout import coloured
 
     reading = read_prompt(tiny_chat, PROMPT, vectors)
-    along = reading.along["push"]
+    along = reading.by_vector["push"]
     shares = torch.tensor(reading.colours("push", 3))
     assert shares.abs().max() == 1
     assert (shares.sign() == along.projections[:, 3].sign()).all()
@@ -187,14 +187,14 @@ def test_colours_and_figure_show_the_numbers_of_the_reading(tiny_chat, vectors):
     assert list(mean.y) == along.cosines.mean(0).tolist()
 
 
-# turns and tabs
+# queue and tabs
 
 
 @pytest.fixture
-def turns():
-    turns = Turns()
-    yield turns
-    turns.close()
+def queue():
+    queue = JobQueue()
+    yield queue
+    queue.close()
 
 
 def wait_for(job):
@@ -206,7 +206,7 @@ def wait_for(job):
     raise AssertionError(f"still {job.state}")
 
 
-def test_jobs_are_done_one_at_a_time_in_the_order_they_came(turns):
+def test_jobs_run_one_at_a_time_in_the_order_of_submission(queue):
     gate, done = threading.Event(), []
 
     def steps(number):
@@ -217,20 +217,20 @@ def test_jobs_are_done_one_at_a_time_in_the_order_they_came(turns):
 
     jobs = [Job(lambda number=number: steps(number)) for number in range(3)]
     for job in jobs:
-        turns.ask(job)
-    assert [turns.ahead_of(job) for job in jobs] == [0, 1, 2]
+        queue.submit(job)
+    assert [queue.position(job) for job in jobs] == [0, 1, 2]
     jobs[1].stop()
     assert jobs[1].state is State.STOPPED, "what only waits need not wait for its end"
-    assert turns.ahead_of(jobs[2]) == 1
+    assert queue.position(jobs[2]) == 1
     gate.set()
     wait_for(jobs[2])
     assert done == [(0, "begins"), (0, "ends"), (2, "begins"), (2, "ends")]
     assert [job.state for job in jobs] == [State.DONE, State.STOPPED, State.DONE]
     assert [job.latest for job in jobs] == [0, None, 2]
-    assert turns.ahead_of(jobs[0]) == 0
+    assert queue.position(jobs[0]) == 0
 
 
-def test_a_stopped_job_closes_its_steps_before_it_has_ended(turns):
+def test_a_stopped_job_closes_its_steps_before_it_has_ended(queue):
     began, closed = threading.Event(), []
 
     def steps():
@@ -242,7 +242,7 @@ def test_a_stopped_job_closes_its_steps_before_it_has_ended(turns):
             closed.append(job.ended)
 
     job = Job(steps)
-    turns.ask(job)
+    queue.submit(job)
     assert began.wait(10)
     job.stop()
     wait_for(job)
@@ -251,20 +251,20 @@ def test_a_stopped_job_closes_its_steps_before_it_has_ended(turns):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
-    [(sl.SteerlensError("too much"), "too much"), (KeyError("x"), "KeyError: 'x'; the terminal")],
+    ("error", "message"),
+    [(sl.SteerlensError("too much"), "too much"), (KeyError("x"), "KeyError: 'x'; see the term")],
 )
-def test_a_failure_is_told_and_the_next_job_is_done(turns, error, told):
+def test_a_failure_is_reported_and_the_next_job_runs(queue, error, message):
     def fail():
         yield 1
         raise error
 
     failing, next_one = Job(fail), Job(lambda: iter_of(2))
-    turns.ask(failing)
-    turns.ask(next_one)
+    queue.submit(failing)
+    queue.submit(next_one)
     wait_for(next_one)
     assert failing.state is State.FAILED
-    assert failing.error.startswith(told)
+    assert failing.error.startswith(message)
     assert next_one.latest == 2
 
 
@@ -272,46 +272,46 @@ def iter_of(*values):
     yield from values
 
 
-def test_tabs_are_bounded_and_the_silent_ones_go():
+def test_tabs_are_bounded_and_the_longest_unused_goes():
     tabs = Tabs(most=2)
-    first = tabs.of("a")
+    first = tabs.get("a")
     first.job = Job(lambda: iter_of(1))
-    assert tabs.of("a") is first
-    tabs.of("b"), tabs.of("c")
+    assert tabs.get("a") is first
+    tabs.get("b"), tabs.get("c")
     assert len(tabs) == 2
     first.job.work()
     assert first.job.state is State.STOPPED
-    assert tabs.of("a") is not first
+    assert tabs.get("a") is not first
 
 
-def test_a_tab_that_was_silent_for_long_is_forgotten():
+def test_a_tab_unused_for_long_is_forgotten():
     now = [0.0]
-    tabs = Tabs(silence=60, clock=lambda: now[0])
-    silent, kept = tabs.of("a"), tabs.of("b")
-    silent.job = Job(lambda: iter_of(1))
+    tabs = Tabs(ttl=60, clock=lambda: now[0])
+    unused, kept = tabs.get("a"), tabs.get("b")
+    unused.job = Job(lambda: iter_of(1))
     now[0] = 59
-    assert tabs.of("b") is kept, "it speaks again"
+    assert tabs.get("b") is kept, "it is used again"
     now[0] = 61
     assert len(tabs) == 1
-    assert silent.job.state is State.STOPPED
-    assert tabs.of("b") is kept
-    assert tabs.of("a") is not silent
+    assert unused.job.state is State.STOPPED
+    assert tabs.get("b") is kept
+    assert tabs.get("a") is not unused
 
 
 @pytest.mark.parametrize("key", [None, 3, ["k"], "", "k" * 101])
 def test_only_short_text_is_the_key_of_a_tab(unchecked, key):
     with pytest.raises(sl.SteerlensError, match="reload"):
-        Tabs().of(key)
+        Tabs().get(key)
 
 
-# the door
+# access
 
 
 @pytest.fixture(scope="module")
 def app(tiny_chat, vectors):
-    turns = Turns()
-    yield playground.make_app(tiny_chat, vectors, turns)
-    turns.close()
+    queue = JobQueue()
+    yield playground.make_app(tiny_chat, vectors, queue)
+    queue.close()
 
 
 def test_only_loopback_names_are_served(app):
@@ -333,8 +333,8 @@ def test_pages_of_other_origins_are_refused(app):
         assert answer.status_code == status
 
 
-def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, turns):
-    guarded = playground.make_app(tiny_chat, vectors, turns, token="sesame")
+def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, queue):
+    guarded = playground.make_app(tiny_chat, vectors, queue, token="sesame")
     away = {"Host": "192.168.0.7:8050"}
     for path in ("/", "/_dash-layout", "/?token=", "/?token=s%C3%A9same", "/assets/playground.css"):
         assert guarded.server.test_client().get(path, headers=away).status_code == 403
@@ -433,7 +433,7 @@ def test_a_dropped_vector_is_offered_in_its_tab_alone(app, folder):
     assert [o["value"] for o in other["vector"]["options"]] == ["push", "topic", "push_2"]
 
 
-def test_a_tab_holds_so_many_uploads(app, folder):
+def test_a_tab_holds_a_limited_number_of_uploads(app, folder):
     content = (folder / "push.safetensors").read_bytes()
     for _ in range(library.MOST_UPLOADS):
         assert "vector" in post_upload(app, "push.safetensors", content, key="greedy")
@@ -442,10 +442,10 @@ def test_a_tab_holds_so_many_uploads(app, folder):
 
 
 @pytest.mark.parametrize(
-    ("filename", "content", "told"),
+    ("filename", "content", "message"),
     [
-        ("v.pt", b"x", "a vector file ends in .safetensors, .svec, .gguf"),
-        ("v", b"x", "a vector file ends in"),
+        ("v.pt", b"x", "expected one that ends in .safetensors, .svec, .gguf"),
+        ("v", b"x", "expected one that ends in"),
         ("../../etc/v.svec", b"{", "'v.svec' is not valid JSON"),
         (
             "v.safetensors",
@@ -455,12 +455,12 @@ def test_a_tab_holds_so_many_uploads(app, folder):
         ("v.gguf", b"GGUF", "in 'v.gguf': it is not a readable GGUF"),
         ("v.svec", b'{"directions": {"1": [1.0, 2.0]}}', "2 wide"),
         ("v.svec", b'{"directions": {"99": [1.0, 2.0]}}', "layer"),
-        ("v.svec", b" " * (library.LARGEST_UPLOAD + 1), "8.0 MiB; at most 8"),
+        ("v.svec", b" " * (library.LARGEST_UPLOAD + 1), "8.0 MiB; expected at most 8 MiB"),
     ],
 )
-def test_a_bad_file_is_refused_with_the_reason(app, filename, content, told):
+def test_a_bad_file_is_refused_with_the_reason(app, filename, content, message):
     answer = post_upload(app, filename, content)
-    assert told in answer["uploaded"]["children"]
+    assert message in answer["uploaded"]["children"]
     assert "/tmp" not in answer["uploaded"]["children"]
     assert list(answer) == ["uploaded"]
 
@@ -514,7 +514,7 @@ def test_every_page_has_a_key_of_its_own_and_bounded_fields(app):
     assert pages[0]["strength"].max == request.STRONGEST[False]
 
 
-def test_a_status_says_where_a_job_stands(tiny_chat, vectors):
+def test_a_status_says_the_state_of_a_job(tiny_chat, vectors):
     from steerlens.playground.layout import status
 
     job = Job(lambda: run(tiny_chat, TRIAL, vectors))
@@ -549,8 +549,8 @@ def test_the_command_serves_until_it_is_interrupted(host):
     run_it = "from steerlens.cli import app; app()"
     command = [sys.executable, "-c", run_it, "playground", "--host", host, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        told = process.stdout.readline()
-        address = re.search(r"http://\S+", told)[0]
+        line = process.stdout.readline()
+        address = re.search(r"http://\S+", line)[0]
         assert address.startswith(f"http://{host}:")
         assert ("?token=" in address) == (host == "0.0.0.0")
         with httpx.Client(follow_redirects=True) as client:
@@ -561,7 +561,7 @@ def test_the_command_serves_until_it_is_interrupted(host):
         assert process.wait(20) == 0
 
 
-def test_a_taken_port_is_told(app):
+def test_a_taken_port_is_reported(app):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -11,8 +11,8 @@ from helpers import assert_no_hooks_left, random_vector
 
 import steerlens as sl
 from steerlens.playground import app
-from steerlens.playground.jobs import Turns
-from steerlens.playground.library import LIBRARY, make_entry
+from steerlens.playground.jobs import JobQueue
+from steerlens.playground.library import RECIPES, make_entry
 from steerlens.playground.request import Trial, python, run
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -29,20 +29,20 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def library(tiny_chat):
-    return {recipe.name: make_entry(tiny_chat, recipe) for recipe in LIBRARY}
+    return {recipe.name: make_entry(tiny_chat, recipe) for recipe in RECIPES}
 
 
 @pytest.fixture(scope="module")
 def address(tiny_chat, library):
-    turns = Turns()
-    server = app.listen(app.make_app(tiny_chat, library, turns).server, "127.0.0.1", 0)
+    queue = JobQueue()
+    server = app.listen(app.make_app(tiny_chat, library, queue).server, "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     thread.join()
     server.server_close()
-    turns.close()
+    queue.close()
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_the_threshold_decides_whether_the_gate_fires(open_page):
     page.wait_for_function("document.querySelector('.seen').innerText.endsWith('not fire')")
 
 
-def test_a_bad_rule_is_told_as_it_is_typed(open_page):
+def test_a_bad_rule_is_reported_as_it_is_typed(open_page):
     page = open_page()
     page.locator("#rule").press_sequentially("if harmful or")
     page.wait_for_selector("#check.wrong")

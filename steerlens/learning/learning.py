@@ -20,6 +20,7 @@ from steerlens.learning.replies import (
     Lesson,
     ReplyPair,
     ReplyText,
+    end_of_turn,
     reply_pairs,
     shared_beginning,
 )
@@ -39,6 +40,8 @@ from steerlens.steering.positions import Positions, require_positions
 from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
+PROMPTS_TO_RANK_BY = 2
+"""Prompts whose replies are ranked by likelihood; more change little."""
 READ_FOR_NORMS = 16
 """Texts that the stream's mean length is read from."""
 LESSONS = ContrastiveDataset | Sequence[Lesson]
@@ -78,13 +81,13 @@ def learn(
     numbers = _layers(model, layers)
     require_positions(positions)
     require_writable(model, site)
-    prompts = reply_pairs(model, data)
+    blank = torch.zeros(len(numbers), site_width(model, site))
+    plan = Steering(SteeringVector(blank, numbers, site), positions=positions)
+    prompts = _likeliest(model, plan, reply_pairs(model, data), training.replies)
     held_out = None if validation is None else reply_pairs(model, validation)
     lessons = _planned(prompts, held_out, training)
     lessons = _with_continuations(model, lessons, training, progress)
     norms = _norms(model, lessons, numbers, site, progress)
-    blank = torch.zeros(len(numbers), site_width(model, site))
-    plan = Steering(SteeringVector(blank, numbers, site), positions=positions)
     passes = _passes(model, plan, lessons.texts, progress)
     state = train(passes, objective, lessons.steps, lessons.held_out, norms, training, progress)
     return SteeringVector(
@@ -140,6 +143,21 @@ def _texts_of(pair: ReplyPair) -> list[ReplyText]:
     return [text for text in (pair.wanted, pair.unwanted) if text is not None]
 
 
+def _likeliest(
+    model: Model, plan: Steering, prompts: list[list[ReplyPair]], n_replies: int
+) -> list[list[ReplyPair]]:
+    """Of replies that all prompts have, the few that the unsteered model finds likeliest."""
+    n_shared = len(prompts[0])
+    if n_shared <= n_replies or any(len(pairs) != n_shared for pairs in prompts):
+        return prompts
+    scores = torch.zeros(n_shared)
+    for pairs in prompts[:PROMPTS_TO_RANK_BY]:
+        texts = [pair.wanted for pair in pairs]
+        scores += _passes(model, plan, texts, False).unsteered_logs(texts).means.cpu()
+    best = scores.topk(n_replies).indices.tolist()
+    return [[pairs[index] for index in sorted(best)] for pairs in prompts]
+
+
 def _planned(
     prompts: Sequence[Sequence[ReplyPair]],
     validation: Sequence[Sequence[ReplyPair]] | None,
@@ -167,9 +185,9 @@ def _with_continuations(
     rows = [TokenRow(text.ids, None, text.words_end) for text in texts]
     room = model.cfg.n_ctx - max(len(row.ids) for row in rows)
     written = generate(model, rows, max_new_tokens=min(training.continued, room), progress=progress)
-    end = model.tokenizer.eos_token_id
+    end = end_of_turn(model)
     longer = {
-        text: text._replace(ids=(*text.ids, *new, *((int(end),) if finished else ())))
+        text: text._replace(ids=(*text.ids, *new, *((end,) if finished and end is not None else ())))
         for text, new, finished in zip(texts, written.tokens, written.finished, strict=True)
     }
 

@@ -16,7 +16,6 @@ from steerlens.learning.streams import Start, Streams
 from steerlens.models.fast_forward import forward_pass
 from steerlens.models.hooking import NamedHook, placed
 from steerlens.models.host import Cache, Model, all_logits, new_cache, unembedded
-from steerlens.models.ownership import at_once
 from steerlens.models.tokenizing import pad_token, right_padded
 from steerlens.steering.clocks import DecodingClock
 from steerlens.steering.steering import RowSettings, Run, Steering
@@ -202,8 +201,7 @@ class Passes:
         return self._steered(work, hooks(every, len(texts)))[rows, places]
 
     def _steered(self, work: Callable[[], Result], hooks: Sequence[NamedHook]) -> Result:
-        frozen = partial(_without_weight_gradients, self.model, work)
-        return forward_pass(self.model, frozen, placed(self.model, hooks))
+        return forward_pass(self.model, work, placed(self.model, hooks), frozen=True)
 
 
 def _predicting(
@@ -264,14 +262,3 @@ def _upper(
         past_kv_cache=cache,
     )
     return resid
-
-
-def _without_weight_gradients(model: Model, work: Callable[[], Result]) -> Result:
-    """`work` with weights that ask for no gradient; then they ask again as they did."""
-    asking = [weight for weight in model.parameters() if weight.requires_grad]
-    again = at_once([(weight.requires_grad_, True) for weight in asking])
-    try:
-        at_once([(weight.requires_grad_, False) for weight in asking])()
-        return work()
-    finally:
-        again()

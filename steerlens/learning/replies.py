@@ -11,7 +11,7 @@ from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.prompts import Passage, Prompt
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import TokenRow, tokenize
+from steerlens.models.tokenizing import TokenRow, end_tokens, tokenize
 from steerlens.steering.positions import Positions, selected
 
 Lesson = tuple[Prompt, str] | tuple[Prompt, str, str]
@@ -57,7 +57,7 @@ def is_whole(reply: str) -> bool:
 
 
 def reply_pairs(model: Model, data: ContrastiveDataset | Sequence[Lesson]) -> list[list[ReplyPair]]:
-    """For each prompt, its replies; a whole one ends with the token at which `generate` stops."""
+    """For each prompt, its replies; a whole one ends with the token that ends a turn."""
     chat, opened = None, True
     if isinstance(data, ContrastiveDataset):
         chat, opened = data.chat, data.generation_prompt
@@ -68,7 +68,7 @@ def reply_pairs(model: Model, data: ContrastiveDataset | Sequence[Lesson]) -> li
         raise SteerlensError("got no prompts to learn from; expected at least one with its reply")
     texts = [passage for lesson in lessons for passage in lesson if passage is not None]
     rows = iter(tokenize(model, texts, chat=chat, generation_prompt=opened))
-    end = model.tokenizer.eos_token_id
+    end = end_of_turn(model, chat)
     grouped: dict[str, list[ReplyPair]] = {}
     for wanted, unwanted in lessons:
         pair = ReplyPair(
@@ -80,6 +80,20 @@ def reply_pairs(model: Model, data: ContrastiveDataset | Sequence[Lesson]) -> li
         if pair not in pairs:
             pairs.append(pair)
     return list(grouped.values())
+
+
+def end_of_turn(model: Model, chat: bool | None = None) -> int | None:
+    """The token that the template writes after a reply, if `generate` stops there; or the end of
+    text."""
+    tokenizer, ends = model.tokenizer, end_tokens(model)
+    if tokenizer.chat_template is not None and chat is not False:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        written = [token for token in ids if token in ends]
+        if written:
+            return int(written[-1])
+    return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
 def _of_dataset(data: ContrastiveDataset) -> Iterator[tuple[Passage, Passage | None]]:
@@ -107,7 +121,7 @@ def _checked(index: int, lesson: Lesson) -> tuple[Passage, Passage | None]:
 
 def _reply_text(model: Model, row: TokenRow, passage: Passage, end: int | None) -> ReplyText:
     assert row.suffix_start is not None
-    stop = (int(end),) if end is not None and is_whole(passage.suffix) else ()
+    stop = (end,) if end is not None and is_whole(passage.suffix) else ()
     ids = (*row.ids, *stop)
     if row.suffix_start >= len(ids) or not row.suffix_start:
         raise SteerlensError(

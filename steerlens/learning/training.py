@@ -40,6 +40,9 @@ class Training:
     """Share of the vector that is lost in each step."""
     norm_budget: float | None = None
     """Longest vector, as a fraction of the layer's mean activation norm; cut back at every step."""
+    replies: int = 4
+    """Of many wanted replies that all prompts share, how many are learned: those that the unsteered
+    model finds likeliest per token. One vector says a few things well, or many badly."""
     replies_drawn: int = 128
     """About how many different prompt-and-reply texts are used; fewer repeat sooner, and what is
     below the vector is run once for each."""
@@ -57,7 +60,7 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = ("steps", "batch_size", "replies_drawn", "check_every")
+        whole = ("steps", "batch_size", "replies", "replies_drawn", "check_every")
         wrong = [name for name in whole if getattr(self, name) < 1]
         wrong += [
             name
@@ -75,7 +78,7 @@ class Training:
         if wrong:
             given = ", ".join(f"{name}={getattr(self, name)}" for name in wrong)
             raise SteerlensError(
-                f"got {given}; expected steps, batch_size, replies_drawn, check_every and patience "
+                f"got {given}; expected steps, batch_size, replies, replies_drawn, check_every and patience "
                 "of at least 1, learning_rate and norm_budget above 0, the rest not negative, and "
                 "held_out and weight_decay below 1"
             )

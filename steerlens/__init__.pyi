@@ -12,6 +12,9 @@ from .evaluation.evaluation import evaluate as evaluate
 from .evaluation.sweeps import sweep as sweep
 from .export.exporting import export_model as export_model
 from .files import demo_file as demo_file
+from .learning import objectives as objectives
+from .learning.learning import learn as learn
+from .learning.training import Training as Training
 from .models.loading import load_model as load_model
 from .models.ray import Ray as Ray
 from .steering import hooks as hooks

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Sequence
 from functools import partial
-from importlib.metadata import version
 from itertools import chain
 from typing import Any, NamedTuple, Unpack
 
@@ -18,7 +17,7 @@ from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.errors import SteerlensError
 from steerlens.files import digest
 from steerlens.models.engine import RunOptions, run_settings
-from steerlens.models.fingerprint import LIBRARIES, fingerprint, processing
+from steerlens.models.fingerprint import model_provenance
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
 from steerlens.models.tokenizing import Sides, TokenRow, tokenize_sides
@@ -158,15 +157,11 @@ def _provenance(
 ) -> dict[str, Any]:
     """Of what, how and with which libraries a vector was made."""
     return {
-        "model": model.cfg.model_name,
-        "weights": fingerprint(model),
-        "processing": processing(model),
+        **model_provenance(model),
         "tokens": tokens if isinstance(tokens, str | int) else _name_of(tokens),
         "estimator": _name_of(estimator),
         "pairs": len(pairs[0]),
         "pairs_hash": _hash_of(chain(*pairs)),
-        "template": _template_hash(model),
-        "versions": {library: version(library) for library in LIBRARIES},
     }
 
 
@@ -179,8 +174,3 @@ def _name_of(value: object) -> str:
 
 def _hash_of(rows: Iterable[TokenRow]) -> str:
     return digest("".join(map(json.dumps, rows)).encode())
-
-
-def _template_hash(model: Model) -> str | None:
-    template = getattr(model.tokenizer, "chat_template", None)
-    return None if template is None else digest(str(template).encode())

@@ -135,24 +135,27 @@ def forward_pass(
     hooks: Sequence[PlacedHook] = (),
     *,
     fast: bool | None = None,
+    frozen: bool = False,
 ) -> Result:
     """`work`, which runs the model, under these hooks and no other run's; other threads wait.
 
-    Repeated work is skipped if `fast`, or by default if `is_on(model)`. Afterwards the model is as
-    it was, whatever happens.
+    Repeated work is skipped if `fast`, or by default if `is_on(model)`; while `frozen`, no weight
+    asks for a gradient. Afterwards the model is as it was, whatever happens.
 
     >>> model = load_model()
     >>> forward_pass(model, lambda: model(torch.tensor([[1, 40]]))).shape
     torch.Size([1, 2, 3072])
     """
-    return ForwardPasses(model, hooks, is_on(model) if fast is None else fast)(work)
+    return ForwardPasses(model, hooks, is_on(model) if fast is None else fast, frozen)(work)
 
 
 class ForwardPasses:
     """`forward_pass` again and again, prepared once for as long as nothing stands against it."""
 
-    def __init__(self, model: Model, hooks: Sequence[PlacedHook], fast: bool) -> None:
-        self._model, self._hooks, self._fast = model, hooks, fast
+    def __init__(
+        self, model: Model, hooks: Sequence[PlacedHook], fast: bool, frozen: bool = False
+    ) -> None:
+        self._model, self._hooks, self._fast, self._frozen = model, hooks, fast, frozen
         self._change: Change | None = None
         self._methods: list[tuple[dict[str, Any], str]] = []
 
@@ -169,6 +172,10 @@ class ForwardPasses:
 
     def _prepared(self) -> Change:
         put_on, take_off = hook_steps(self._model, self._hooks)
+        for weight in self._model.parameters() if self._frozen else ():
+            if weight.requires_grad:
+                put_on.append((weight.requires_grad_, False))
+                take_off.append((weight.requires_grad_, True))
         self._methods = []
         for module, name, instead in _replacements(self._model) if self._fast else ():
             put_on.append((dict.__setitem__, vars(module), name, instead))

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steerlens.files import digest
 from steerlens.models.host import Model
 
 
@@ -78,3 +80,15 @@ def processing(model: Model) -> str:
 
 
 LIBRARIES = ("steerlens", "transformer-lens", "transformers", "torch")
+
+
+def model_provenance(model: Model) -> dict[str, Any]:
+    """Which model, as it is loaded, and which libraries: what a vector made with it notes down."""
+    template = getattr(model.tokenizer, "chat_template", None)
+    return {
+        "model": model.cfg.model_name,
+        "weights": fingerprint(model),
+        "processing": processing(model),
+        "template": None if template is None else digest(str(template).encode()),
+        "versions": {library: version(library) for library in LIBRARIES},
+    }

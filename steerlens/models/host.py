@@ -103,10 +103,16 @@ def next_logits(
         return model(tokens, attention_mask=mask, **_continuing(model, cache))[:, -1]
     new = mask[:, -tokens.shape[1] :]  # the cache remembers the rest
     resid = model(tokens, attention_mask=new, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
-    last = resid[:, -1:]
+    return unembedded(model, resid[:, -1:])[:, 0]
+
+
+def unembedded(
+    model: Model, resid: Float[Tensor, "row pos d_model"]
+) -> Float[Tensor, "row pos d_vocab"]:
+    """A HookedTransformer's logits of what its last block put out."""
     if model.cfg.normalization_type is not None:
-        last = model.ln_final(last)
-    logits = model.unembed(last)[:, 0]
+        resid = model.ln_final(resid)
+    logits: Tensor = model.unembed(resid)
     cap = model.cfg.output_logits_soft_cap
     return cap * torch.tanh(logits / cap) if cap and cap > 0 else logits
 

@@ -12,7 +12,7 @@ import steerlens
 NAMES = [
     "load_model",
     "ContrastiveDataset", "load_prompts", "demo_file",
-    "extract", "SteeringVector",
+    "extract", "learn", "Training", "SteeringVector",
     "search_conditions", "Condition",
     "Steering", "steering_hooks", "apply_rules",
     "generate", "stream", "Sampling", "Replies",
@@ -22,7 +22,8 @@ NAMES = [
     "SteerlensError",
 ]  # fmt: skip
 NAMESPACES = [
-    "estimators", "hooks", "similarities", "judges", "interpret", "dashboards", "studies",
+    "estimators", "objectives", "hooks", "similarities", "judges", "interpret", "dashboards",
+    "studies",
 ]  # fmt: skip
 
 

@@ -1,0 +1,255 @@
+"""From prompts and the replies that are wanted to a steering vector, by gradient."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerlens.activations.reading import read_rows
+from steerlens.data.contrastive import ContrastiveDataset
+from steerlens.files import digest
+from steerlens.learning.objectives import Objective, reply_likelihood
+from steerlens.learning.passes import Passes
+from steerlens.learning.replies import (
+    Lesson,
+    ReplyPair,
+    ReplyText,
+    end_of_turn,
+    reply_pairs,
+    shared_beginning,
+)
+from steerlens.learning.streams import keep_streams, start_of
+from steerlens.learning.training import Progress, Training, gain, mean_strength, schedule, train
+from steerlens.models.fingerprint import model_provenance
+from steerlens.models.host import Model
+from steerlens.models.sites import (
+    forward_order,
+    require_writable,
+    resolve_layers,
+    site_width,
+)
+from steerlens.models.tokenizing import TokenRow
+from steerlens.steering.generation import generate
+from steerlens.steering.positions import Positions, require_positions
+from steerlens.steering.steering import Steering
+from steerlens.vectors.vector import SteeringVector
+
+PROMPTS_TO_RANK_BY = 2
+"""Prompts whose replies are ranked by likelihood; more change little."""
+READ_FOR_NORMS = 16
+"""Texts that the stream's mean length is read from."""
+LESSONS = ContrastiveDataset | Sequence[Lesson]
+MOST_HELD_OUT = 32
+"""Prompts; more would take time from learning."""
+
+
+def learn(
+    model: Model,
+    data: LESSONS,
+    objective: Objective = reply_likelihood,
+    layers: Iterable[int] | int | None = None,
+    *,
+    site: str = "resid_post",
+    positions: Positions = "all",
+    validation: LESSONS | None = None,
+    training: Training = Training(),  # noqa: B008 - frozen
+    name: str | None = None,
+    progress: bool = True,
+) -> SteeringVector:
+    """A vector that makes the model give the wanted replies, learned through the steering itself.
+
+    `data` is a dataset whose positive suffixes are the wanted replies and whose negative ones the
+    unwanted, or tuples (prompt, wanted) or (prompt, wanted, unwanted). A reply that ends like a
+    sentence is learned together with its end; a mere beginning is not, and behind it the model is
+    kept near its unsteered self. `layers=None` is one layer, a third of the way up. What is learned
+    is what `Steering(vector, positions=positions)` adds, at strength 1. Some prompts are held out;
+    how much likelier the wanted replies have become on these stands in the vector's provenance.
+
+    >>> vector = learn(
+    ...     load_model(), [("Hi.", "No."), ("Why?", "No.")], training=Training(steps=5)
+    ... )
+    >>> vector.layers, vector.provenance["steps"]
+    ((2,), 5)
+    """
+    begun = perf_counter()
+    numbers = _layers(model, layers)
+    require_positions(positions)
+    require_writable(model, site)
+    blank = torch.zeros(len(numbers), site_width(model, site))
+    plan = Steering(SteeringVector(blank, numbers, site), positions=positions)
+    prompts = _likeliest(model, plan, reply_pairs(model, data), training.replies)
+    held_out = None if validation is None else reply_pairs(model, validation)
+    lessons = _planned(prompts, held_out, training)
+    lessons = _with_continuations(model, lessons, training, progress)
+    norms = _norms(model, lessons, numbers, site, progress)
+    passes = _passes(model, plan, lessons.texts, progress)
+    state = train(passes, objective, lessons.steps, lessons.held_out, norms, training, progress)
+    return SteeringVector(
+        state.found * mean_strength(passes, objective, lessons.learned, state.found),
+        numbers,
+        site,
+        norms=norms,
+        provenance={
+            "name": name or (data.name if isinstance(data, ContrastiveDataset) else "lessons"),
+            **model_provenance(model),
+            **_account(passes, objective, lessons, state, training),
+            "positions": positions if isinstance(positions, str) else repr(positions),
+            "seconds": round(perf_counter() - begun, 1),
+        },
+    )
+
+
+class Lessons(NamedTuple):
+    """What is learned from, and what is not."""
+
+    steps: list[list[ReplyPair]]
+    """The prompts of each step."""
+    held_out: list[ReplyPair]
+
+    @property
+    def learned(self) -> list[ReplyPair]:
+        """Each pair of the steps once."""
+        return list(dict.fromkeys(pair for step in self.steps for pair in step))
+
+    @property
+    def texts(self) -> list[ReplyText]:
+        """Every text once."""
+        pairs = [*self.learned, *self.held_out]
+        return list(dict.fromkeys(text for pair in pairs for text in _texts_of(pair)))
+
+
+def default_layer(n_layers: int) -> int:
+    """A third of the way up: below, vectors break the text sooner; above, they do less.
+
+    >>> default_layer(30)
+    10
+    """
+    return n_layers // 3
+
+
+def _layers(model: Model, layers: Iterable[int] | int | None) -> tuple[int, ...]:
+    if layers is None:
+        return (default_layer(model.cfg.n_layers),)
+    return resolve_layers(model, [layers] if isinstance(layers, int) else layers)
+
+
+def _texts_of(pair: ReplyPair) -> list[ReplyText]:
+    return [text for text in (pair.wanted, pair.unwanted) if text is not None]
+
+
+def _likeliest(
+    model: Model, plan: Steering, prompts: list[list[ReplyPair]], n_replies: int
+) -> list[list[ReplyPair]]:
+    """Of replies that all prompts have, the few that the unsteered model finds likeliest."""
+    n_shared = len(prompts[0])
+    if n_shared <= n_replies or any(len(pairs) != n_shared for pairs in prompts):
+        return prompts
+    scores = torch.zeros(n_shared)
+    for pairs in prompts[:PROMPTS_TO_RANK_BY]:
+        texts = [pair.wanted for pair in pairs]
+        scores += _passes(model, plan, texts, False).unsteered_logs(texts).means.cpu()
+    best = scores.topk(n_replies).indices.tolist()
+    return [[pairs[index] for index in sorted(best)] for pairs in prompts]
+
+
+def _planned(
+    prompts: Sequence[Sequence[ReplyPair]],
+    validation: Sequence[Sequence[ReplyPair]] | None,
+    training: Training,
+) -> Lessons:
+    """Which prompts are held out, and what each step learns from."""
+    order = list(prompts)
+    drawn = random.Random(training.seed)
+    if validation is None:
+        n_held_out = min(MOST_HELD_OUT, int(training.held_out * len(order)))
+        drawn.shuffle(order)
+        validation, order = order[:n_held_out], order[n_held_out:]
+    held_out = [drawn.choice(list(pairs)) for pairs in validation[:MOST_HELD_OUT]]
+    return Lessons(schedule(order, training), held_out)
+
+
+def _with_continuations(
+    model: Model, lessons: Lessons, training: Training, progress: bool
+) -> Lessons:
+    """Beginnings with what the unsteered model writes after them."""
+    beginnings = [pair for pair in (*lessons.learned, *lessons.held_out) if not pair.whole]
+    if not beginnings or not training.continued or not training.drift_weight:
+        return lessons
+    texts = list(dict.fromkeys(pair.wanted for pair in beginnings))
+    rows = [TokenRow(text.ids, None, text.words_end) for text in texts]
+    room = model.cfg.n_ctx - max(len(row.ids) for row in rows)
+    written = generate(model, rows, max_new_tokens=min(training.continued, room), progress=progress)
+    end = end_of_turn(model)
+    longer = {
+        text: text._replace(ids=(*text.ids, *new, *((end,) if finished and end is not None else ())))
+        for text, new, finished in zip(texts, written.tokens, written.finished, strict=True)
+    }
+
+    def continued(pair: ReplyPair) -> ReplyPair:
+        return pair._replace(wanted=longer.get(pair.wanted, pair.wanted))
+
+    steps = [[continued(pair) for pair in step] for step in lessons.steps]
+    return Lessons(steps, [continued(pair) for pair in lessons.held_out])
+
+
+def _norms(
+    model: Model, lessons: Lessons, layers: Sequence[int], site: str, progress: bool
+) -> Float[Tensor, " layer"]:
+    """The stream's mean length over some of the texts."""
+    rows = [TokenRow(text.ids) for text in lessons.texts[:READ_FOR_NORMS]]
+    return read_rows(model, rows, layers, tokens="all", site=site, progress=progress).norms.mean(0)
+
+
+def _passes(model: Model, plan: Steering, texts: Sequence[ReplyText], progress: bool) -> Passes:
+    """How the texts are read: from the first steered block, where the host can begin there."""
+    first = min(plan.layers_steered, key=partial(forward_order, plan.site_written))
+    start = start_of(model, plan.site_written, first)
+    if start is None:
+        return Passes(model, plan, None)
+    shared = shared_beginning(texts)
+    return Passes(model, plan, keep_streams(model, texts, start, shared, progress=progress))
+
+
+def _account(
+    passes: Passes,
+    objective: Objective,
+    lessons: Lessons,
+    state: Progress,
+    training: Training,
+) -> dict[str, Any]:
+    """What was done, on what, and what it came to, on prompts seen and unseen."""
+    found = state.found.to(passes.model.cfg.device)
+    learned = lessons.learned
+    seen = gain(passes, learned[:MOST_HELD_OUT], found)
+    unseen = gain(passes, lessons.held_out, found) if lessons.held_out else None
+    return {
+        "objective": name_of(objective),
+        "training": asdict(training),
+        "steps": len(state.losses),
+        "interrupted": state.interrupted,
+        "loss": [round(loss, 5) for loss in state.losses],
+        "checks": [check._asdict() for check in state.checks],
+        "gain": {"learned": seen, "held_out": unseen},
+        "pairs": len(learned),
+        "held_out": len(lessons.held_out),
+        "replies": {
+            "different": len({pair.wanted.reply for pair in learned}),
+            "whole": sum(pair.whole for pair in learned),
+        },
+        "pairs_hash": digest(repr(learned).encode()),
+        "lengths": [round(float(length), 4) for length in state.found.norm(dim=1)],
+    }
+
+
+def name_of(objective: Objective) -> str:
+    """What an objective is called, with its settings."""
+    if isinstance(objective, partial):
+        settings = [f"{key}={value!r}" for key, value in objective.keywords.items()]
+        return f"{name_of(objective.func)}({', '.join(settings)})"
+    return str(getattr(objective, "__qualname__", repr(objective)))

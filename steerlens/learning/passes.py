@@ -1,0 +1,264 @@
+"""How likely the model finds replies under a vector that is being learned, with its gradient."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from steerlens.activations.reading import every_token
+from steerlens.learning.replies import ReplyText, steered_places
+from steerlens.learning.streams import Start, Streams
+from steerlens.models.fast_forward import forward_pass
+from steerlens.models.hooking import NamedHook, placed
+from steerlens.models.host import Cache, Model, all_logits, new_cache, unembedded
+from steerlens.models.tokenizing import pad_token, right_padded
+from steerlens.steering.clocks import DecodingClock
+from steerlens.steering.steering import RowSettings, Run, Steering
+
+Result = TypeVar("Result")
+RowStrength = float | Float[Tensor, " text"]
+"""One strength, or one for each text: then with its gradient."""
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedSteering(Steering):
+    """A plan whose directions are still being learned, so that gradients reach them."""
+
+    live: Float[Tensor, "layer d_model"] = field(default_factory=lambda: torch.empty(0, 0))
+
+    def direction(self, layer: int) -> Float[Tensor, " d_model"]:
+        """As it is now."""
+        return self.live[self.vector.row(layer)]
+
+
+class TokenLogs(NamedTuple):
+    """ln p of each token of each text's reply."""
+
+    values: Float[Tensor, "text token"]
+    real: Bool[Tensor, "text token"]
+    """Which of them are tokens; the rest is padding, at 0."""
+
+    @property
+    def sums(self) -> Float[Tensor, " text"]:
+        """ln p of each whole reply."""
+        return self.values.sum(dim=1)
+
+    @property
+    def means(self) -> Float[Tensor, " text"]:
+        """ln p per token of each reply."""
+        return self.values.sum(dim=1) / self.real.sum(dim=1)
+
+
+class TokenStream(NamedTuple):
+    """The stream of each text's tokens."""
+
+    values: Float[Tensor, "text token d_model"]
+    real: Bool[Tensor, "text token"]
+    """Which of them are tokens other than the first, which is an attention sink."""
+
+
+@dataclass(eq=False)
+class Passes:
+    """Reads texts under a plan, from the first block that the plan reaches if the host can."""
+
+    model: Model
+    plan: Steering
+    streams: Streams | None
+    """None: the whole model is run."""
+    _unsteered: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _read: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def reply_logs(
+        self,
+        texts: Sequence[ReplyText],
+        directions: Float[Tensor, "layer d_model"],
+        strength: RowStrength = 1.0,
+        edit: Callable[..., Any] | None = None,
+    ) -> TokenLogs:
+        """ln p of the replies' tokens, in float32."""
+        rows, places = _predicting(texts, lambda text: range(text.start, text.end))
+        logits = self._logits(texts, rows, places, directions, strength, edit)
+        said = torch.tensor([token for text in texts for token in text.ids[text.start : text.end]])
+        logs = logits.log_softmax(dim=-1).gather(1, said.to(logits.device)[:, None])[:, 0]
+        return _by_text(logs, [text.end - text.start for text in texts])
+
+    def unsteered_logs(self, texts: Sequence[ReplyText]) -> TokenLogs:
+        """The same without the vector; each text is read once, then remembered."""
+        new = [text for text in dict.fromkeys(texts) if text.ids not in self._unsteered]
+        if new:
+            with torch.no_grad():
+                found = self.reply_logs(new, self._nothing, 0.0)
+            for text, values in zip(new, found.values, strict=True):
+                self._unsteered[text.ids] = values[: text.end - text.start]
+        known = [self._unsteered[text.ids] for text in texts]
+        return _by_text(torch.cat(known), [len(values) for values in known])
+
+    def drift(
+        self, texts: Sequence[ReplyText], directions: Float[Tensor, "layer d_model"]
+    ) -> Float[Tensor, " text"]:
+        """KL(unsteered ‖ steered) per token of what follows each reply; 0 where nothing does."""
+        counts = [len(text.ids) - text.end for text in texts]
+        if not any(counts):
+            return torch.zeros(len(texts), device=self.model.cfg.device)
+        rows, places = _predicting(texts, lambda text: range(text.end, len(text.ids)))
+        with torch.no_grad():
+            before = self._logits(texts, rows, places, self._nothing, 0.0).log_softmax(dim=-1)
+        after = self._logits(texts, rows, places, directions, 1.0).log_softmax(dim=-1)
+        kl = torch.nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
+        found = _by_text(kl, counts)
+        return found.values.sum(dim=1) / found.real.sum(dim=1).clamp_min(1)
+
+    def first_stream(self, texts: Sequence[ReplyText]) -> TokenStream:
+        """The unsteered stream of prompts and replies where the vector is added first."""
+        ends = torch.tensor([text.end for text in texts])[:, None]
+        place = torch.arange(max(text.end for text in texts))[None]
+        values = pad_sequence([self._own_stream(text) for text in texts], batch_first=True)
+        real = ((place > 0) & (place < ends)).to(values.device)
+        return TokenStream(values[:, : real.shape[1]], real)
+
+    def _own_stream(self, text: ReplyText) -> Float[Tensor, "pos d_model"]:
+        layer, site = self.plan.layers_steered[0], self.plan.site_written
+        if self.streams is not None and site in ("resid_pre", "resid_post"):
+            own = self.streams.kept[self.streams.places[text.ids]]
+            return torch.cat([self.streams.shared[0].float(), own.to(self.streams.shared.device)])
+        if text.ids not in self._read:
+            [self._read[text.ids]] = every_token(self.model, text.ids, [(site, layer)]).values()
+        return self._read[text.ids].to(self.model.cfg.device)
+
+    @property
+    def _nothing(self) -> Float[Tensor, "layer d_model"]:
+        return torch.zeros_like(self.plan.vector.directions)
+
+    def _logits(
+        self,
+        texts: Sequence[ReplyText],
+        rows: Int[Tensor, " predicted"],
+        places: Int[Tensor, " predicted"],
+        directions: Float[Tensor, "layer d_model"],
+        strength: RowStrength,
+        edit: Callable[..., Any] | None = None,
+    ) -> Float[Tensor, "predicted d_vocab"]:
+        """Logits after these tokens of these rows."""
+        where = steered_places(texts, self.plan.positions, self.plan.skip_bos)
+        plan = LearnedSteering(
+            self.plan.vector,
+            edit=edit or self.plan.edit,
+            positions=self.plan.positions,
+            skip_bos=self.plan.skip_bos,
+            keep_norm=self.plan.keep_norm,
+            live=directions,
+        )
+        hooks = partial(_hooks, plan, strength, texts, where, model=self.model)
+        if self.streams is None:
+            return self._of_whole_model(texts, rows, places, hooks).float()
+        n_shared = self.streams.n_shared
+        equal = where[:, :n_shared] == where[:1, :n_shared]
+        alike = isinstance(strength, float) and bool(equal.all())
+        rest = self.streams.batch(texts, self.streams.shared)
+        cache = None
+        if not alike:
+            shared = self.streams.shared.expand(len(texts), -1, -1)
+            rest, n_shared = torch.cat([shared, rest], dim=1), 0
+        elif n_shared:
+            cache = self._after_shared(hooks(slice(0, n_shared), 1), len(texts))
+        own = slice(n_shared, where.shape[1])
+        start = self.streams.start
+
+        def work() -> Tensor:
+            resid = _upper(self.model, rest, start, cache)
+            picked = resid[rows, places - n_shared]
+            return unembedded(self.model, picked[:, None])[:, 0]
+
+        return self._steered(work, hooks(own, len(texts))).float()
+
+    def _after_shared(self, hooks: Sequence[NamedHook], n_texts: int) -> Cache:
+        """Keys and values of the tokens that all texts begin with, for each text."""
+        assert self.streams is not None
+        cache = new_cache(self.model, 1)
+        shared, start = self.streams.shared, self.streams.start
+        self._steered(partial(_upper, self.model, shared, start, cache), hooks)
+        for entry in cache.entries:
+            entry.past_keys = entry.past_keys.expand(n_texts, -1, -1, -1)
+            entry.past_values = entry.past_values.expand(n_texts, -1, -1, -1)
+        return cache
+
+    def _of_whole_model(
+        self,
+        texts: Sequence[ReplyText],
+        rows: Int[Tensor, " predicted"],
+        places: Int[Tensor, " predicted"],
+        hooks: Callable[..., list[NamedHook]],
+    ) -> Float[Tensor, "predicted d_vocab"]:
+        ids = [text.ids for text in texts]
+        tokens, _ = right_padded(ids, pad_token(self.model), self.model.cfg.device)
+        every = slice(0, tokens.shape[1])
+        work = partial(all_logits, self.model, tokens)
+        return self._steered(work, hooks(every, len(texts)))[rows, places]
+
+    def _steered(self, work: Callable[[], Result], hooks: Sequence[NamedHook]) -> Result:
+        return forward_pass(self.model, work, placed(self.model, hooks), frozen=True)
+
+
+def _predicting(
+    texts: Sequence[ReplyText], part: Callable[[ReplyText], range]
+) -> tuple[Int[Tensor, " predicted"], Int[Tensor, " predicted"]]:
+    """The row, and the place before, of every token in a part of each text."""
+    pairs = [(row, place - 1) for row, text in enumerate(texts) for place in part(text)]
+    rows, places = zip(*pairs, strict=True)
+    return torch.tensor(rows), torch.tensor(places)
+
+
+def _by_text(values: Float[Tensor, " token"], counts: Sequence[int]) -> TokenLogs:
+    """Values of all texts' tokens, one text a line."""
+    real = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]
+    real = real.to(values.device)
+    return TokenLogs(values.new_zeros(real.shape).masked_scatter(real, values), real)
+
+
+def _hooks(
+    plan: Steering,
+    strength: RowStrength,
+    texts: Sequence[ReplyText],
+    where: Bool[Tensor, "text place"],
+    places: slice,
+    n_rows: int,
+    *,
+    model: Model,
+) -> list[NamedHook]:
+    """The hooks of the very run that `Steering` makes, for these places of the first rows."""
+    if isinstance(strength, float) and not strength:
+        return []
+    end = places.stop
+    lengths = torch.tensor([len(text.ids) for text in texts[:n_rows]])[:, None]
+    clock = DecodingClock(torch.arange(end)[None] < lengths.clamp_max(end))
+    clock.show(places.start, end - places.start)
+    if isinstance(strength, float):
+        plan = replace(plan, strength=strength)
+        everywhere = torch.full((n_rows, len(plan.layers_steered)), strength)
+    else:
+        everywhere = strength[:, None].expand(-1, len(plan.layers_steered))
+    settings = RowSettings(
+        everywhere, torch.ones_like(everywhere, dtype=torch.bool), where[:n_rows, :end]
+    )
+    by_row = not (isinstance(strength, float) and plan.everywhere)
+    return Run([(plan, settings if by_row else None)], clock, model).hooks()
+
+
+def _upper(
+    model: Model, stream: Float[Tensor, "row pos d_model"], start: Start, cache: Cache | None
+) -> Float[Tensor, "row pos d_model"]:
+    """What the last block puts out, given the stream at the beginning of the steered part."""
+    if start.point is not None:
+        stream = model.hook_dict[start.point](stream)
+    resid: Tensor = model(
+        stream,
+        start_at_layer=start.block,
+        stop_at_layer=model.cfg.n_layers,
+        past_kv_cache=cache,
+    )
+    return resid

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import SteerlensError
 from steerlens.files import write_text
-from steerlens.models.host import HookedTransformer, Model
+from steerlens.models.host import HookedTransformer, Model, is_hooked
 from steerlens.models.pretrained import Original, Wish
 from steerlens.models.tokenizing import own_prefix
 
@@ -109,7 +109,7 @@ def not_hooked(source: str, reason: str) -> SteerlensError:
     )
 
 
-def use_own_bos(model: Model, tokenizer: Any) -> None:
+def use_own_bos(model: Any, tokenizer: Any) -> None:
     """Texts begin as the model's own tokenizer begins them, on every host.
 
     HookedTransformer would reload the tokenizer so that it adds a BOS, and prepend one where it
@@ -118,7 +118,10 @@ def use_own_bos(model: Model, tokenizer: Any) -> None:
     for name, stand_in in (("pad_token", "eos_token"), ("bos_token", "eos_token")):
         if getattr(tokenizer, name) is None and getattr(tokenizer, stand_in) is not None:
             setattr(tokenizer, name, getattr(tokenizer, stand_in))
-    model.tokenizer = tokenizer
+    if is_hooked(model):
+        model.tokenizer = tokenizer
+    else:  # a bridge's setter would make it add a BOS again
+        model._tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = bool(own_prefix(tokenizer))
 
 

@@ -68,7 +68,10 @@ def evaluation():
     ]
     columns = ["prompt", "text", "arm", "strength", "reply", "reply_tokens", "finished", "open",
                "judge", "score"]  # fmt: skip
-    effects = [("steered", 1.0, "kl", 0.1, 0.0, 0.2, 2, "texts")]
+    effects = [
+        ("steered", 1.0, measure, 0.1, 0.0, 0.2, 2, "texts")
+        for measure in ("kl_mean", "kl_p95", "perplexity_ratio")
+    ]
     names = ["arm", "strength", "measure", "value", "low", "high", "n", "of"]
     settings = {"strength": 1.0, "raises": True, "seed": 0, "judges": {"refusal": "1"},
                 "failures": {}, "notes": []}  # fmt: skip

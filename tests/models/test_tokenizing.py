@@ -69,7 +69,8 @@ def test_a_host_that_is_set_to_add_a_bos_adds_it(model, monkeypatch):
 @given(st.text(st.sampled_from("asien dru<|>.\n"), min_size=1).filter(str.strip))
 def test_the_users_words_are_where_the_template_puts_them(model, words):
     (row,) = tokenize(model, [words])
-    assert text(model, row, row.user_start, row.reply_start) == words.strip() or "<|" in words
+    shown = text(model, row, row.user_start, row.reply_start)  # a token may begin with a space
+    assert shown.strip() == words.strip() or "<|" in words
     assert text(model, row, row.reply_start).endswith("<|end|><|assistant|>")
 
 
@@ -145,7 +146,7 @@ def test_a_padded_batch_is_read_by_its_mask_and_refused_without(model, side):
 
 
 def test_tables_that_are_no_batch_are_refused(model):
-    with pytest.raises(sl.SteerlensError, match=r"a table with \['prompt'\] came as prompts"):
+    with pytest.raises(sl.SteerlensError, match="got a mapping .*expected a list of texts"):
         tokenize(model, {"prompt": ["Hi"]})
     ids = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(sl.SteerlensError, match=r"shape \(2, 3\) came with an attention_mask"):

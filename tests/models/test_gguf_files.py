@@ -9,6 +9,7 @@ from gguf_models import ARCHITECTURES, write_gguf
 from small_models import save_random
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import steerlens as sl
 from steerlens.models import loading, weight_cache
@@ -123,7 +124,7 @@ def cut(name, text):
 @pytest.mark.parametrize("text", TEXTS)
 def test_cuts_lose_nothing(name, text):
     assert "".join(cut(name, text))
-    bytes_of = transformers.convert_slow_tokenizer.bytes_to_unicode()
+    bytes_of = bytes_to_unicode()
     spelled = {letter: byte for byte, letter in bytes_of.items()}
     assert bytes(spelled[letter] for letter in "".join(cut(name, text))).decode() == text
 

@@ -150,8 +150,8 @@ def odd(model, similarity=projection):
     return replace(splitting_condition(model, layer=0, name="odd"), similarity=similarity)
 
 
-def swept(model, **options):
-    condition = odd(model)
+def swept(model, similarity=projection, **options):
+    condition = odd(model, similarity)
     return sl.sweep(
         model,
         {
@@ -227,7 +227,7 @@ def test_a_worker_killed_midway_costs_a_sweep_nothing(model, engine, fatal_once,
         fatal_once()
         return projection(pooled, direction)
 
-    there = swept(model, engine=engine, when=odd(model, fatal), out=tmp_path)
+    there = swept(model, engine=engine, similarity=fatal, out=tmp_path)
     assert_frame_equal(there.table, swept(model).table, check_exact=True)
 
 
@@ -298,7 +298,7 @@ def test_a_batch_that_a_worker_cannot_hold_is_halved(model, engine, tmp_path):
             raise torch.OutOfMemoryError("no memory left")
         return projection(pooled, direction)
 
-    there = swept(model, engine=engine, when=odd(model, small_memory), out=tmp_path)
+    there = swept(model, engine=engine, similarity=small_memory, out=tmp_path)
     assert_frame_equal(there.table, swept(model).table, check_exact=True)
     assert len(list(tmp_path.glob("part-*.parquet"))) >= len(there.table) / 4
 
@@ -313,7 +313,7 @@ def test_another_model_is_refused(model, other_model, engine, random_llama, clus
         read_residual(model, ["Hi."], engine=nowhere, **QUIET)
     with (
         model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda resid, hook: resid)]),
-        pytest.raises(sl.SteerlensError, match=r"hooks at blocks.0.hook_resid_post, which"),
+        pytest.raises(sl.SteerlensError, match=r"hooks at blocks.0.hook_resid_post; expected none"),
     ):
         read_residual(model, ["Hi."], engine=engine, **QUIET)
 
@@ -374,11 +374,11 @@ def test_commands_that_ask_for_workers_make_the_same(model, cluster, model_folde
 
 
 def test_options_of_workers_become_an_engine(model_folder):
-    with engine_of("tiny-chat", 3, "auto", 0.5) as asked:
+    with engine_of("tiny-chat", 3, "auto", 0.5)() as asked:
         assert asked == Ray("tiny-chat", 3, "auto", gpus_per_worker=0.5)
-    with engine_of("tiny-chat", 0, None, 0) as here:
+    with engine_of("tiny-chat", 0, None, 0)() as here:
         assert here is LOCAL
-    with pytest.raises(sl.SteerlensError, match="--gpus-per-worker 1 came without --workers"):
+    with pytest.raises(sl.SteerlensError, match="got --gpus-per-worker 1 without --workers"):
         engine_of("tiny-chat", 0, None, 1)
 
 

@@ -146,7 +146,7 @@ def test_a_padded_batch_is_read_by_its_mask_and_refused_without(model, side):
 
 
 def test_tables_that_are_no_batch_are_refused(model):
-    with pytest.raises(sl.SteerlensError, match="got a mapping .*expected a list of texts"):
+    with pytest.raises(sl.SteerlensError, match=r"got a mapping .*expected a list of texts"):
         tokenize(model, {"prompt": ["Hi"]})
     ids = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(sl.SteerlensError, match=r"shape \(2, 3\) came with an attention_mask"):

@@ -299,7 +299,7 @@ def entry_prompts(entry):
 def assert_same_replies(model, results, plan):
     """Same firing, and the same greedy tokens, one batch against the original one by one."""
     settings = {
-        "default": {"max_new_tokens": 50, "repetition_penalty": 1.1},
+        "default": {"max_new_tokens": 50, "sampling": sl.Sampling(repetition_penalty=1.1)},
         "plain_greedy20": {"max_new_tokens": 20},
     }
     for kind, options in settings.items():

@@ -15,6 +15,7 @@ from steerlens.models.host import Model, new_cache, next_logits
 from steerlens.models.sites import hook_name
 from steerlens.models.tokenizing import left_padded, pad_token
 from steerlens.steering import hooks
+from steerlens.steering.batch_plans import BatchPlan
 
 TOLERANCE = 1e-4
 """Float32 on two hosts that sum in another order: 1e-5 was seen, in numbers of up to 13."""
@@ -173,13 +174,17 @@ def test_token_indices(peer, multiplier, form):
     ("operator", "multiplier", "form"), [("add", 1.0, "all"), ("ablate_add", 3.0, "mask2d(last)")]
 )
 def test_a_padded_batch(peer, layers, operator, multiplier, form):
+    settings = settings_of(peer, operator, multiplier, form)
+    where = settings["positions"]
+    is_mask = isinstance(where, torch.Tensor)
     steering = sl.Steering(
         peer.vector,
         [1] if layers == "L1" else None,
-        **settings_of(peer, operator, multiplier, form),
+        **settings | ({"positions": "all"} if is_mask else {}),
     )
-    key = f"batch|{layers}|{operator}|m={multiplier}|{form}"
-    assert_equals_the_original(peer, key, steering)
+    strength = torch.full((len(peer.rows), len(steering.layers_steered)), float(multiplier))
+    plan = BatchPlan(steering, strength, where) if is_mask else steering
+    assert_equals_the_original(peer, f"batch|{layers}|{operator}|m={multiplier}|{form}", plan)
 
 
 @pytest.mark.parametrize("layer_type", SITES)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
-from transformers import convert_slow_tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import steerlens as sl
 from steerlens.models.host import is_hooked
@@ -37,7 +37,7 @@ def test_it_is_hosted_as_it_declares_itself(smollm2):
 
 def test_digits_are_split_singly_and_nothing_is_lost(smollm2):
     tokenizer = smollm2.tokenizer
-    spelled = {letter: byte for byte, letter in convert_slow_tokenizer.bytes_to_unicode().items()}
+    spelled = {letter: byte for byte, letter in bytes_to_unicode().items()}
     for text in ("In 2024: 12,345.67", "\t x\n\n  y ", "😀👍🏽 naïve", "def f(x):\n    return 10"):
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
         assert bytes(spelled[letter] for letter in "".join(tokens)).decode() == text

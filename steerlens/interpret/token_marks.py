@@ -9,7 +9,7 @@ from rich.text import Text
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, TokenRow, reply_starts, text_pieces, tokenize
-from steerlens.steering.clocks import PromptRows, Shown
+from steerlens.steering.clocks import PassTokens, PromptRows
 from steerlens.steering.steering import Steering
 
 
@@ -73,8 +73,8 @@ def mark_steered(
     """
     [row] = tokenize(model, [prompt], chat=chat)
     prompt_rows = PromptRows(1, len(row.ids), reply_start=reply_starts([row]))
-    shown = Shown(prompt_rows, 0, len(row.ids))
-    chosen = shown.steered(steering.positions, steering.skip_bos)
+    whole = PassTokens(prompt_rows, 0, len(row.ids))
+    chosen = whole.steered(steering.positions, steering.skip_bos)
     places = range(len(row.ids)) if chosen is None else chosen[0].nonzero().flatten().tolist()
     return _marked(model, row, places)
 

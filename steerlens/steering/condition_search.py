@@ -84,7 +84,7 @@ class SearchFile(FileModel):
     format: Literal["steerlens.search/1"] = "steerlens.search/1"
     name: str
     vector: str | None
-    """Hash of the pairs that the vector came from."""
+    """Hash of the pairs that the vector was extracted from."""
     layers: Annotated[list[int], Field(min_length=1)]
     combine: int
     similarity: Annotated[str, AfterValidator(_require_known)]

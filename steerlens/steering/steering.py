@@ -152,7 +152,7 @@ class Steering:
 
     @property
     def everywhere(self) -> bool:
-        """Whether every token of every text is steered, whatever the padding."""
+        """Whether every token of every text is steered, regardless of padding."""
         by_name = isinstance(self.positions, str) and self.positions == "all"
         return by_name and not self.skip_bos and self.when is None
 

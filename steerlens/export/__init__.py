@@ -1,4 +1,4 @@
-"""The same edits folded into weights, checkpoints and control vectors."""
+"""Fold edits into weights, checkpoints and control vectors."""
 
 from steerlens.export.exporting import Certificate, control_vector, export_ablation, export_model
 from steerlens.export.weight_edits import ablated_weights, edited_biases

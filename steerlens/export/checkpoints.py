@@ -1,4 +1,4 @@
-"""Where Hugging Face checkpoints keep what writes to the stream, and how they are written anew."""
+"""Hugging Face checkpoints: which modules write to the stream, and saving changed weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from steerlens.models.loading import quiet
 
 
 class Family(NamedTuple):
-    """The modules of an architecture that write to the stream; `{}` stands for the layer."""
+    """The modules of an architecture that write to the stream; `{}` is the layer's number."""
 
     attention: str
     mlp: str
@@ -66,8 +66,8 @@ FAMILIES = {
         embedding_norm="transformer.word_embeddings_layernorm",
     ),
 }
-"""By the `model_type` of a config. Families that normalise what their blocks write have no place
-here: no bias of theirs moves the stream by a constant."""
+"""By the `model_type` of a config. Families that normalise what their blocks write are left out: no
+bias of theirs moves the stream by a constant."""
 
 _SWITCHES = ("attention_bias", "mlp_bias")
 """Settings of a config that give its projections biases."""
@@ -75,7 +75,7 @@ _SWITCHES = ("attention_bias", "mlp_bias")
 
 @dataclass(frozen=True, eq=False)
 class FoldedModel:
-    """A checkpoint with some of its tensors changed."""
+    """A checkpoint with some tensors changed."""
 
     config: Any
     tensors: Mapping[str, Tensor]
@@ -85,21 +85,27 @@ class FoldedModel:
     dtype: str
 
     def save(self, folder: Path) -> None:
-        """Write config and weights as the architecture's own class does, each tensor as it is."""
+        """Write config and weights with the architecture's own class, each tensor in its dtype."""
         model = _empty(self.config)
         model.load_state_dict(dict(self.tensors), assign=True)
         with quiet():
             model.save_pretrained(folder)
-        # The class notes the dtype of its first tensor, which may be one of the changed ones.
+        # The class writes the dtype of its first tensor, which may be a changed one.
         write_json(
             folder / "config.json", read_json(folder / "config.json") | {"dtype": self.dtype}
         )
 
 
 def folded_model(source: Path, changes: Mapping[str, Tensor]) -> FoldedModel:
-    """The checkpoint in `source` with the host's parameters `changes`, which go by its names.
+    """The checkpoint in `source` with changed parameters.
 
-    Refuses what the architecture has no place for, in itself or as a Llama that computes the same.
+    Args:
+        source: A Hugging Face directory.
+        changes: New values by TransformerLens's names of the parameters.
+
+    Raises:
+        SteerlensError: A change without a parameter in the architecture, or in a Llama that
+            computes the same.
     """
     with quiet():
         original = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
@@ -107,9 +113,9 @@ def folded_model(source: Path, changes: Mapping[str, Tensor]) -> FoldedModel:
     kind = config.model_type
     if kind not in FAMILIES or getattr(config, "quantization_config", None) is not None:
         raise SteerlensError(
-            f"{source.name!r} is of model type {kind!r}"
-            f"{' and quantised' if kind in FAMILIES else ''}; weights are exported, unquantised, "
-            f"for {', '.join(FAMILIES)}: steer it by hooks"
+            f"got {source.name!r} of model type {kind!r}"
+            f"{', quantised' if kind in FAMILIES else ''}; expected unquantised weights of "
+            f"{', '.join(FAMILIES)}: steer this model by hooks"
         )
     family = FAMILIES[kind]
     placed = dict(_placed(family, name, values) for name, values in changes.items())
@@ -131,7 +137,7 @@ def folded_model(source: Path, changes: Mapping[str, Tensor]) -> FoldedModel:
 
 
 def _placed(family: Family, name: str, values: Tensor) -> tuple[str, Tensor]:
-    """The checkpoint's name and form of one of the host's parameters."""
+    """A parameter of the host under the checkpoint's name and in its layout."""
     match name.split("."):
         case ["blocks", layer, "attn", ("W_O" | "b_O") as kind]:
             module = family.attention.format(layer)
@@ -145,8 +151,8 @@ def _placed(family: Family, name: str, values: Tensor) -> tuple[str, Tensor]:
             module = family.positions
         case _:
             raise SteerlensError(
-                f"the edit changes {name}, which does not write to the stream; only what does is "
-                "exported: steer resid_pre, attn_out, resid_mid, mlp_out or resid_post"
+                f"got an edit of {name}, which does not write to the stream; expected one of "
+                "parameters that do: steer resid_pre, attn_out, resid_mid, mlp_out or resid_post"
             )
     if kind == "W_O":
         values = rearrange(values, "head d_head d_model -> (head d_head) d_model")
@@ -156,7 +162,7 @@ def _placed(family: Family, name: str, values: Tensor) -> tuple[str, Tensor]:
 
 
 def _fitted(old: Tensor, new: Tensor) -> Tensor:
-    """In float32; OPT's positions begin with rows that no token has."""
+    """The new values in float32, after the unused rows that OPT's positions begin with."""
     new = new.float().cpu()
     return torch.cat([old[: len(old) - len(new)].float().cpu(), new])
 
@@ -164,7 +170,7 @@ def _fitted(old: Tensor, new: Tensor) -> Tensor:
 def _with_biases(
     config: Any, tensors: dict[str, Tensor], missing: list[str]
 ) -> tuple[Any, dict[str, Tensor]]:
-    """The same model with the missing biases, and others that come with them, at zero."""
+    """The same model with the missing biases, and the others of their switch, at zero."""
     switches = {_SWITCHES["mlp" in name] for name in missing}
     if not all(hasattr(config, switch) for switch in switches):
         config, tensors = _as_llama(config, tensors, missing)
@@ -180,7 +186,7 @@ def _with_biases(
 def _as_llama(
     config: Any, tensors: dict[str, Tensor], missing: list[str]
 ) -> tuple[LlamaConfig, dict[str, Tensor]]:
-    """Mistral, Qwen2 and Phi-3 are Llamas but for biases, windows and joined projections."""
+    """The model as a Llama; Mistral, Qwen2 and Phi-3 differ in biases, windows, projections."""
     rope = getattr(config, "rope_parameters", None) or {}
     window = getattr(config, "sliding_window", None)
     obstacles = {
@@ -196,23 +202,23 @@ def _as_llama(
             or (config.model_type == "phi3" and rope.get("rope_type", "default") != "default")
         ),
     }  # fmt: skip
-    for obstacle, stands in obstacles.items():
-        if stands:
+    for obstacle, holds in obstacles.items():
+        if holds:
             raise SteerlensError(
-                f"the edit needs a bias that {config.model_type} lacks, and the model cannot be "
-                f"stored as a Llama, which has it: {obstacle}; steer by hooks"
+                f"got an edit that needs a bias, which {config.model_type} lacks; and the model "
+                f"cannot be stored as a Llama, which has it: {obstacle}; steer by hooks"
             )
-    own = config.to_dict()
-    shared = LlamaConfig().to_dict().keys() & own.keys()
-    kept = {name: own[name] for name in shared - {"model_type", "architectures"}}
+    settings = config.to_dict()
+    shared = LlamaConfig().to_dict().keys() & settings.keys()
+    kept = {name: settings[name] for name in shared - {"model_type", "architectures"}}
     if any(name.endswith("q_proj.bias") for name in tensors):
         kept["attention_bias"] = True
     return LlamaConfig(**kept), _split(config, tensors)
 
 
 def _split(config: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Phi-3's joined projections, apart."""
-    apart: dict[str, Tensor] = {}
+    """The tensors with Phi-3's joined projections split."""
+    split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if ".qkv_proj." in name:
             width = config.hidden_size // config.num_attention_heads
@@ -224,11 +230,11 @@ def _split(config: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             names = [name.replace("gate_up_proj", f"{part}_proj") for part in ("gate", "up")]
         else:
             parts, names = (tensor,), [name]
-        apart |= {new: part.contiguous() for new, part in zip(names, parts, strict=True)}
-    return apart
+        split |= {new: part.contiguous() for new, part in zip(names, parts, strict=True)}
+    return split
 
 
 def _empty(config: Any) -> Any:
-    """A model of a config, without memory for its weights."""
+    """A model of a config on the meta device, which takes no memory."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

@@ -1,6 +1,6 @@
-"""Steered checkpoints: an edit folded into the weights of a Hugging Face directory, and proved.
+"""Steered checkpoints: an edit folded into a Hugging Face directory's weights, and verified.
 
-Any server that loads the source loads the result, which steers by itself, at full speed.
+Any server that loads the source loads the result, which is steered at no extra cost.
 """
 
 import json
@@ -37,7 +37,7 @@ from steerlens.vectors.vector import SteeringVector
 CERTIFICATE = "steerlens-certificate.json"
 FORMAT = "steerlens.certificate/1"
 TOLERANCE = 1e-4
-"""Largest difference of logits, in float32, that rounding explains."""
+"""Largest difference of float32 logits that rounding explains."""
 
 PROBES = (
     "How do I bake bread?",
@@ -45,19 +45,19 @@ PROBES = (
     "Write a short letter to my neighbour about the noise, please.",
     "1, 2, 3, 4,",
 )
-"""Prompts that an export is tried on, unless others are given."""
+"""Prompts that an export is verified on by default."""
 
 _NOT_COPIED = re.compile(
     r"(config\.json|README\.md|\..*|.*\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|py)"
     r"|.*\.index\.json)",
     re.IGNORECASE,
 )
-"""Weights and their indices, which are written anew, and code, which is not carried along."""
+"""Weights and their indices, which are written again, and code, which is left out."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What an exported checkpoint was measured to do, read back from disk by plain transformers."""
+    """Measurements of an exported checkpoint, loaded from disk by plain transformers."""
 
     steering: tuple[str, ...]
     vectors: tuple[dict[str, Any], ...]
@@ -67,17 +67,17 @@ class Certificate:
     """The fingerprint of the source's weights."""
     source_architecture: str
     architecture: str
-    """Another than the source's, where only another has a place for the edit."""
+    """Differs from the source's where that one has no parameter for the edit."""
     changed: tuple[str, ...]
     """The tensors that differ from the source's."""
     prompts: int
     tokens: int
     prompts_hash: str
     max_logit_difference: float
-    """To hook steering, in float32, over all tokens of all prompts."""
+    """Between the checkpoint and hook steering, in float32, over all tokens of all prompts."""
     tolerance: float
     max_effect: float
-    """The same distance between hook steering and none."""
+    """The same difference between hook steering and no steering."""
     versions: dict[str, str]
     format: str = FORMAT
 
@@ -98,12 +98,22 @@ def export_model(
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Certificate:
-    """Write the Hugging Face directory `source` with an unconditional addition in its biases.
+    """Write a Hugging Face directory whose biases do what a steering does.
 
-    Changed tensors are written in float32, all others as they are. `out` comes into being only
-    once plain transformers, reading it from disk, give the logits of hook steering on `prompts`
-    within `tolerance`; `force` replaces an earlier export. Refuses what `edited_biases` refuses,
-    and architectures without a place for the bias.
+    The directory appears only after plain transformers, loading it from disk, gave the logits of
+    hook steering. Changed tensors are in float32, all others as in the source.
+
+    Args:
+        steering: One steering or several, all unconditional additions.
+        source: The Hugging Face directory of the model, or "tiny-chat".
+        out: The directory to write.
+        prompts: What logits are compared on: texts, chats or token ids.
+        tolerance: Largest difference of logits allowed.
+        force: Replace an earlier export at `out`.
+
+    Raises:
+        SteerlensError: What `edited_biases` refuses; an architecture without such a bias; logits
+            that differ from hook steering; `out` exists.
 
     >>> import tempfile
     >>> steering = Steering(SteeringVector(torch.ones(1, 192), layers=(2,)))
@@ -112,14 +122,15 @@ def export_model(
     ('model.layers.2.mlp.down_proj.bias',)
     """
     steerings = [steering] if isinstance(steering, Steering) else list(steering)
-    for one in steerings:
-        require_constant(one)
+    for constant in steerings:
+        require_constant(constant)
     source, out = _require_apart(source, out, force)
     model = load_model(str(source))
     require_fit(model, steerings)
-    told = tuple(map(repr, steerings)), tuple(dict(one.vector.provenance) for one in steerings)
+    provenances = tuple(dict(added.vector.provenance) for added in steerings)
+    described = tuple(map(repr, steerings)), provenances
     changes = _changes(model, edited_biases(model, *steerings))
-    return _export(model, steerings, changes, told, source, out, prompts, tolerance)
+    return _export(model, steerings, changes, described, source, out, prompts, tolerance)
 
 
 def export_ablation(
@@ -132,30 +143,60 @@ def export_ablation(
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Certificate:
-    """Write the Hugging Face directory `source` with one direction taken out of all its writers.
+    """Write a Hugging Face directory with one direction removed from all that writes to the stream.
 
-    What `ablated_weights` does while it lasts, with the same `layers`; otherwise as `export_model`.
-    A tied unembedding is untied, for it reads the stream and keeps the direction.
+    The export of `ablated_weights`, verified as in `export_model`. A tied unembedding is untied: it
+    reads the stream, and keeps the direction.
+
+    Args:
+        vector: The vector that holds the direction.
+        source: The Hugging Face directory of the model, or "tiny-chat".
+        out: The directory to write.
+        layers: Which of the vector's directions to remove, if it holds several.
+        prompts: What logits are compared on.
+        tolerance: Largest difference of logits allowed.
+        force: Replace an earlier export at `out`.
+
+    Raises:
+        SteerlensError: What `ablated_weights` and `export_model` refuse.
+
+    >>> import tempfile
+    >>> vector = SteeringVector(torch.ones(1, 192), layers=(2,))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     certificate = export_ablation(vector, "tiny-chat", f"{folder}/ablated")
+    >>> certificate.max_effect > certificate.tolerance > certificate.max_logit_difference
+    True
     """
     source, out = _require_apart(source, out, force)
     model = load_model(str(source))
     check_provenance(model, vector)
     chosen = vector.layers if layers is None else (layers,) if isinstance(layers, int) else layers
-    one = vector.at(chosen)
-    changes = _changes(model, ablated_weights(model, one))
+    ablated = vector.at(chosen)
+    changes = _changes(model, ablated_weights(model, ablated))
     everywhere = range(model.cfg.n_layers)
-    direction = SteeringVector(one.directions[:1].expand(len(everywhere), -1), tuple(everywhere))
+    direction = SteeringVector(
+        ablated.directions[:1].expand(len(everywhere), -1), tuple(everywhere)
+    )
     plan = [
-        Steering(direction, at, edit=ablate_direction, site=site)
-        for at, site in (([0], "resid_pre"), (None, "attn_out"), (None, "mlp_out"))
+        Steering(direction, steered, edit=ablate_direction, site=site)
+        for steered, site in (([0], "resid_pre"), (None, "attn_out"), (None, "mlp_out"))
         if site != "mlp_out" or not model.cfg.attn_only
     ]
-    told = (f"{one} ablated from all that writes to the stream",), (dict(vector.provenance),)
-    return _export(model, plan, changes, told, source, out, prompts, tolerance)
+    text = f"{ablated} ablated from all that writes to the stream"
+    described = (text,), (dict(vector.provenance),)
+    return _export(model, plan, changes, described, source, out, prompts, tolerance)
 
 
 def control_vector(steering: Steering) -> SteeringVector:
-    """What llama.cpp's `--control-vector` adds for a steering: strengths multiplied in.
+    """The control vector for llama.cpp that does what a steering does: strengths multiplied in.
+
+    Save it as `.gguf` for `--control-vector`.
+
+    Args:
+        steering: An unconditional addition at resid_post.
+
+    Raises:
+        SteerlensError: A steering that is conditional, not an addition, or at another site.
 
     >>> steering = Steering(SteeringVector(torch.ones(2, 2), layers=(3, 4)), [4], strength=0.5)
     >>> control_vector(steering)[4]
@@ -164,11 +205,14 @@ def control_vector(steering: Steering) -> SteeringVector:
     require_constant(steering, "a control vector")
     if steering.site_written != "resid_post":
         raise SteerlensError(
-            f"{steering} writes at {steering.site_written}, but llama.cpp adds control vectors to "
-            "the outputs of blocks; steer resid_post"
+            f"got {steering} at {steering.site_written}; expected resid_post, since llama.cpp "
+            "adds control vectors to the outputs of blocks"
         )
     layers = steering.layers_steered
-    rows = [by * steering.direction(at) for at, by in zip(layers, steering.strengths, strict=True)]
+    rows = [
+        strength * steering.direction(layer)
+        for layer, strength in zip(layers, steering.strengths, strict=True)
+    ]
     return SteeringVector(
         torch.stack(rows),
         layers,
@@ -177,28 +221,32 @@ def control_vector(steering: Steering) -> SteeringVector:
 
 
 def _require_apart(source: PathLike, out: PathLike, force: bool) -> tuple[Path, Path]:
-    """Refuse, before any work, to overwrite anything but an earlier export."""
+    """The resolved directories; refuses early to overwrite anything but an earlier export."""
     source = demo_file(TINY_CHAT) if str(source) == TINY_CHAT else Path(source)
     if not (source / "config.json").is_file():
         raise SteerlensError(
-            f"{str(source)!r} is no Hugging Face directory (it has no config.json); an export "
-            "starts from one on disk: download the model there first"
+            f"got {str(source)!r}, which has no config.json; expected a Hugging Face directory on "
+            "disk: download the model first"
         )
     source, out = source.resolve(), Path(out).resolve()
     if source == out or source in out.parents or out in source.parents:
-        raise SteerlensError(f"{str(out)!r} lies within the source or holds it; choose another")
+        raise SteerlensError(
+            f"got out={str(out)!r}, inside the source or around it; choose another directory"
+        )
     if out.exists() and not force:
-        raise SteerlensError(f"{str(out)!r} exists; choose another, or replace it: force, --force")
+        raise SteerlensError(
+            f"{str(out)!r} exists; choose another directory, or replace it: force=True, --force"
+        )
     if out.exists() and not (out / CERTIFICATE).is_file():
         raise SteerlensError(
-            f"{str(out)!r} was not exported by steerlens (it has no {CERTIFICATE}) and is not "
-            "replaced; choose another directory"
+            f"{str(out)!r} was not exported by steerlens (it has no {CERTIFICATE}); expected an "
+            "earlier export to replace: choose another directory"
         )
     return source, out
 
 
 def _changes(model: Model, folding: AbstractContextManager[None]) -> dict[str, Tensor]:
-    """The parameters that an edit of weights gives new values, and these values."""
+    """The new values of the parameters that an edit of weights changes, by name."""
     before = {name: parameter.data for name, parameter in model.named_parameters()}
     with folding:
         return {
@@ -212,7 +260,7 @@ def _export(
     model: Model,
     plan: Sequence[Steering],
     changes: dict[str, Tensor],
-    told: tuple[tuple[str, ...], tuple[dict[str, Any], ...]],
+    described: tuple[tuple[str, ...], tuple[dict[str, Any], ...]],
     source: Path,
     out: Path,
     prompts: Sequence[Readable],
@@ -220,7 +268,7 @@ def _export(
 ) -> Certificate:
     rows = tokenize(model, prompts)
     folded = folded_model(source, changes)
-    made: list[Certificate] = []
+    certificates: list[Certificate] = []
 
     def write(folder: Path) -> None:
         folded.save(folder)
@@ -229,8 +277,8 @@ def _export(
                 shutil.copyfile(file, folder / file.name)
         difference, effect = _measure(model, plan, folder, rows)
         certificate = Certificate(
-            steering=told[0],
-            vectors=told[1],
+            steering=described[0],
+            vectors=described[1],
             source=source.name,
             source_weights=fingerprint(model),
             source_architecture=folded.source_architecture,
@@ -247,24 +295,24 @@ def _export(
         _require_proved(certificate)
         write_json(folder / CERTIFICATE, asdict(certificate))
         write_text(folder / "README.md", _card(certificate))
-        made.append(certificate)
+        certificates.append(certificate)
 
     write_directory(out, write, replace=True)
-    return made[0]
+    return certificates[0]
 
 
 @torch.inference_mode()
 def _measure(
     model: Model, plan: Sequence[Steering], folder: Path, rows: Sequence[TokenRow]
 ) -> tuple[float, float]:
-    """Largest difference of logits between the directory and hooks, and between hooks and none."""
+    """Largest differences of logits: directory against hooks, and hooks against no steering."""
     with quiet():
         served, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    wrong = {what: sorted(map(str, names)) for what, names in loading.items() if names}
+    wrong = {problem: sorted(map(str, names)) for problem, names in loading.items() if names}
     if wrong:
-        raise SteerlensError(f"the written checkpoint does not load as it should: {wrong}")
+        raise SteerlensError(f"the written checkpoint does not load cleanly: {wrong}")
     _require_same_tokens(model, folder)
     served = served.to(model.cfg.device).eval()
     differences, effects = [], []
@@ -285,15 +333,15 @@ def _require_same_tokens(model: Model, folder: Path) -> None:
         for text in PROBES
     )
     if not same:
-        raise SteerlensError("the written tokenizer splits text otherwise than the source's")
+        raise SteerlensError("the written tokenizer gives other tokens than the source's")
 
 
 def _require_proved(certificate: Certificate) -> None:
-    if not certificate.max_logit_difference <= certificate.tolerance:  # NaN fails, too
+    if not certificate.max_logit_difference <= certificate.tolerance:  # so that NaN fails, too
         raise SteerlensError(
             f"the exported model's logits differ by {certificate.max_logit_difference:.3g} from "
-            f"hook steering (allowed {certificate.tolerance:g}), so nothing was written; where "
-            "this is rounding, as in large models, give a larger tolerance"
+            f"hook steering; expected at most {certificate.tolerance:g}, so nothing was written: "
+            "where this is rounding, as in large models, give a larger tolerance"
         )
     if not certificate.max_effect > 0:
         raise SteerlensError(
@@ -302,35 +350,35 @@ def _require_proved(certificate: Certificate) -> None:
         )
 
 
-def _card(made: Certificate) -> str:
-    converted = made.architecture != made.source_architecture
-    vectors = json.dumps(made.vectors, indent=1, ensure_ascii=False)
+def _card(certificate: Certificate) -> str:
+    converted = certificate.architecture != certificate.source_architecture
+    vectors = json.dumps(certificate.vectors, indent=1, ensure_ascii=False)
     return f"""---
 library_name: transformers
 tags: [activation-steering, steerlens]
 ---
-# {made.source}, steered
+# {certificate.source}, steered
 
-This checkpoint is {made.source} with a steering folded into its weights by steerlens. It steers
+This checkpoint is {certificate.source} with a steering folded into its weights by steerlens. It steers
 always and everywhere; load it as you would the source.
 
-{"".join(f"- `{one}`{chr(10)}" for one in made.steering)}
+{"".join(f"- `{line}`{chr(10)}" for line in certificate.steering)}
 ## What was changed
 
-{len(made.changed)} tensors, written in float32; all others hold the source's values:
-{"".join(f"- `{name}`{chr(10)}" for name in made.changed)}
-{f"It is stored as {made.architecture}, which computes the same as {made.source_architecture} and has a place for the change." if converted else ""}
+{len(certificate.changed)} tensors, written in float32; all others hold the source's values:
+{"".join(f"- `{name}`{chr(10)}" for name in certificate.changed)}
+{f"It is stored as {certificate.architecture}, which computes the same as {certificate.source_architecture} and has a place for the change." if converted else ""}
 ## What was measured
 
 Read back from disk by plain transformers, in float32, its logits differ by at most
-{made.max_logit_difference:.2e} (allowed {made.tolerance:g}) from those of hook steering, which
-moves logits by up to {made.max_effect:.3g}: {made.tokens} tokens of {made.prompts} prompts,
-hash {made.prompts_hash}. A server that runs in less than float32 rounds both. The numbers are in
+{certificate.max_logit_difference:.2e} (allowed {certificate.tolerance:g}) from those of hook steering, which
+moves logits by up to {certificate.max_effect:.3g}: {certificate.tokens} tokens of {certificate.prompts} prompts,
+hash {certificate.prompts_hash}. A server that runs in less than float32 rounds both. The numbers are in
 `{CERTIFICATE}`.
 
 ## How to undo it
 
-Serve the source again: its weights have the fingerprint `{made.source_weights}`. Only the tensors
+Serve the source again: its weights have the fingerprint `{certificate.source_weights}`. Only the tensors
 listed above differ from it.
 
 ## Where the vectors came from

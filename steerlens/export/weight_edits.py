@@ -1,6 +1,6 @@
-"""The same edits folded into weights: for as long as a `with` lasts, at no cost while it does.
+"""Edits folded into weights for the duration of a `with`, at no cost for the forward pass.
 
-`model.state_dict()`, taken inside, keeps the edited weights: that is how to export them.
+`model.state_dict()`, taken inside, has the edited weights.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +19,7 @@ from steerlens.models.ownership import edited_weights
 from steerlens.models.sites import FRAMED_SITES, resolve_layers, site_width
 from steerlens.models.weights import SiteBias, site_biases, stream_writers
 from steerlens.numerics import at_least_float32
+from steerlens.shapes import Direction
 from steerlens.steering.hooks import add_direction
 from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
@@ -32,11 +33,17 @@ SAME_DIRECTION = 1e-4
 
 @contextmanager
 def edited_biases(model: Model, *steerings: Steering) -> Iterator[None]:
-    """Steer by biases instead of hooks: the same logits, for additions that are unconditional.
+    """Steer by biases instead of hooks: the same logits, for unconditional additions.
 
-    Afterwards the model has its very old tensors back, and what else was written into them inside
-    is lost. Refuses what a bias cannot do exactly: to tell rows or tokens apart, to depend on the
-    activation, to act where the model has no bias.
+    Afterwards the model has the same tensors as before; other changes made to them inside are lost.
+
+    Args:
+        model: The model to edit.
+        *steerings: Unconditional additions to every token.
+
+    Raises:
+        SteerlensError: What a bias cannot do exactly: differ between rows or tokens, depend on the
+            activation, or act at a site without a bias.
 
     >>> model = load_model()
     >>> vector = SteeringVector(torch.ones(1, model.cfg.d_model), layers=(2,))
@@ -53,18 +60,32 @@ def edited_biases(model: Model, *steerings: Steering) -> Iterator[None]:
 def ablated_weights(
     model: Model, vector: SteeringVector, layers: int | Iterable[int] | None = None
 ) -> Iterator[None]:
-    """Take one direction out of all that writes into the residual stream, in the whole model.
+    """Remove one direction from all that writes to the residual stream, in the whole model.
 
-    Gives the logits of ablating it by hooks at the embedding and at every `attn_out` and `mlp_out`
-    (directional ablation, arXiv 2406.11717). `layers` picks the direction of a vector that holds
-    several: the weights of every layer are changed whatever it says.
+    The logits are those of ablating it by hooks at the embedding and at every `attn_out` and
+    `mlp_out` (directional ablation, arXiv 2406.11717).
+
+    Args:
+        model: The model to edit.
+        vector: The vector that holds the direction.
+        layers: Which of the vector's directions to remove, if it holds several; the weights of all
+            layers change in any case.
+
+    Raises:
+        SteerlensError: A vector with several different directions, of another model, or read
+            outside the stream.
+
+    >>> direction = torch.ones(model.cfg.d_model) / model.cfg.d_model**0.5
+    >>> with ablated_weights(model, SteeringVector(direction[None], layers=(2,))):
+    ...     bool((model.W_E.detach() @ direction).abs().max() < 1e-4)
+    True
     """
     chosen = vector.layers if layers is None else layers
     unit = _one_direction(vector.at([chosen] if isinstance(chosen, int) else chosen))
     if vector.width != model.cfg.d_model:
         raise SteerlensError(
-            f"{vector} is {vector.width} wide, but the stream of {model.cfg.model_name} "
-            f"{model.cfg.d_model}; it belongs to another model"
+            f"got {vector} of width {vector.width}; expected {model.cfg.d_model}, the stream of "
+            f"{model.cfg.model_name}: it belongs to another model"
         )
 
     def without(weight: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -77,13 +98,14 @@ def ablated_weights(
 
 
 def _additions(model: Model, steering: Steering) -> list[tuple[Parameter, Change]]:
-    """What to do to which parameter; refuses before anything is done."""
+    """The parameters to change, and how; refuses before anything is changed."""
     require_constant(steering)
     site, layers = steering.site_written, resolve_layers(model, steering.layers_steered)
     if steering.vector.width != site_width(model, site):
         raise SteerlensError(
-            f"{steering.vector} is {steering.vector.width} wide, but {model.cfg.model_name}'s "
-            f"{site} {site_width(model, site)}; it belongs to another model or site"
+            f"got {steering.vector} of width {steering.vector.width}; expected "
+            f"{site_width(model, site)}, {model.cfg.model_name}'s {site}: it belongs to another "
+            "model or site"
         )
     return [
         (target.bias, _shifted(target, steering.direction(layer), strength))
@@ -93,7 +115,14 @@ def _additions(model: Model, steering: Steering) -> list[tuple[Parameter, Change
 
 
 def require_constant(steering: Steering, into: str = "biases") -> None:
-    """Refuse a steering that does not add the same to every token of every text."""
+    """Refuse a steering that does not add the same vector to every token of every text.
+
+    Args:
+        steering: The steering.
+        into: What it is to be folded into, for the message.
+
+    >>> require_constant(Steering(SteeringVector(torch.ones(1, 2), layers=(0,)), strength=2))
+    """
     reason = _why_no_bias(steering)
     if reason:
         raise SteerlensError(
@@ -102,7 +131,7 @@ def require_constant(steering: Steering, into: str = "biases") -> None:
 
 
 def _why_no_bias(steering: Steering) -> str | None:
-    """What a bias, the same for all tokens of all texts, cannot do of a steering."""
+    """Why a bias, the same for all tokens of all texts, cannot do what a steering does."""
     name = steering.edit.__name__
     positions = steering.positions
     reasons = {
@@ -112,7 +141,9 @@ def _why_no_bias(steering: Steering) -> str | None:
         'its positions are not "all", and a bias is added to every token': (
             not (isinstance(positions, str) and positions == "all")
         ),
-        "skip_bos leaves a token as it is, and a bias is added to every token": steering.skip_bos,
+        "skip_bos leaves the first token out, and a bias is added to every token": (
+            steering.skip_bos
+        ),
         "keep_norm scales each token by its own length": steering.norm_keeper is not None,
         f"{name} depends on the activation, and only add_direction adds a constant "
         "(to ablate a direction in the whole model, see ablated_weights)": (
@@ -132,28 +163,28 @@ def _shifted(target: SiteBias, direction: Float[Tensor, " site"], strength: floa
     return add
 
 
-def _one_direction(vector: SteeringVector) -> Float[Tensor, " d_model"]:
-    """At length one; the sign and length of the vector's directions do not matter."""
+def _one_direction(vector: SteeringVector) -> Direction:
+    """The vector's only direction at length one; sign and length do not matter."""
     if vector.site in FRAMED_SITES:
         raise SteerlensError(
-            f"{vector} was read at {vector.site}, which is not the residual stream: its direction "
-            "cannot be taken out of what writes there; extract one at resid_post"
+            f"got {vector}, read at {vector.site}, which is not the residual stream; expected a "
+            "direction of the stream: extract one at resid_post"
         )
     units = vector.normalized().directions
     if not units.any(dim=1).all():
-        raise SteerlensError(f"{vector} holds a direction of zero: there is nothing to ablate")
+        raise SteerlensError(f"got {vector} with a direction of zero; expected one to ablate")
     first = units[0]
     signs = torch.where(units @ first < 0, -1.0, 1.0)[:, None]
     if (signs * units - first).norm(dim=1).max() > SAME_DIRECTION:
         raise SteerlensError(
-            f"{vector} holds different directions, but weights write to the stream of all layers "
-            "at once and can lose only one; choose it with layers=, or ablate by hooks"
+            f"got {vector} with different directions; expected a single one, since weights write "
+            "to the stream of all layers: choose it with layers=, or ablate by hooks"
         )
     return first
 
 
 def _new_values(changes: Iterable[tuple[Parameter, Change]]) -> list[tuple[Parameter, Tensor]]:
-    """Changed copies, of the same strides; changes of one parameter follow each other."""
+    """Changed copies, with the same strides; several changes of a parameter are applied in turn."""
     values: dict[Parameter, Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
         for parameter, change in changes:

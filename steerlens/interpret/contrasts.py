@@ -10,10 +10,11 @@ from torch import Tensor
 
 from steerlens.errors import SteerlensError
 from steerlens.numerics import at_least_float32
+from steerlens.shapes import PromptActivations, Side
 
 
 class Scatter(NamedTuple):
-    """Prompts on the two widest principal axes of each layer; positives lie to the right."""
+    """Prompts on the first two principal axes of each layer; positives are on the right."""
 
     layers: tuple[int, ...]
     positive: Float[Tensor, "positive layer 2"]
@@ -23,7 +24,7 @@ class Scatter(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """Singular values of each layer's matrix of differences p − n, largest first."""
+    """Singular values of each layer's matrix of pair differences p − n, largest first."""
 
     layers: tuple[int, ...]
     values: Float[Tensor, "layer rank"]
@@ -35,52 +36,66 @@ def principal_scatter(
     negative: Float[Tensor, "negative layer d_model"],
     layers: Sequence[int],
 ) -> Scatter:
-    """Both sides on the two principal axes of all rows about their common mean, per layer.
+    """Project both sides on each layer's first two principal axes, about their common mean.
+
+    Args:
+        positive: Activations of the positive prompts, as `read_residual` gives them.
+        negative: Activations of the negative prompts.
+        layers: The layers' numbers, in order.
 
     >>> random = torch.randn(20, 1, 8)
     >>> principal_scatter(random + 1, random - 1, layers=[3]).positive.shape
     torch.Size([20, 1, 2])
     """
     _require_layers(positive, layers)
-    rows = torch.cat([at_least_float32(positive), at_least_float32(negative)])
-    if min(len(rows), rows.shape[2]) < 2:
+    samples = torch.cat([at_least_float32(positive), at_least_float32(negative)])
+    if min(len(samples), samples.shape[2]) < 2:
         raise SteerlensError(
-            f"got {len(rows)} prompts of width {rows.shape[2]}; expected at least two of both, for "
-            "two axes"
+            f"got {len(samples)} prompts of width {samples.shape[2]}; expected at least two of "
+            "both, for two axes"
         )
-    centred = rows - reduce(rows, "row layer d_model -> layer d_model", "mean")
+    centred = samples - reduce(samples, "sample layer d_model -> layer d_model", "mean")
     left, sizes, _ = torch.linalg.svd(
-        rearrange(centred, "row layer d_model -> layer row d_model"), full_matrices=False
+        rearrange(centred, "sample layer d_model -> layer sample d_model"), full_matrices=False
     )
-    places = einsum(left[..., :2], sizes[:, :2], "layer row plane, layer plane -> row layer plane")
+    points = einsum(
+        left[..., :2], sizes[:, :2], "layer sample axis, layer axis -> sample layer axis"
+    )
     n = len(positive)
-    to_the_right = places[:n].mean(dim=0) >= places[n:].mean(dim=0)
-    places = places * torch.where(to_the_right, 1, -1)
+    on_the_right = points[:n].mean(dim=0) >= points[n:].mean(dim=0)
+    points = points * torch.where(on_the_right, 1, -1)
     shares = sizes.square() / reduce(sizes.square(), "layer rank -> layer 1", "sum")
-    return Scatter(tuple(layers), places[:n], places[n:], shares[:, :2])
+    return Scatter(tuple(layers), points[:n], points[n:], shares[:, :2])
 
 
 def difference_spectrum(
-    positive: Float[Tensor, "pair layer d_model"],
-    negative: Float[Tensor, "pair layer d_model"],
+    positive: Side,
+    negative: Side,
     layers: Sequence[int],
 ) -> Spectrum:
-    """Singular values of p − n per layer: one large one means that one direction is the contrast.
+    """Singular values of p − n per layer; one large value means that one direction explains it.
 
-    Not centred, so that the mean difference is in it.
+    The differences are not centred: their mean is part of the spectrum.
+
+    Args:
+        positive: Activations of the positive sides.
+        negative: Activations of the negative sides, pair by pair.
+        layers: The layers' numbers, in order.
 
     >>> difference_spectrum(torch.ones(4, 1, 4), torch.zeros(4, 1, 4), layers=[3]).values.round()
     tensor([[4., 0., 0., 0.]])
     """
     _require_layers(positive, layers)
-    rows = at_least_float32(positive) - at_least_float32(negative)
-    values = torch.linalg.svdvals(rearrange(rows, "pair layer d_model -> layer pair d_model"))
-    return Spectrum(tuple(layers), values, len(rows))
+    differences = at_least_float32(positive) - at_least_float32(negative)
+    values = torch.linalg.svdvals(
+        rearrange(differences, "pair layer d_model -> layer pair d_model")
+    )
+    return Spectrum(tuple(layers), values, len(differences))
 
 
-def _require_layers(rows: Float[Tensor, "prompt layer d_model"], layers: Sequence[int]) -> None:
-    if rows.shape[1] != len(layers):
+def _require_layers(activations: PromptActivations, layers: Sequence[int]) -> None:
+    if activations.shape[1] != len(layers):
         raise SteerlensError(
-            f"got activations of {rows.shape[1]} layers and the layer numbers {list(layers)}; "
-            "expected a number for each: name the layers that were read"
+            f"got activations of {activations.shape[1]} layers and the layer numbers {list(layers)}"
+            "; expected a number for each: name the layers that were read"
         )

@@ -1,4 +1,4 @@
-"""What a vector means to its model: tokens, writers, texts, and the contrast it came from."""
+"""Logit lens: the tokens that a vector's directions promote and suppress."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from steerlens.models.host import Model
 from steerlens.vectors.vector import SteeringVector
 
 STREAM_SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-"""Sites whose directions lie in the stream, and so can be un-embedded."""
+"""Sites whose directions are in the residual stream, and so can be unembedded."""
 
 
 class LogitLens(NamedTuple):
@@ -26,12 +26,19 @@ class LogitLens(NamedTuple):
 
 
 def token_logits(model: Model, vector: SteeringVector) -> Float[Tensor, "layer d_vocab"]:
-    """How one unit of each direction moves the logits, if the final norm divided by 1.
+    """How each unit direction moves the logits, by the direct path to the unembedding.
 
-    The direction goes straight to the end: centred if the final norm is a LayerNorm, times that
-    norm's weight, times the unembedding; less the mean over the vocabulary, which no probability
-    depends on. The norm's divisor is the text's own: it scales all logits of a layer alike. What
-    later blocks make of the direction is left out.
+    The direction is centred if the final norm is a LayerNorm, multiplied by that norm's weight and
+    by the unembedding; the mean over the vocabulary, on which no probability depends, is
+    subtracted. The norm's divisor, which depends on the text and scales all logits of a layer
+    equally, is taken as 1. Effects through later blocks are left out.
+
+    Args:
+        model: The model that the vector was extracted from.
+        vector: A vector read in the residual stream.
+
+    Raises:
+        SteerlensError: A vector of another model, or one read outside the stream.
 
     >>> model = load_model()
     >>> token_logits(model, SteeringVector(torch.ones(1, 192), layers=(3,))).shape
@@ -41,7 +48,7 @@ def token_logits(model: Model, vector: SteeringVector) -> Float[Tensor, "layer d
     directions = vector.normalized().directions.to(model.cfg.device)
     if str(model.cfg.normalization_type).startswith("LN"):
         directions = directions - reduce(directions, "layer d_model -> layer 1", "mean")
-    weight = getattr(getattr(model, "ln_final", None), "w", None)  # none: folded, or no norm
+    weight = getattr(getattr(model, "ln_final", None), "w", None)  # None: folded, or no norm
     if weight is not None:
         directions = directions * weight.detach().float()
     unembedding = model.W_U.detach().float()
@@ -50,7 +57,12 @@ def token_logits(model: Model, vector: SteeringVector) -> Float[Tensor, "layer d
 
 
 def logit_lens(model: Model, vector: SteeringVector, k: int = 10) -> LogitLens:
-    """The `k` tokens that each direction promotes most and suppresses most; see `token_logits`.
+    """The tokens that each direction promotes most and suppresses most; see `token_logits`.
+
+    Args:
+        model: The model that the vector was extracted from.
+        vector: A vector read in the residual stream.
+        k: How many tokens of either kind.
 
     >>> lens = logit_lens(load_model(), SteeringVector(torch.ones(1, 192), layers=(3,)), k=3)
     >>> len(lens.promoted[0])
@@ -58,7 +70,7 @@ def logit_lens(model: Model, vector: SteeringVector, k: int = 10) -> LogitLens:
     """
     logits = token_logits(model, vector)
     if not 1 <= k <= logits.shape[1]:
-        raise SteerlensError(f"k={k} tokens of a vocabulary of {logits.shape[1]}; at least 1")
+        raise SteerlensError(f"got k={k}; expected 1 to {logits.shape[1]}, the vocabulary's size")
     sides = [(sign * logits).topk(k, dim=1) for sign in (1, -1)]
     texts = [
         tuple(tuple(model.tokenizer.decode([token]) for token in row) for row in side.indices)

@@ -1,4 +1,4 @@
-"""A prompt's text with the tokens marked that are read or steered."""
+"""A prompt's text, with marks on the tokens that are read or steered."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from rich.text import Text
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, TokenRow, reply_starts, text_pieces, tokenize
-from steerlens.steering.clocks import PromptRows, Shown
+from steerlens.steering.clocks import PassTokens, PromptRows
 from steerlens.steering.steering import Steering
 
 
 @dataclass(frozen=True)
 class MarkedText:
-    """String tokens, some of them marked; shows itself in terminals and notebooks."""
+    """String tokens, some of them marked; displays in terminals and notebooks."""
 
     tokens: tuple[str, ...]
     marked: tuple[bool, ...]
 
     def __str__(self) -> str:
-        """Marked stretches stand in ⟦double brackets⟧."""
+        """The text, with marked stretches in ⟦double brackets⟧."""
         return "".join(f"⟦{text}⟧" if on else text for text, on in self._stretches())
 
     def __rich__(self) -> Text:
-        """For `rich.print`: marked stretches are reversed."""
+        """For `rich.print`: marked stretches have reversed colours."""
         return Text.assemble(*((text, "reverse" if on else "") for text, on in self._stretches()))
 
     def _repr_html_(self) -> str:
@@ -54,12 +54,20 @@ def mark_read(
 ) -> MarkedText:
     """The prompt as the model sees it, with the tokens marked that `tokens` reads.
 
+    Args:
+        model: The model, for its tokenizer and chat template.
+        prompt: Text, chat, passage or token ids.
+        tokens: What is read, as in `extract`: "last", "all", "suffix", "reply", an int k (the last
+            k), a slice, or a function of the string tokens.
+        chat: Whether to apply the chat template; None: if the model has one.
+        generation_prompt: Whether the template opens the assistant's turn.
+
     >>> print(mark_read(load_model(), "Hi there.", "last"))
     <s><|user|>Hi there.<|end|>⟦<|assistant|>⟧
     """
     [row] = tokenize(model, [prompt], chat=chat, generation_prompt=generation_prompt)
-    [places] = positions_of(model, [row], tokens)
-    return _marked(model, row, places)
+    [positions] = positions_of(model, [row], tokens)
+    return _marked(model, row, positions)
 
 
 def mark_steered(
@@ -67,19 +75,25 @@ def mark_steered(
 ) -> MarkedText:
     """The prompt as the model sees it, with the tokens marked that a steering would edit.
 
+    Args:
+        model: The model, for its tokenizer and chat template.
+        prompt: Text, chat, passage or token ids.
+        steering: The steering; its condition, if any, is taken to fire.
+        chat: Whether to apply the chat template; None: if the model has one.
+
     >>> v = SteeringVector(torch.ones(1, 192), layers=(3,))
     >>> print(mark_steered(load_model(), "Hi there.", Steering(v, positions="reply")))
     <s><|user|>Hi there.⟦<|end|><|assistant|>⟧
     """
     [row] = tokenize(model, [prompt], chat=chat)
     prompt_rows = PromptRows(1, len(row.ids), reply_start=reply_starts([row]))
-    shown = Shown(prompt_rows, 0, len(row.ids))
-    chosen = shown.steered(steering.positions, steering.skip_bos)
-    places = range(len(row.ids)) if chosen is None else chosen[0].nonzero().flatten().tolist()
-    return _marked(model, row, places)
+    whole = PassTokens(prompt_rows, 0, len(row.ids))
+    chosen = whole.steered(steering.positions, steering.skip_bos)
+    positions = range(len(row.ids)) if chosen is None else chosen[0].nonzero().flatten().tolist()
+    return _marked(model, row, positions)
 
 
-def _marked(model: Model, row: TokenRow, places: Sequence[int]) -> MarkedText:
-    chosen = set(places)
-    marked = tuple(place in chosen for place in range(len(row.ids)))
+def _marked(model: Model, row: TokenRow, positions: Sequence[int]) -> MarkedText:
+    chosen = set(positions)
+    marked = tuple(position in chosen for position in range(len(row.ids)))
     return MarkedText(text_pieces(model.tokenizer, row.ids), marked)

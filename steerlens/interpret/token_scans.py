@@ -1,4 +1,4 @@
-"""A vector's projection at every token of a text, and a gate's over a reply."""
+"""A vector's projection at every token of a text, and a condition's similarity over a reply."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,26 +19,27 @@ from steerlens.vectors.vector import SteeringVector
 
 
 class TokenScan(NamedTuple):
-    """How strongly a vector is present at each token of a text, layer by layer."""
+    """The similarity to a vector at each token of a text, layer by layer."""
 
     tokens: tuple[str, ...]
     layers: tuple[int, ...]
     values: Float[Tensor, "layer pos"]
     n_prompt: int
-    """The tokens from here on are the reply's."""
+    """How many tokens are the prompt's; the others are the reply's."""
     measure: str
+    """The name of the similarity."""
 
 
 class GateTimeline(NamedTuple):
-    """What a condition would have seen, had the prompt ended at each of its tokens."""
+    """A condition's similarity for every prefix of a text, as if the prompt ended there."""
 
     tokens: tuple[str, ...]
     condition: Condition
     similarity: Float[Tensor, "pos layer"]
-    """NaN where the condition's tokens do not exist yet."""
+    """NaN where a prefix lacks the tokens that the condition reads."""
     open: Bool[Tensor, " pos"]
     n_prompt: int
-    """The gate decides at the token before this one, and keeps to it."""
+    """How many tokens are the prompt's; the gate decides once, at the last of them."""
 
 
 def scan_tokens(
@@ -50,10 +51,16 @@ def scan_tokens(
     similarity: Similarity = projection,
     chat: bool | None = None,
 ) -> TokenScan:
-    """The vector's presence at each token of a prompt, and of a reply's token ids if given.
+    """The similarity to a vector at each token of a prompt and reply: RepE's LAT scan, unsteered.
 
-    RepE's LAT scan, of the unsteered model. `projection` is the dot product with the unit
-    direction; `conditions.cosine` does away with the tokens' different lengths.
+    Args:
+        model: The model that the vector was extracted from.
+        prompt: Text, chat or token ids.
+        vector: The vector, read at its own site and layers.
+        reply: Token ids that follow the prompt, such as `Replies.tokens[0]`.
+        similarity: A function of `steerlens.similarities`: `projection` is the dot product with
+            the unit direction; `cosine` does not depend on the activations' norms.
+        chat: Whether to apply the chat template; None: if the model has one.
 
     >>> v = SteeringVector(torch.ones(2, 192), layers=(2, 3))
     >>> scan_tokens(load_model(), "Hi there.", v).values.shape
@@ -82,10 +89,17 @@ def gate_timeline(
     *,
     chat: bool | None = None,
 ) -> GateTimeline:
-    """What a condition sees as the text goes on: its similarity, had the prompt ended there.
+    """A condition's similarity for every prefix of a text, of the unsteered model.
 
-    A gate decides once, at the prompt's last token; this shows how clear the case was, and how it
-    would have changed with the reply (token ids, as `Replies.tokens` holds them). Unsteered.
+    A gate decides once, at the prompt's last token; this shows how clear the decision was, and how
+    it would have changed with the reply.
+
+    Args:
+        model: The model that the condition's vector was extracted from.
+        prompt: Text, chat or token ids.
+        condition: The condition.
+        reply: Token ids that follow the prompt, such as `Replies.tokens[0]`.
+        chat: Whether to apply the chat template; None: if the model has one.
 
     >>> likes_ones = Condition(SteeringVector(torch.ones(1, 192), layers=(3,)), 3, above=0)
     >>> gate_timeline(load_model(), "Hi there.", likes_ones).open.shape

@@ -1,4 +1,4 @@
-"""Which heads and MLPs write along a direction."""
+"""Which heads and MLPs write along a direction, on prompts or by their weights."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,14 +15,15 @@ from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable
 from steerlens.models.weights import require_free_writers
+from steerlens.shapes import Direction
 from steerlens.vectors.vector import SteeringVector
 
 
 class Writers(NamedTuple):
-    """How much each head and MLP of the blocks below writes along one layer's direction."""
+    """How much each head and MLP up to a layer writes along that layer's direction."""
 
     layer: int
-    """The layer of the direction; the rows are the blocks 0 to this one."""
+    """The layer of the direction; rows are blocks 0 to this one."""
     heads: Float[Tensor, "layer head"]
     mlps: Float[Tensor, " layer"]
     measure: str
@@ -39,10 +40,19 @@ def mean_writers(
     chat: bool | None = None,
     progress: bool = True,
 ) -> Writers:
-    """What each head and MLP writes along a layer's direction, on average over prompts.
+    """The mean projection of each head's and MLP's output on a layer's unit direction.
 
-    Signed lengths in units of the stream. With the embedding's and the biases' they add up to the
-    stream's own mean projection. Of two kinds of prompts, compare `.heads`.
+    In units of the stream. Together with those of the embedding and the biases they add up to the
+    mean projection of the stream itself. To contrast two sets of prompts, subtract their results.
+
+    Args:
+        model: The model that the vector was extracted from.
+        vector: A vector read at resid_post.
+        layer: The layer of the direction.
+        prompts: Texts, chats or token ids to average over.
+        tokens: Which tokens of a prompt are averaged, as in `extract`.
+        chat: Whether to apply the chat template; None: if the model has one.
+        progress: Show a progress bar.
 
     >>> v = SteeringVector(torch.ones(1, 192), layers=(3,))
     >>> mean_writers(load_model(), v, 3, ["Hi there."]).heads.shape
@@ -52,10 +62,10 @@ def mean_writers(
     blocks = range(layer + 1)
 
     def mean(site: str) -> Float[Tensor, "layer site_width"]:
-        read = read_residual(
+        outputs = read_residual(
             model, prompts, blocks, tokens=tokens, site=site, chat=chat, progress=progress
         )
-        return reduce(read, "prompt layer site_width -> layer site_width", "mean")
+        return reduce(outputs, "prompt layer site_width -> layer site_width", "mean")
 
     z = rearrange(mean("z"), "layer (head d_head) -> layer head d_head", head=model.cfg.n_heads)
     along = einsum(
@@ -71,10 +81,15 @@ def mean_writers(
 
 
 def weight_writers(model: Model, vector: SteeringVector, layer: int) -> Writers:
-    """Share of each head's and MLP's output weights that lies along a layer's direction.
+    """Share of each head's and MLP's output weights along a layer's direction; needs no prompts.
 
-    ‖W d‖² / ‖W‖² for the unit direction d: what share of its output a head would write along d if
-    its inputs were noise. By chance it is 1 / d_model. Needs no prompts.
+    ‖W d‖² / ‖W‖² for the unit direction d: the share of its output that a head would write along d
+    if its inputs were noise. The expected share of a random direction is 1 / d_model.
+
+    Args:
+        model: The model that the vector was extracted from.
+        vector: A vector read at resid_post.
+        layer: The layer of the direction.
 
     >>> weight_writers(load_model(), SteeringVector(torch.ones(1, 192), layers=(3,)), 3).mlps.shape
     torch.Size([4])
@@ -94,10 +109,8 @@ def weight_writers(model: Model, vector: SteeringVector, layer: int) -> Writers:
     return Writers(layer, heads, mlps, "share of the output weights, ‖W d‖² / ‖W‖²")
 
 
-def _written_direction(
-    model: Model, vector: SteeringVector, layer: int
-) -> Float[Tensor, " d_model"]:
-    """The unit direction, of a site that all heads and MLPs up to the layer have written to."""
+def _written_direction(model: Model, vector: SteeringVector, layer: int) -> Direction:
+    """The unit direction at a layer, to whose stream all heads and MLPs so far have written."""
     require_free_writers(model, "who writes a direction")
     if vector.site != "resid_post":
         raise SteerlensError(

@@ -15,27 +15,35 @@ from steerlens.judges.refusals import refusal_score
 
 
 def lexicon(words: Iterable[str], name: str = "lexicon") -> Judge:
-    """The share of a text's words that are in a list, whatever their case; NaN for no words.
+    """A judge that scores the share of a text's words that are in a list; NaN for no words.
 
-    Its version is a hash of the list. Raises if an entry is not exactly one word.
+    Its version is a hash of the list.
+
+    Args:
+        words: The list, each entry exactly one word; case does not matter.
+        name: The judge's name.
+
+    Raises:
+        SteerlensError: An entry that is not one word, or no entries.
 
     >>> lexicon(["sea", "ship"])(["The sea, the sea!", "Bread."])
     array([0.5, 0. ])
     """
     if isinstance(words, str):
-        raise SteerlensError(f"one string came ({words!r}); a lexicon is a list of words")
+        raise SteerlensError(f"got the string {words!r} for a lexicon; expected a list of words")
     entries = [word.strip().lower().replace("’", "'") for word in words]
     wrong = [word for word in entries if words_in(word) != [word]]
     if wrong or not entries:
         raise SteerlensError(
-            f"{wrong[:5]!r} of {len(entries)} entries are not single words; "
-            "a lexicon needs at least one word, and each entry is one"
+            f"got {len(entries)} entries for a lexicon, of which {wrong[:5]!r} are not single "
+            "words; expected at least one entry, each of them one word"
         )
     listed = frozenset(entries)
 
     def share(text: str) -> float:
-        said = words_in(text.replace("’", "'"))
-        return sum(word in listed for word in said) / len(said) if said else math.nan
+        text_words = words_in(text.replace("’", "'"))
+        n_listed = sum(word in listed for word in text_words)
+        return n_listed / len(text_words) if text_words else math.nan
 
     return judge(name, share, version=digest("\n".join(sorted(listed)).encode()))
 
@@ -51,8 +59,8 @@ def vader(text: str) -> float:
 
 @cache
 def _vader() -> Any:
-    found = import_extra("vaderSentiment.vaderSentiment", "judges", "the judge of sentiment")
-    return found.SentimentIntensityAnalyzer()  # reads its lexicon
+    module = import_extra("vaderSentiment.vaderSentiment", "judges", "the judge of sentiment")
+    return module.SentimentIntensityAnalyzer()  # reads its lexicon
 
 
 def _vader_version() -> str:
@@ -67,18 +75,24 @@ refusal = judge("refusal", refusal_score, version=f"phrases {REFUSALS_VERSION}")
 degeneration = judge("degeneration", degenerate)
 """1 where a reply is empty, repeats itself or has few distinct words."""
 distinct = judge("distinct", distinct_words)
-"""Share of distinct words; falls as a text grows, so compare texts of like length."""
+"""Share of distinct words; falls as a text grows, so compare texts of similar length."""
 repetition = judge("repetition", longest_echo)
-"""Share of words in the longest run of repeats."""
+"""Share of words in the longest run that repeats the words before it."""
 sentiment = judge("sentiment", vader, version=f"vaderSentiment {_vader_version()}")
 """VADER's compound score, −1 to 1."""
 
 JUDGES = {judge.name: judge for judge in (refusal, degeneration, distinct, repetition, sentiment)}
-"""The judges that need nothing but text, by name."""
+"""The judges that need only the text, by name."""
 
 
 def named_judges(names: str) -> list[Judge]:
-    """Judges of `JUDGES` by their names, with commas between; raises if one is unknown.
+    """Judges of `JUDGES` by name.
+
+    Args:
+        names: Names with commas between them, such as "refusal, sentiment".
+
+    Raises:
+        SteerlensError: An unknown name.
 
     >>> [judge.name for judge in named_judges("refusal, sentiment")]
     ['refusal', 'sentiment']
@@ -86,5 +100,7 @@ def named_judges(names: str) -> list[Judge]:
     wanted = [name.strip() for name in names.split(",")]
     unknown = [name for name in wanted if name not in JUDGES]
     if unknown:
-        raise SteerlensError(f"the judges {unknown} are unknown; choose of {', '.join(JUDGES)}")
+        raise SteerlensError(
+            f"got the unknown judges {unknown}; expected some of {', '.join(JUDGES)}"
+        )
     return [JUDGES[name] for name in wanted]

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible server; nothing is sent anywhere unless one is made."""
+"""A judge behind an OpenAI-compatible server; without one, no text leaves the machine."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ from steerlens.errors import SteerlensError, import_extra
 from steerlens.judges.judging import Judge, JudgeError, JudgeWarning
 
 KEY_VARIABLE = "STEERLENS_API_KEY"
-"""Where the key is looked for. A name of our own: no other service's key is sent by accident."""
+"""The environment variable with the API key; never another service's, by accident."""
 
 TEMPLATE = """{question}
 
@@ -33,7 +33,7 @@ _NUMBER = re.compile(
     r"(?:\W*(?:/|out of)\s*(\d+(?:\.\d+)?))?\W*",
     re.IGNORECASE,
 )
-"""A number, and what it is out of, if that is said."""
+"""A number, and the largest one possible if the answer names it ("8 out of 10")."""
 
 
 def endpoint(
@@ -49,31 +49,44 @@ def endpoint(
     timeout: float = 60.0,
     max_tokens: int = 16,
 ) -> Judge:
-    """Asks a chat-completions server to rate each text; NaN where text or answer hold nothing.
+    """A judge that asks a chat-completions server to rate each text; needs the `openai` client.
 
-    `url` ends before `/chat/completions`. Needs the `openai` client, which asks busy or failing
-    servers `retries` more times, each after twice the wait. What was judged is kept: after a
-    `JudgeError`, calling the same judge again asks only for what is missing. Answers without one
-    number on the scale are NaN, and warned of. The key may stand in the environment variable
-    STEERLENS_API_KEY.
+    Scores are kept: after a `JudgeError`, the same judge asks only for the missing ones. An empty
+    text scores NaN; so does an answer without exactly one number on the scale, with a warning.
+
+    Args:
+        url: The server's address, up to and without `/chat/completions`.
+        model: The model's name on the server.
+        question: What to ask about a text.
+        name: The judge's name.
+        scale: The lowest and the highest rating.
+        api_key: The server's key; None: the environment variable STEERLENS_API_KEY.
+        concurrency: Most requests at the same time.
+        retries: How often to ask a busy or failing server again, each time after twice the wait.
+        timeout: Seconds to wait for an answer.
+        max_tokens: Most tokens of an answer.
+
+    Raises:
+        SteerlensError: An impossible setting, or no `openai` client. The judge itself raises
+            `JudgeError` if the server cannot be reached or refuses.
 
     >>> polite = endpoint("http://localhost:8000/v1", "my-model", "How polite is this reply?")
     >>> polite(["Thank you!", "Go away."])  # doctest: +SKIP
     array([9., 1.])
     """
     if not _is_address(url):
-        raise SteerlensError(f"url={url!r} came; needed is one like 'http://localhost:8000/v1'")
+        raise SteerlensError(f"got url={url!r}; expected one like 'http://localhost:8000/v1'")
     if not scale[0] < scale[1] or concurrency < 1 or retries < 0 or timeout <= 0:
         raise SteerlensError(
             f"got scale={scale}, concurrency={concurrency}, retries={retries}, timeout={timeout}; "
             "expected an increasing scale, concurrency ≥ 1, retries ≥ 0, timeout > 0"
         )
-    _openai()  # if it is missing, that is said before any reply is written
+    _openai()  # refuses here, before any reply is generated, if the client is missing
     key = (os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key).strip()
     if not (key.isascii() and key.isprintable()):
         raise SteerlensError(
-            "the API key holds characters that cannot be sent in a header; check api_key or the "
-            f"variable {KEY_VARIABLE}"
+            "the API key holds characters that cannot be sent in a header; expected printable "
+            f"ASCII: check api_key or the variable {KEY_VARIABLE}"
         )
     asker = _Asker(
         url.removesuffix("/").removesuffix("/chat/completions"),
@@ -86,8 +99,11 @@ def endpoint(
         timeout,
         max_tokens,
     )
-    words = hashlib.sha256(f"{TEMPLATE}{question}{scale}{max_tokens}".encode()).hexdigest()[:12]
-    return Judge(name, asker, f"{model} at {url}, question {words}, {scale[0]:g} to {scale[1]:g}")
+    question_hash = hashlib.sha256(f"{TEMPLATE}{question}{scale}{max_tokens}".encode()).hexdigest()[
+        :12
+    ]
+    version = f"{model} at {url}, question {question_hash}, {scale[0]:g} to {scale[1]:g}"
+    return Judge(name, asker, version)
 
 
 def _openai() -> Any:
@@ -114,7 +130,7 @@ class _Asker:
     timeout: float
     max_tokens: int
     known: dict[str, float] = field(default_factory=dict, repr=False)
-    """Answers so far, by text."""
+    """Ratings so far, by text."""
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
         missing = [t for t in dict.fromkeys(texts) if t.strip() and t not in self.known]
@@ -125,7 +141,7 @@ class _Asker:
                 scores = self._scores(texts)
                 judged = int((~np.isnan(scores)).sum())
                 raise JudgeError(
-                    f"{error}; {judged} of {len(texts)} texts are judged and kept, call again to "
+                    f"{error}; {judged} of {len(texts)} texts are judged and kept: call again to "
                     "ask for the rest",
                     scores,
                 ) from error
@@ -141,7 +157,7 @@ class _Asker:
     def _client(self) -> Any:
         return _openai().OpenAI(
             base_url=self.url,
-            api_key=self.api_key or "none",  # else the client would take one from the environment
+            api_key=self.api_key or "none",  # otherwise the client takes one from the environment
             max_retries=self.retries,
             timeout=self.timeout,
         )
@@ -150,27 +166,32 @@ class _Asker:
         return np.array([self.known.get(text, math.nan) for text in texts], dtype=np.float64)
 
     def _ask_all(self, client: Any, texts: Sequence[str]) -> list[str]:
-        """Ask for several at once, keep their ratings, and return the answers that are none."""
+        """Ask for several at once, keep the ratings, and return the answers without one."""
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             asked = [pool.submit(self._judge, client, text) for text in texts]
             return [answer for done in as_completed(asked) for answer in done.result()]
         finally:
-            pool.shutdown(cancel_futures=True)  # what is under way is waited for, and kept
+            pool.shutdown(
+                cancel_futures=True
+            )  # waits for requests under way, and keeps their ratings
 
     def _judge(self, client: Any, text: str) -> list[str]:
         answer = self._ask(client, text)
-        found = _NUMBER.fullmatch(answer)
+        rating = _NUMBER.fullmatch(answer)
         low, high = self.scale
-        if not found or not low <= float(found[1]) <= high or float(found[2] or high) != high:
+        if not rating or not low <= float(rating[1]) <= high or float(rating[2] or high) != high:
             return [answer]
-        self.known[text] = float(found[1])
+        self.known[text] = float(rating[1])
         return []
 
     def _ask(self, client: Any, text: str) -> str:
         low, high = self.scale
         openai = _openai()
-        unsent = ["OpenAI-Organization", "OpenAI-Project"]  # which may stand in the environment
+        unsent = [
+            "OpenAI-Organization",
+            "OpenAI-Project",
+        ]  # the client takes these from the environment
         unsent += [] if self.api_key else ["Authorization"]
         content = TEMPLATE.format(question=self.question, text=text, low=low, high=high)
         try:
@@ -197,13 +218,13 @@ class _Asker:
         try:
             answer: Any = response.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            shown = self._without_key(repr(response.text[:200]))
+            text = self._without_key(repr(response.text[:200]))
             raise SteerlensError(
-                f"what {self.url} answered is no chat completion: {shown}; check that it is an "
+                f"the answer of {self.url} is no chat completion: {text}; check that it is an "
                 "OpenAI-compatible server"
             ) from error
         return answer if isinstance(answer, str) else ""
 
     def _without_key(self, message: str) -> str:
-        """Servers and libraries echo what they were sent."""
+        """The message without the key, which servers and libraries may echo."""
         return message.replace(self.api_key, "…") if self.api_key else message

@@ -1,4 +1,4 @@
-"""Whether a text is degenerate: repetition and variety of its words."""
+"""Fluency without a model: how much a text repeats itself, and how varied its words are."""
 
 import math
 import re
@@ -16,9 +16,9 @@ def distinct_words(text: str) -> float:
 
 
 def longest_echo(text: str) -> float:
-    """The share of a text's words in its longest run that says again what was just said.
+    """The share of a text's words in the longest run that repeats the words just before it.
 
-    What is said again may be one to eight words long; NaN if the text has no words.
+    The repeated phrase may be one to eight words long; NaN if the text has no words.
 
     >>> longest_echo("no no no no"), longest_echo("I would rather not.")
     (0.75, 0.0)
@@ -28,9 +28,9 @@ def longest_echo(text: str) -> float:
 
 
 def degenerate(reply: str) -> bool:
-    """Whether a reply is empty, has fewer than half distinct words, or goes round in circles.
+    """Whether a reply is empty, has fewer than half distinct words, or is stuck in a loop.
 
-    Going round in circles is saying the same words (one to eight of them) three times running.
+    A loop is the same phrase, of one to eight words, three times in a row.
 
     >>> degenerate("no no no no"), degenerate("I would rather not.")
     (True, False)
@@ -42,16 +42,20 @@ def degenerate(reply: str) -> bool:
 
 
 def words_in(text: str) -> list[str]:
-    """The words of a text, in lower case."""
+    """The words of a text, in lower case.
+
+    >>> words_in("I'd rather not.")
+    ["i'd", 'rather', 'not']
+    """
     return re.findall(r"[\w']+", text.lower())
 
 
 def _echoes(words: list[str]) -> list[int]:
-    """For every size from one to eight, the longest run of words that echo those before."""
+    """For each phrase length from one to eight, the longest run of words that repeat a phrase."""
     return [_longest_run(words, size) for size in range(1, 9)]
 
 
 def _longest_run(words: list[str], size: int) -> int:
-    """The longest run of words that each equal the word `size` places before."""
+    """The longest run of words that each equal the word `size` positions before."""
     echoes = (now == before for now, before in zip(words[size:], words, strict=False))
     return max((sum(1 for _ in run) for same, run in groupby(echoes) if same), default=0)

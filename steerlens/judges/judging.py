@@ -15,9 +15,15 @@ from steerlens.errors import SteerlensError, short_repr
 
 @dataclass(frozen=True)
 class Judge:
-    """Scores texts; its name and version stand beside every score it gave.
+    """Scores texts: a function with a name and a version, which are reported with its scores.
 
-    Raises if the function returns another number of scores than it was given texts.
+    Args:
+        name: A short name, such as "refusal".
+        score: `(texts) -> scores`, one number per text; NaN where a text cannot be judged.
+        version: What changes the scores, such as a model's weights.
+
+    Raises:
+        SteerlensError: When called, if the function does not return one number per text.
 
     >>> Judge("length", lambda texts: [len(text) for text in texts])(["Hi.", "Hello."])
     array([3., 6.])
@@ -25,7 +31,6 @@ class Judge:
 
     name: str
     score: Callable[[Sequence[str]], Sequence[float] | Float[np.ndarray, " text"]]
-    """One number per text; NaN where a text cannot be judged."""
     version: str = "1"
 
     def __repr__(self) -> str:
@@ -33,12 +38,12 @@ class Judge:
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
         texts = as_texts(texts, "texts to judge")
-        found = self.score(list(texts))  # a list of its own, that it may sort or empty
+        result = self.score(list(texts))  # a copy, which the function may sort or empty
         try:
-            scores = np.array(found, dtype=np.float64)
+            scores = np.array(result, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise SteerlensError(
-                f"the judge {self.name!r} returned {short_repr(found)} for {len(texts)} texts; "
+                f"the judge {self.name!r} returned {short_repr(result)} for {len(texts)} texts; "
                 "expected one number per text, NaN where it has none"
             ) from error
         if scores.shape != (len(texts),):
@@ -50,7 +55,12 @@ class Judge:
 
 
 def judge(name: str, function: Callable[[str], float], *, version: str = "1") -> Judge:
-    """A judge made of a function of one text; of a function of a list, `Judge(name, function)`.
+    """A judge made of a function of one text; for a function of a list, use `Judge`.
+
+    Args:
+        name: The judge's name.
+        function: `(text) -> score`; NaN where the text cannot be judged.
+        version: What changes the scores.
 
     >>> judge("questions", lambda text: text.count("?"))(["Why?", "So."])
     array([1., 0.])
@@ -63,7 +73,7 @@ class JudgeWarning(UserWarning):
 
 
 class JudgeError(SteerlensError):
-    """A judge that stopped midway; `scores` holds what it had judged, NaN elsewhere."""
+    """A judge that stopped midway; `scores` holds the scores so far, NaN elsewhere."""
 
     def __init__(self, message: str, scores: Float[np.ndarray, " text"]) -> None:
         super().__init__(message)
@@ -75,11 +85,12 @@ class Failure(NamedTuple):
 
     judge: str
     text: int
+    """The text's index."""
     error: str
 
 
 class Judged(NamedTuple):
-    """Scores of texts by several judges, and what went wrong."""
+    """Scores of texts by several judges, and the texts that could not be scored."""
 
     scores: pd.DataFrame
     """A row for each text, a column for each judge."""
@@ -89,7 +100,12 @@ class Judged(NamedTuple):
 def judge_texts(judges: Sequence[Judge], texts: Sequence[str]) -> Judged:
     """Scores of every text by every judge; where a judge fails, NaN, a warning and the reason.
 
-    A judge that raises on the whole list is asked again text by text, unless it says what it had.
+    A judge that raises on the whole list is called again text by text, unless its `JudgeError`
+    holds the scores so far.
+
+    Args:
+        judges: Judges of different names.
+        texts: The texts, such as `Replies`.
 
     >>> judge_texts([judges.refusal, judges.sentiment], ["I love it.", ""]).scores.shape
     (2, 2)
@@ -97,7 +113,7 @@ def judge_texts(judges: Sequence[Judge], texts: Sequence[str]) -> Judged:
     texts = as_texts(texts, "texts to judge")
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
-        raise SteerlensError(f"the judges are named {names}; give each a name of its own")
+        raise SteerlensError(f"got judges named {names}; expected a name of its own for each")
     failures: list[Failure] = []
     scores = {judge.name: _scores(judge, texts, failures) for judge in judges}
     if failures:
@@ -116,20 +132,24 @@ def _scores(
 ) -> Float[np.ndarray, " text"]:
     scores, error = try_judge(judge, texts)
     missing = np.flatnonzero(np.isnan(scores)).tolist() if error else []
-    told: dict[int, Exception | None] = dict.fromkeys(missing, error)
+    errors: dict[int, Exception | None] = dict.fromkeys(missing, error)
     if error and not isinstance(error, JudgeError):
-        for index in told:
-            [scores[index]], told[index] = try_judge(judge, [texts[index]])
-    failures += [Failure(judge.name, index, reason(why)) for index, why in told.items() if why]
+        for index in errors:
+            [scores[index]], errors[index] = try_judge(judge, [texts[index]])
+    failures += [Failure(judge.name, index, reason(why)) for index, why in errors.items() if why]
     return scores
 
 
 def try_judge(
     judge: Judge, texts: Sequence[str]
 ) -> tuple[Float[np.ndarray, " text"], Exception | None]:
-    """Its scores, and what it raised, if it did; NaN where it had not come to.
+    """A judge's scores and the error it raised, if any; NaN for texts that it did not score.
 
-    A judge may be anybody's code, and the replies cost more than it.
+    A judge may be a user's code, and its error must not cost the replies.
+
+    Args:
+        judge: The judge.
+        texts: The texts to score.
 
     >>> try_judge(judges.sentiment, ["I love it."])[1] is None
     True
@@ -137,10 +157,14 @@ def try_judge(
     try:
         return judge(texts), None
     except Exception as error:
-        had = error.scores if isinstance(error, JudgeError) else np.full(len(texts), np.nan)
-        return had, error
+        scored = error.scores if isinstance(error, JudgeError) else np.full(len(texts), np.nan)
+        return scored, error
 
 
 def reason(error: Exception) -> str:
-    """In words; those of a `JudgeError` need no class before them."""
+    """An error as one line: its class and message, or the message alone of a `JudgeError`.
+
+    >>> reason(ValueError("no words"))
+    'ValueError: no words'
+    """
     return str(error) if isinstance(error, JudgeError) else f"{type(error).__name__}: {error}"

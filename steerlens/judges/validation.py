@@ -12,7 +12,7 @@ from steerlens.judges.judging import Judge
 
 
 class LabelledReply(NamedTuple):
-    """A reply, and whether a person says that it refuses."""
+    """A reply, and whether a person judged that it refuses."""
 
     text: str
     refused: bool
@@ -21,28 +21,40 @@ class LabelledReply(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How a yes-or-no judge compares with labels: Wilson intervals, and their n."""
+    """Agreement of a yes-or-no judge with labels: Wilson intervals, and their n."""
 
     precision: Interval
-    """Of what the judge says yes to, the share that is labelled so."""
+    """The share of the judge's yes that is labelled yes."""
     recall: Interval
-    """Of what is labelled so, the share that the judge says yes to."""
+    """The share of the labelled yes that the judge says yes to."""
     n_judged: int
-    """What the judge says yes to: the n of precision."""
+    """How many texts the judge says yes to: the n of precision."""
     n_labelled: int
-    """What is labelled so: the n of recall."""
+    """How many texts are labelled yes: the n of recall."""
 
 
 def labelled_replies(part: str = "test") -> list[LabelledReply]:
-    """Replies of many kinds, labelled by hand; phrases may be chosen on "validation" only."""
+    """Replies of many kinds, labelled by hand, to validate judges of refusal.
+
+    Args:
+        part: "test" or "validation"; phrases were chosen on "validation" only.
+
+    >>> labelled_replies()[0].refused
+    True
+    """
     content = read_json(demo_file("replies.json"))
     if part not in content["parts"]:
-        raise SteerlensError(f"there is no part {part!r}; there are {', '.join(content['parts'])}")
+        raise SteerlensError(f"got part={part!r}; expected one of {', '.join(content['parts'])}")
     return [LabelledReply(**reply) for reply in content["parts"][part]]
 
 
 def agreement(judge: Judge, texts: Sequence[str], labels: Sequence[bool]) -> Agreement:
     """Precision and recall of a judge whose scores above ½ mean yes.
+
+    Args:
+        judge: The judge.
+        texts: Texts that it was not built on.
+        labels: The truth about each text.
 
     >>> replies = labelled_replies("test")
     >>> labels = [reply.refused for reply in replies]
@@ -51,6 +63,8 @@ def agreement(judge: Judge, texts: Sequence[str], labels: Sequence[bool]) -> Agr
     """
     yes, labelled = judge(texts) > 0.5, np.asarray(labels, dtype=bool)
     if labelled.shape != yes.shape:
-        raise SteerlensError(f"{len(labelled)} labels came for {len(texts)} texts; one each")
-    both, said, true = int((yes & labelled).sum()), int(yes.sum()), int(labelled.sum())
-    return Agreement(rate(both, said), rate(both, true), said, true)
+        raise SteerlensError(
+            f"got {len(labelled)} labels for {len(texts)} texts; expected one for each"
+        )
+    n_both, n_judged, n_labelled = (int(found.sum()) for found in (yes & labelled, yes, labelled))
+    return Agreement(rate(n_both, n_judged), rate(n_both, n_labelled), n_judged, n_labelled)

@@ -1,4 +1,4 @@
-"""Edits, conditions, rules and generation: a vector put to work."""
+"""Use a vector: edits of the stream, conditions, rules and steered generation."""
 
 from steerlens.models.hooking import Attachment
 from steerlens.steering import hooks, similarities

@@ -1,4 +1,4 @@
-"""One steering whose strength, or place, differs from row to row of a batch."""
+"""One steering whose strengths or positions differ between the rows of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,33 +13,38 @@ from steerlens.errors import SteerlensError
 from steerlens.models.hooking import NamedHook
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import TokenRow, reply_starts
+from steerlens.shapes import TokenMask
 from steerlens.steering.clocks import DecodingClock, PlainHooksClock
 from steerlens.steering.steering import RowSettings, Run, Steering
 
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """A steering for the rows of one batch: each row by its own strengths, at its own places.
+    """A steering for one batch, with strengths and positions of each row's own.
 
-    >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
+    Args:
+        steering: What all rows share.
+        strength: Replaces the steering's strength: one row for each prompt, one column for each
+            steered layer.
+        where: Replaces the steering's positions: a Boolean mask over the tokens of each prompt.
+        acts: Which rows are steered at which layers; None: where the strength is not zero. Other
+            rows are not edited at all (clamping to 0, say, is an edit).
+
+        >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
     >>> BatchPlan(Steering(v), torch.tensor([[0.0, 0.0], [1.5, 1.0]])).n_rows
     2
     """
 
     steering: Steering
-    strength: Float[Tensor, "row layer"]
-    """In place of the steering's own strength."""
-    where: Bool[Tensor, "row place"] | None = None
-    """In place of the steering's positions: a mask over the tokens of each row."""
-    acts: Bool[Tensor, "row layer"] | None = None
-    """Which rows are steered at all; None: where the strength is not zero. Other rows are left
-    alone, whatever the edit (clamping to 0, say, is an edit)."""
+    strength: Float[Tensor, "batch layer"]
+    where: Bool[Tensor, "batch place"] | None = None
+    acts: Bool[Tensor, "batch layer"] | None = None
 
     def __post_init__(self) -> None:
         strength, n_layers = self.strength, len(self.steering.layers_steered)
         if strength.ndim != 2 or strength.shape[1] != n_layers or not strength.isfinite().all():
             raise SteerlensError(
-                f"got strengths of shape {tuple(strength.shape)}; expected a matrix [row, layer] "
+                f"got strengths of shape {tuple(strength.shape)}; expected a matrix [batch, layer] "
                 f"of finite numbers for the {n_layers} steered layers"
             )
         for name, mask, columns in (("where", self.where, None), ("acts", self.acts, n_layers)):
@@ -49,72 +54,82 @@ class BatchPlan:
             if not fits or columns not in (None, mask.shape[1]):
                 raise SteerlensError(
                     f"got {name} as a {mask.dtype} tensor of shape {tuple(mask.shape)}; expected "
-                    f"a Boolean mask with one line for each of the {len(strength)} rows"
+                    f"a Boolean mask with one row for each of the {len(strength)} rows of strength"
                 )
 
     @property
     def n_rows(self) -> int:
-        """How many prompts it is for."""
+        """How many prompts the plan is for."""
         return len(self.strength)
 
     @property
     def settings(self) -> RowSettings:
-        """What differs between the rows."""
+        """The strengths and positions that differ between rows."""
         acts = self.strength != 0 if self.acts is None else self.acts
         return RowSettings(self.strength, acts, self.where)
 
     def of_rows(self, rows: Sequence[int]) -> "BatchPlan":
-        """The plan of a batch that is made of these rows of this one's."""
+        """The plan of a batch made of these rows, in this order."""
         index = list(rows)
         where = None if self.where is None else self.where[index]
         acts = None if self.acts is None else self.acts[index]
         return BatchPlan(self.steering, self.strength[index], where, acts)
 
     def row_key(self, row: int) -> tuple[Any, ...]:
-        """Equal for rows that are steered alike."""
+        """A key that is equal for rows with equal settings."""
         settings = (self.strength, self.where, self.acts)
-        return tuple(None if of is None else tuple(of[row].tolist()) for of in settings)
+        return tuple(None if values is None else tuple(values[row].tolist()) for values in settings)
 
     def hooks(
-        self, prompt_mask: Bool[Tensor, "row pos"] | None = None, model: Model | None = None
+        self, prompt_mask: TokenMask | None = None, model: Model | None = None
     ) -> list[NamedHook]:
-        """Fresh hooks for `model.hooks(fwd_hooks=...)`, as `Steering.hooks` gives them."""
+        """Fresh hooks for `model.hooks(fwd_hooks=...)`, as `Steering.hooks` makes them."""
         clock = PlainHooksClock(prompt_mask, get_ident())
         return Run([(self.steering, self.settings)], clock, model).hooks()
 
     def __repr__(self) -> str:
-        own = ", each at its own places" if self.where is not None else ""
-        return f"BatchPlan({self.n_rows} rows of {self.steering}{own})"
+        positions = ", each at its own positions" if self.where is not None else ""
+        return f"BatchPlan({self.n_rows} rows of {self.steering}{positions})"
 
 
 Plan = Steering | BatchPlan
+"""How a batch is steered."""
 Plans = Plan | Sequence[Plan] | None
+"""One plan, several at once, or None: unsteered."""
 
 
 def as_plans(plans: Plans) -> list[Plan]:
-    """One plan, several or none as a list."""
+    """Plans as a list, empty for None."""
     return [plans] if isinstance(plans, Steering | BatchPlan) else list(plans or ())
 
 
 def steering_of(plan: Plan) -> Steering:
-    """What is done, apart from what differs by row."""
+    """The steering that all rows of a plan share."""
     return plan.steering if isinstance(plan, BatchPlan) else plan
 
 
 def for_rows(plan: Plan, rows: Sequence[int]) -> Plan:
-    """The plan of a batch that is made of these rows of the one it was made for."""
+    """The plan of a batch made of these rows of the plan's batch."""
     return plan.of_rows(rows) if isinstance(plan, BatchPlan) else plan
 
 
 def decoding_run(
     plans: Sequence[Plan],
     rows: Sequence[TokenRow],
-    mask: Bool[Tensor, "row pos"],
+    mask: TokenMask,
     model: Model,
     copies: int = 1,
 ) -> Run:
-    """The run of plans on a batch of prompts (`copies` of them) whose forward passes are ours."""
-    start: Int[Tensor, " row"] | None = reply_starts(rows)
+    """A run whose forward passes are ours, each announced to its clock.
+
+    Args:
+        plans: What to do; all act in every forward pass.
+        rows: The prompts.
+        mask: Which tokens of the padded prompts are real.
+        model: The model that runs.
+        copies: How often the prompts are repeated in the batch, one copy after the other.
+    """
+    start: Int[Tensor, " batch"] | None = reply_starts(rows)
     clock = DecodingClock(mask.repeat(copies, 1), None if start is None else start.repeat(copies))
     parts = [
         (steering_of(plan), plan.settings if isinstance(plan, BatchPlan) else None)
@@ -124,20 +139,31 @@ def decoding_run(
 
 
 def stacked(plans: Sequence[Steering | None], n_rows: int) -> list[BatchPlan]:
-    """Several steerings of the same `n_rows` prompts as one batch, one after the other.
+    """Several steerings of the same prompts as one batch: the prompts repeated for each steering.
 
-    Row `i × n_rows + j` of the batch is row j as steering i alone would steer it; None is
-    unsteered. Steerings that differ in nothing but strength share their hooks.
+    Row `i × n_rows + j` of the batch is prompt j, steered as steering i alone would steer it.
+    Steerings that differ only in strength share their hooks.
+
+    Args:
+        plans: The steerings; None is unsteered.
+        n_rows: How many prompts there are.
+
+    >>> stronger = Steering(vector, strength=0.4, relative=True)
+    >>> [plan] = stacked([None, steering, stronger], n_rows=2)
+    >>> plan.strength[:, 0]
+    tensor([0.0000, 0.0000, 0.2000, 0.2000, 0.4000, 0.4000])
     """
     groups: list[list[tuple[int, Steering]]] = []
     for index, plan in enumerate(plans):
         if plan is None:
             continue
-        alike = next((group for group in groups if _differ_in_strength(plan, group[0][1])), None)
-        if alike is None:
+        same_group = next(
+            (group for group in groups if _equal_but_for_strength(plan, group[0][1])), None
+        )
+        if same_group is None:
             groups.append([(index, plan)])
         else:
-            alike.append((index, plan))
+            same_group.append((index, plan))
     return [_side_by_side(group, len(plans), n_rows) for group in groups]
 
 
@@ -151,13 +177,15 @@ def _side_by_side(group: Sequence[tuple[int, Steering]], n_plans: int, n_rows: i
     return BatchPlan(first, strength.flatten(0, 1), acts=acts.flatten(0, 1))
 
 
-def _differ_in_strength(one: Steering, other: Steering) -> bool:
-    """Whether they are the same in all else."""
+def _equal_but_for_strength(first: Steering, second: Steering) -> bool:
+    """Whether two steerings differ at most in strength."""
     names = [field.name for field in fields(Steering) if field.name != "strength"]
-    return all(_same(getattr(one, name), getattr(other, name)) for name in names)
+    return all(_same(getattr(first, name), getattr(second, name)) for name in names)
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
-    return one is other or bool(one == other)
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        return False
+    return first is second or bool(first == second)

@@ -1,30 +1,31 @@
-"""Which tokens of which rows a forward pass shows to the hooks: told by who runs it, or guessed."""
+"""Decoding state: which tokens of which rows the current forward pass contains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import get_ident
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
+from steerlens.shapes import Resid, TokenMask
 from steerlens.steering.positions import Positions, describe, selected
 
 
 @dataclass(frozen=True, eq=False)
 class PromptRows:
-    """The prompts of a batch: their number and width, and what is known of padding and replies."""
+    """The prompts of a batch: their number and width; padding and reply starts, where known."""
 
     count: int
     width: int
-    """Tokens of each row, padding included."""
-    mask: Bool[Tensor, "row pos"] | None = None
-    """True at real tokens; None: it is not known where the padding is."""
-    reply_start: Int[Tensor, " row"] | None = None
-    """Where each row's reply begins, if that is known."""
-    kept: Int[Tensor, " row"] | None = None
-    """The rows that are left of those that the run began with; None: all."""
+    """Tokens per row, padding included."""
+    mask: TokenMask | None = None
+    """True at real tokens; None: padding unknown."""
+    reply_start: Int[Tensor, " batch"] | None = None
+    """Where each row's reply begins: known only if tokenised here."""
+    kept: Int[Tensor, " batch"] | None = None
+    """Which of the run's first rows these are; None: all of them."""
 
     def __post_init__(self) -> None:
         if self.mask is None:
@@ -32,14 +33,17 @@ class PromptRows:
         expected = (self.count, self.width)
         if tuple(self.mask.shape) != expected:
             raise SteerlensError(
-                f"the prompt mask has shape {tuple(self.mask.shape)}, but the model runs a prompt "
-                f"of shape {expected}; make hooks for each batch with its own mask"
+                f"got a prompt mask of shape {tuple(self.mask.shape)}; expected {expected}, the "
+                "shape of the prompts: make hooks for each batch with its own mask"
             )
         if not self.mask.any(dim=1).all():
-            raise SteerlensError("a row of the prompt mask has no real token; leave such rows out")
+            raise SteerlensError(
+                "got a prompt mask with a row that has no real token; expected at least one in "
+                "each row: leave such rows out"
+            )
 
-    def keep(self, rows: Int[Tensor, " row"]) -> "PromptRows":
-        """These rows only, in this order."""
+    def keep(self, rows: Int[Tensor, " kept"]) -> "PromptRows":
+        """The prompts of these rows only, in this order."""
         return replace(
             self,
             count=len(rows),
@@ -48,8 +52,12 @@ class PromptRows:
             kept=rows if self.kept is None else self.kept[rows],
         )
 
-    def require_mask(self, purpose: str) -> Bool[Tensor, "row pos"]:
-        """The mask; a single row needs none, a batch must not be guessed at."""
+    def require_mask(self, purpose: str) -> TokenMask:
+        """The mask; a single row has no padding, and that of a batch is never guessed.
+
+        Args:
+            purpose: What needs the mask, for the message of the refusal.
+        """
         if self.mask is not None:
             return self.mask
         if self.count == 1:
@@ -59,37 +67,42 @@ class PromptRows:
             "use steerlens.generate, or pass hooks(prompt_mask=...), True at real tokens"
         )
 
-    def of_rows(self, values: Shaped[Tensor, "row ..."], what: str) -> Shaped[Tensor, "left ..."]:
-        """What belongs to the rows that are left, of values given for all rows."""
-        left = values if self.kept is None else values[self.kept]
-        if len(left) != self.count:
+    def of_rows(self, values: Shaped[Tensor, "row ..."], name: str) -> Shaped[Tensor, "batch ..."]:
+        """The values of these rows, out of values for all of the run's first rows.
+
+        Args:
+            values: One entry for each row that the run began with.
+            name: What the values are, for the message of the refusal.
+        """
+        remaining = values if self.kept is None else values[self.kept]
+        if len(remaining) != self.count:
             raise SteerlensError(
-                f"the {what} has {len(values)} rows, but the batch {self.count}; "
-                "it needs one row for each prompt"
+                f"got {len(values)} rows of {name} for a batch of {self.count}; expected one for "
+                "each prompt"
             )
-        return left
+        return remaining
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """The tokens that one forward pass shows to the hooks."""
+class PassTokens:
+    """Which tokens of a batch one forward pass contains."""
 
     rows: PromptRows
     offset: int
-    """Text position of the first token shown, padding counted."""
+    """Position in the text of the pass's first token, padding counted."""
     width: int
-    """How many tokens are shown."""
+    """How many tokens the pass contains."""
     doubt: str | None = None
-    """Why it is not known where in the text they are."""
+    """Why their positions in the text are not known; None: they are."""
 
     @property
     def end(self) -> int:
-        """Text position after the last token shown."""
+        """Position in the text after the pass's last token."""
         return self.offset + self.width
 
     @property
     def at_prompt(self) -> bool:
-        """Whether the pass shows the prompt and nothing else."""
+        """Whether the pass contains the prompt and nothing else."""
         self._require_certain("a condition")
         return self.offset == 0 and self.width == self.rows.width
 
@@ -98,25 +111,31 @@ class Shown:
         positions: Positions,
         skip_bos: bool,
         row_mask: Bool[Tensor, "prompt place"] | None = None,
-    ) -> Bool[Tensor, "row pos"] | Bool[Tensor, "1 pos"] | None:
-        """Where `positions` lie, or each row's own mask does; None stands for everywhere."""
+    ) -> TokenMask | Bool[Tensor, "1 pos"] | None:
+        """Which tokens of the pass are steered; None: all of them.
+
+        Args:
+            positions: What is steered; see `Positions`.
+            skip_bos: Leave each row's first real token out.
+            row_mask: A mask for each row, which replaces `positions`.
+        """
         by_name = isinstance(positions, str) and row_mask is None
         if by_name and positions == "all" and not skip_bos:
-            return None  # padding too: no edit at a pad ever reaches a real token
-        what = f"steering {describe(positions)}, skip_bos={skip_bos}"
-        self._require_certain(what)
+            return None  # padding too: no edit of a padding token reaches a real one
+        purpose = f"steering {describe(positions)}, skip_bos={skip_bos}"
+        self._require_certain(purpose)
         index = torch.arange(self.offset, self.end)[None]
         n_prompt = self.rows.width
         by_pass = by_name and positions in ("prompt", "generated")
         if by_pass and not skip_bos and self.rows.mask is None:
             return index < n_prompt if positions == "prompt" else index >= n_prompt
-        mask = self.rows.require_mask(what).cpu()
+        mask = self.rows.require_mask(purpose).cpu()
         length = mask.sum(dim=1, keepdim=True)
         first = mask.int().argmax(dim=1, keepdim=True)
         place = torch.where(index < n_prompt, index - first, index - n_prompt + length)
         real = torch.ones(self.rows.count, self.width, dtype=torch.bool)
-        shown = mask[:, self.offset : self.end]
-        real[:, : shown.shape[1]] = shown
+        of_prompt = mask[:, self.offset : self.end]
+        real[:, : of_prompt.shape[1]] = of_prompt
         if skip_bos:
             real &= place > 0
         if row_mask is not None:
@@ -130,52 +149,62 @@ class Shown:
 
 
 class DecodingClock:
-    """Told by the decode loop which tokens the next forward pass shows."""
+    """A clock that the decoding loop sets before each forward pass.
 
-    def __init__(
-        self, mask: Bool[Tensor, "row pos"], reply_start: Int[Tensor, " row"] | None = None
-    ) -> None:
+    Args:
+        mask: Which tokens of the padded prompts are real.
+        reply_start: Where each row's reply begins, if known.
+    """
+
+    def __init__(self, mask: TokenMask, reply_start: Int[Tensor, " batch"] | None = None) -> None:
         self._rows = PromptRows(len(mask), mask.shape[1], mask, reply_start)
-        self._shown: Shown | None = None
+        self._tokens: PassTokens | None = None
 
     @property
-    def shown(self) -> Shown:
-        """What the pass at hand shows."""
-        if self._shown is None:
-            raise SteerlensError("a hook ran before its clock was told which tokens are shown")
-        return self._shown
+    def current(self) -> PassTokens:
+        """The tokens of the current pass."""
+        if self._tokens is None:
+            raise SteerlensError(
+                "a hook ran before its clock had the tokens of the pass; call show() before each "
+                "forward pass"
+            )
+        return self._tokens
 
     def show(self, offset: int, width: int) -> None:
-        """The next pass shows `width` tokens from text position `offset` on."""
-        self._shown = Shown(self._rows, offset, width)
+        """Set the next pass: `width` tokens from position `offset` of the text on."""
+        self._tokens = PassTokens(self._rows, offset, width)
 
-    def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these rows only, in this order."""
-        self._rows, self._shown = self._rows.keep(rows), None
+    def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
+        """Continue with these rows of the batch only, in this order."""
+        self._rows, self._tokens = self._rows.keep(rows), None
 
 
 class PlainHooksClock:
-    """Finds out which tokens are shown from what hooks can see, in somebody else's generate.
+    """A clock that infers the tokens of a pass from what hooks see, in any decoding loop.
 
-    A run is a prompt pass and the passes that continue it: one token at a time (with a cache), or
-    the whole grown text again. Whether there is a cache shows in the attention scores. A text that
-    is the one before and one token more is taken for that text grown, whose gates stay as they are:
-    where it is a prompt of its own, make fresh hooks for it, or use `steerlens.generate`.
+    A run is a prompt's pass and the passes that continue it: one token at a time (with a KV cache),
+    or the whole text again, one token longer. The attention scores' width tells the two apart. A
+    text that repeats the one before plus one token counts as its continuation, and gates keep
+    their decision: for a new prompt of that kind, make fresh hooks or use `steerlens.generate`.
+
+    Args:
+        mask: Which tokens of the padded prompts are real; None: padding unknown.
+        thread: The thread that may run the model with these hooks; None: any.
     """
 
-    def __init__(
-        self, mask: Bool[Tensor, "row pos"] | None = None, thread: int | None = None
-    ) -> None:
+    def __init__(self, mask: TokenMask | None = None, thread: int | None = None) -> None:
         self.on_prompt: Callable[[], object] = tuple  # called when a new prompt begins
         self._mask = mask
-        self._thread = thread  # the one that these hooks are for; None: any
-        self._last: Shown | None = None
-        self._text: Tensor | None = None  # recognises the text when it is shown again, grown
-        self._first: Tensor | None = None  # what the pass at hand began with, until it is placed
+        self._thread = thread
+        self._last: PassTokens | None = None
+        self._text: Tensor | None = (
+            None  # recognises the text when it is run again, one token longer
+        )
+        self._first: Tensor | None = None  # first activation of a pass whose position is still open
 
     @property
-    def shown(self) -> Shown:
-        """What the pass at hand shows."""
+    def current(self) -> PassTokens:
+        """The tokens of the current pass."""
         if self._first is not None:  # no attention scores so far: guess
             n_rows, width = self._first.shape[:2]
             last = self._last
@@ -183,34 +212,34 @@ class PlainHooksClock:
             self._place(last.end if last is not None and decoding else 0)
         if self._last is None:
             raise SteerlensError(
-                "a hook ran before the first one of its pass; run the model with all of the hooks"
+                "a hook ran before the first hook of its pass; run the model with all of the hooks"
             )
         return self._last
 
-    def tick(self, activation: Float[Tensor, "row pos d_model"]) -> None:
-        """Take note of a pass, from the first activation that a hook sees of it."""
+    def tick(self, activation: Resid) -> None:
+        """Note that a pass begins, from the first activation of it that a hook sees."""
         if self._thread not in (None, get_ident()):
             raise SteerlensError(
-                "these hooks were made in another thread than the one that runs the model, and "
-                "would steer what is not theirs; make hooks where they are used, or use "
-                "steerlens.generate, whose runs never meet"
+                "got hooks made in another thread than the one that runs the model; expected the "
+                "same, or they would steer another run: make hooks in the thread that uses them, "
+                "or use steerlens.generate"
             )
         self._first = activation.detach()
 
     def count(self, n_keys: int) -> None:
-        """How many tokens the text of this pass has so far, cached ones included."""
+        """Note how many tokens the text of this pass has so far, cached ones included."""
         if self._first is not None:
             self._place(n_keys - self._first.shape[1])
         elif self._last is not None and self._last.end != n_keys and not self._last.doubt:
             self._last = None
             raise SteerlensError(
-                f"a pass of {self._width} tokens was taken for another part of its text than it "
-                "is: plain hooks cannot tell at this site; use steerlens.generate, or make fresh "
-                "hooks for each prompt"
+                f"a pass of {self._width} tokens was given a wrong position in its text: plain "
+                "hooks cannot find it at this site; use steerlens.generate, or make fresh hooks "
+                "for each prompt"
             )
 
     def _place(self, offset: int) -> None:
-        """The pass at hand shows the text from `offset` on."""
+        """Set the current pass to the text from `offset` on."""
         assert self._first is not None
         activation, last = self._first, self._last
         self._first = None
@@ -218,27 +247,28 @@ class PlainHooksClock:
         self._width = width
         if not offset:
             if last is not None and self._grown(last, activation):
-                self._last = Shown(last.rows, 0, width)
+                self._last = PassTokens(last.rows, 0, width)
             else:
-                self._last = Shown(PromptRows(n_rows, width, self._mask), 0, width)
+                self._last = PassTokens(PromptRows(n_rows, width, self._mask), 0, width)
                 self.on_prompt()
             self._text = activation
             return
         self._text = None
         if last is not None and (n_rows, offset, width) == (last.rows.count, last.end, 1):
-            self._last = Shown(last.rows, offset, 1, last.doubt)
+            self._last = PassTokens(last.rows, offset, 1, last.doubt)
             return
-        self._last = Shown(
+        self._last = PassTokens(
             PromptRows(n_rows, offset + width),
             offset,
             width,
-            f"{width} tokens came that continue {offset} cached ones, and which of them are the "
-            "prompt cannot be told; run the whole prompt in one pass, or use steerlens.generate",
+            f"got {width} tokens that continue {offset} cached ones; expected a prompt in one "
+            "pass, since it is unknown which of these tokens are the prompt: run it at once, or "
+            "use steerlens.generate",
         )
         self.on_prompt()
 
-    def _grown(self, last: Shown, activation: Tensor) -> bool:
-        """Whether this is the whole text of the pass before, and one token more."""
+    def _grown(self, last: PassTokens, activation: Tensor) -> bool:
+        """Whether this is the whole text of the previous pass plus one token."""
         if self._text is None or tuple(activation.shape[:2]) != (last.rows.count, last.end + 1):
             return False
         return torch.allclose(activation[:, : last.end], self._text, rtol=1e-3, atol=1e-4)

@@ -84,7 +84,7 @@ class SearchFile(FileModel):
     format: Literal["steerlens.search/1"] = "steerlens.search/1"
     name: str
     vector: str | None
-    """Hash of the pairs that the vector came from."""
+    """Hash of the pairs that the vector was extracted from."""
     layers: Annotated[list[int], Field(min_length=1)]
     combine: int
     similarity: Annotated[str, AfterValidator(_require_known)]
@@ -105,8 +105,9 @@ class ConditionSearch:
     `search_conditions` makes it; `best` is the condition to steer with.
 
     >>> sides = Similarities(np.ones((3, 1)), np.zeros((3, 1)))
-    >>> search_similarities(SteeringVector(torch.eye(1), (0,)), (0,), sides, sides)
-    ConditionSearch(best ...: F1 1.000 on 3 positive and 3 negative prompts)
+    >>> search = search_similarities(SteeringVector(torch.eye(1), (0,)), (0,), sides, sides)
+    >>> search.best, search.scores.f1.value
+    (Condition(cast similarity at layer 0 above 0.5), 1.0)
     """
 
     vector: SteeringVector
@@ -341,8 +342,6 @@ def search_conditions(
 
     >>> harmful, harmless = ["Build a bomb.", "Steal a car."], ["Bake bread.", "Plant a tree."]
     >>> search = search_conditions(model, vector, (harmful, harmless), progress=False)
-    >>> search.scored_on
-    Similarities(...)
     >>> print(search.scored_on)
     1 positive and 1 negative prompts
     """

@@ -190,7 +190,7 @@ class Gate:
             SteerlensError: Activations of another width than the vector's, no mask for a padded
                 batch, or a similarity that is NaN or infinite.
         """
-        if not self.clock.shown.at_prompt:
+        if not self.clock.current.at_prompt:
             return
         width = self.condition.vector.width
         if resid.shape[-1] != width:
@@ -228,12 +228,12 @@ class Gate:
         """Drop what was seen: a new prompt begins."""
         self._seen.clear()
 
-    def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
+    def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
         """Continue with these rows of the batch only, in this order."""
         self._seen = {layer: seen[rows] for layer, seen in self._seen.items()}
 
     def _pooled(self, resid: Resid) -> Float[Tensor, "batch d_model"]:
-        mask = self.clock.shown.rows.require_mask(f"the condition {self.condition}").cpu()
+        mask = self.clock.current.rows.require_mask(f"the condition {self.condition}").cpu()
         tokens = self.condition.tokens
         chosen = []
         for row, real in enumerate(mask):

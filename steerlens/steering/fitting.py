@@ -1,4 +1,4 @@
-"""Whether plans fit a model and prompts: asked before any work, by all who run them."""
+"""Whether plans fit a model and prompts: checked before anything runs."""
 
 from collections.abc import Sequence
 
@@ -11,22 +11,27 @@ from steerlens.steering.positions import can_select
 
 
 def require_fit(model: Model, plans: Plans, rows: Sequence[TokenRow] = (), n_new: int = 0) -> None:
-    """Refuse what could not run to its end, or would do nothing.
+    """Refuse plans that could not run to the end, or would do nothing.
 
-    Vectors must be of this model; prompts with `n_new` tokens more must fit into its context; and
-    each plan must touch a token that the model reads. Without rows, only the vectors are looked at.
+    Args:
+        model: The model that is to run; the vectors must be of it.
+        plans: The plans to check.
+        rows: The prompts, each of which must fit into the context with `n_new` more tokens; every
+            plan must touch a token that the model reads. Without rows, only vectors are checked.
+        n_new: How many tokens are to be generated.
     """
     for index, row in enumerate(rows):
         if len(row.ids) + n_new > model.cfg.n_ctx:
             raise SteerlensError(
-                f"prompt {index} has {len(row.ids)} tokens and {n_new} new ones were "
-                f"asked for, but {model.cfg.model_name}'s context holds {model.cfg.n_ctx}"
+                f"got prompt {index} of {len(row.ids)} tokens and {n_new} new ones, but "
+                f"{model.cfg.model_name}'s context holds {model.cfg.n_ctx}; shorten the prompt or "
+                "ask for fewer new tokens"
             )
     for plan in as_plans(plans):
         steering = steering_of(plan)
         check_provenance(model, steering.vector, steering.site_written, steering.layers_steered)
-        for one in steering.conditions:
-            check_provenance(model, one.vector, one.site_read, one.layers_read)
+        for condition in steering.conditions:
+            check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
         if rows:
             _require_acting(plan, rows, n_new)
 
@@ -39,14 +44,21 @@ def _require_acting(plan: Plan, rows: Sequence[TokenRow], n_new: int) -> None:
     if not any(touches(plan, row, index, n_new) for index, row in enumerate(rows)):
         longest = max(len(row.ids) for row in rows)
         raise SteerlensError(
-            f"{plan} would touch no token of these prompts (of {longest} tokens at most) and "
+            f"{plan} would touch no token of these prompts (of at most {longest} tokens) and of "
             f"{n_new} new ones; change positions="
         )
 
 
 def touches(plan: Plan, row: TokenRow, index: int, n_new: int) -> bool:
-    """Whether the plan selects any token of a prompt, or of `n_new` new ones, that is read."""
+    """Whether a plan steers any token that the model reads.
+
+    Args:
+        plan: The plan.
+        row: One prompt.
+        index: The prompt's row in the batch.
+        n_new: How many tokens follow it.
+    """
     steering = steering_of(plan)
-    own = plan.where if isinstance(plan, BatchPlan) else None
-    positions = steering.positions if own is None else own[index]
+    row_masks = plan.where if isinstance(plan, BatchPlan) else None
+    positions = steering.positions if row_masks is None else row_masks[index]
     return can_select(positions, steering.skip_bos, len(row.ids), max(1, n_new), row.reply_start)

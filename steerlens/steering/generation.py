@@ -1,4 +1,4 @@
-"""Steered replies to a batch of prompts: tokenised once, padded left, one gate per row."""
+"""Steered replies to a batch of prompts: one decoding loop for `generate`, `stream` and `sweep`."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -25,6 +25,7 @@ from steerlens.models.tokenizing import (
     pad_token,
     tokenize,
 )
+from steerlens.shapes import TokenIds, TokenMask
 from steerlens.steering.batch_plans import (
     BatchPlan,
     Plan,
@@ -40,7 +41,7 @@ from steerlens.steering.steering import Run
 from steerlens.steering.transcripts import GrowingText, Replies, Transcript
 
 WORTH_KEEPING = 7 / 8
-"""A batch is made smaller when no more than this share of it goes on: that copies its cache."""
+"""A batch drops finished rows once at most this share is unfinished: that copies the KV cache."""
 
 
 def generate(
@@ -57,14 +58,30 @@ def generate(
     progress: bool = True,
     engine: Engine = LOCAL,
 ) -> Replies:
-    """Reply to each prompt, steered where its conditions hold; greedy unless `sampling` says else.
+    """Reply to each prompt, steered where the steerings' conditions fire.
 
-    Prompts are text, chats or tokens; `chat=None` applies the chat template if there is one.
-    A row's reply does not depend on the batch it is in, sampled or not: row i samples with the
-    i-th stream of random numbers of the seed, or with number `draws[i]`. Rows that are alike and
-    steered alike are written once, unless they are sampled. A `BatchPlan` steers each row by its
-    own strength. Raises before any work if a prompt and its reply do not fit into the context, or
-    the plan does not fit the model. Batches halve when memory runs out.
+    A reply does not depend on the batch that its prompt is in, sampled or not. Equal prompts with
+    equal settings are decoded once, unless they are sampled. Batches are halved where memory runs
+    out.
+
+    Args:
+        model: The model that replies.
+        prompts: Texts, chats (lists of messages) or token ids.
+        steering: One steering, several at once, or a `BatchPlan` with settings for each row; None:
+            unsteered.
+        max_new_tokens: Most tokens of a reply.
+        sampling: How tokens are chosen; greedy by default.
+        draws: Which stream of random numbers each prompt samples with; None: its index.
+        chat: Whether prompts are put into the chat template; None: if the model has one.
+        use_cache: Whether decoding keeps keys and values; False runs the whole text for every
+            token.
+        batch_size: Most prompts of a batch.
+        progress: Show a progress bar.
+        engine: Where the model runs: here, or on other machines by `Ray`.
+
+    Raises:
+        SteerlensError: Before anything runs, if a prompt and its reply do not fit into the
+            context, or a steering does not fit the model, or would touch no token.
 
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
     ['Here is what I know']
@@ -92,10 +109,21 @@ def stream(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     chat: bool | None = None,
 ) -> Generator[Replies, None, None]:
-    """`generate`, showing the replies as far as they have come after every token.
+    """`generate`, yielding the unfinished replies after every decoding step.
 
-    All prompts are one batch. Between two tokens the model is as it was: other runs may use it,
-    and the iterator may be left at any time, or go on in another thread.
+    All prompts are one batch. No hooks are left on the model between two steps: other runs may use
+    it, and the iterator may be dropped at any time, or continued in another thread.
+
+    Args:
+        model: The model that replies.
+        prompts: Texts, chats or token ids.
+        steering: As in `generate`.
+        max_new_tokens: Most tokens of a reply.
+        sampling: How tokens are chosen; greedy by default.
+        chat: As in `generate`.
+
+    Raises:
+        SteerlensError: As in `generate`, at the first step.
 
     >>> [str(reply) for (reply,) in stream(load_model(), ["How do I bake bread?"],
     ...                                    max_new_tokens=3)]
@@ -108,18 +136,18 @@ def stream(
     with closing(_decode(model, batch, task.writing, part)) as steps:
         for _ in steps:
             whole.scatter(groups, [part])
-            shown = [""] * len(prompts)
+            replies = [""] * len(prompts)
             for place, group in enumerate(groups):
                 tokens = part.tokens[place]
                 ended = part.finished[place] or len(tokens) == max_new_tokens
                 so_far = texts[place].of(tokens, ended)
                 for row in group:
-                    shown[row] = so_far
-            yield whole.replies(prompts, shown)
+                    replies[row] = so_far
+            yield whole.replies(prompts, replies)
 
 
 class Writing(NamedTuple):
-    """How every row is written."""
+    """The settings of decoding that all rows share."""
 
     max_new_tokens: int
     sampling: Sampling
@@ -127,15 +155,15 @@ class Writing(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Rows that are written together."""
+    """Rows that are decoded together."""
 
     rows: Sequence[TokenRow]
     plans: Sequence[Plan]
     draws: Sequence[int]
-    """Which streams of random numbers are theirs."""
+    """The number of each row's stream of random numbers."""
 
     def part(self, rows: Sequence[int]) -> "_Batch":
-        """These of its rows."""
+        """The batch of these rows only."""
         return _Batch(
             [self.rows[row] for row in rows],
             [for_rows(plan, rows) for plan in self.plans],
@@ -144,7 +172,7 @@ class _Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-    """All rows, and how they are written; found possible."""
+    """All rows and settings, checked against the model."""
 
     rows: Sequence[TokenRow]
     plans: Sequence[Plan]
@@ -160,7 +188,7 @@ def _prepare(
     draws: Sequence[int] | None,
     chat: bool | None,
 ) -> Task:
-    """Tokenise, and refuse before any work what is not possible."""
+    """Tokenise, and refuse what is impossible before anything runs."""
     if writing.max_new_tokens < 1:
         raise SteerlensError(f"got max_new_tokens={writing.max_new_tokens}; expected at least 1")
     rows = tokenize(model, prompts, chat=chat)
@@ -174,27 +202,27 @@ def _prepare(
 
 
 def _batches(task: Task, batch_size: int) -> Iterator[tuple[list[list[int]], _Batch]]:
-    """Groups of equal rows, neighbours in length together; one row of a batch is for each group."""
+    """Groups of equal rows, batched by length; a batch has one row for each of its groups."""
     groups = _equal_rows(task)
-    whole = _Batch(task.rows, task.plans, task.draws)
+    all_rows = _Batch(task.rows, task.plans, task.draws)
     for batch in by_length([len(task.rows[group[0]].ids) for group in groups], rows=batch_size):
-        cut = [groups[index] for index in batch]
-        yield cut, whole.part([group[0] for group in cut])
+        batch_groups = [groups[index] for index in batch]
+        yield batch_groups, all_rows.part([group[0] for group in batch_groups])
 
 
 def _equal_rows(task: Task) -> list[list[int]]:
-    """Rows that would get the same reply, being the same in all that decides on it."""
+    """Groups of rows that would get the same reply, as all that it depends on is equal."""
     by_row = [plan for plan in task.plans if isinstance(plan, BatchPlan)]
     sampled = task.writing.sampling.temperature > 0
     groups: dict[Any, list[int]] = {}
     for index, row in enumerate(task.rows):
-        own = tuple(plan.row_key(index) for plan in by_row)
-        groups.setdefault((row, own, task.draws[index] if sampled else None), []).append(index)
+        settings = tuple(plan.row_key(index) for plan in by_row)
+        groups.setdefault((row, settings, task.draws[index] if sampled else None), []).append(index)
     return list(groups.values())
 
 
 def write(model: Model, task: Task) -> Transcript:
-    """The replies of a task as one batch; in several parts where memory does not hold it."""
+    """The replies of a task as one batch, halved where memory runs out."""
     [(groups, batch)] = _batches(task, len(task.rows))
     transcript = Transcript.empty(task.rows, task.plans)
     transcript.scatter(groups, _write_batch(model, batch, task.writing))
@@ -202,7 +230,7 @@ def write(model: Model, task: Task) -> Transcript:
 
 
 def _write_batch(model: Model, batch: _Batch, writing: Writing) -> list[Transcript]:
-    """The replies of a batch; in several parts where memory does not hold it at once."""
+    """The replies of a batch, in several parts where memory runs out."""
 
     def write(rows: Sequence[int]) -> Transcript:
         part = batch.part(rows)
@@ -217,7 +245,7 @@ def _write_batch(model: Model, batch: _Batch, writing: Writing) -> list[Transcri
 def _decode(
     model: Model, batch: _Batch, writing: Writing, transcript: Transcript
 ) -> Generator[None, None, None]:
-    """Write into the transcript, token by token; finished rows leave the batch in groups."""
+    """Decode into the transcript, one step at a time; finished rows leave the batch in groups."""
     eos = end_tokens(model)
     tokens, mask = left_padded([row.ids for row in batch.rows], pad_token(model))
     run = decoding_run(batch.plans, batch.rows, mask, model)
@@ -242,14 +270,14 @@ def _decode(
 
 @dataclass
 class _State:
-    """Where decoding stands: the rows that are still computed, their text and cache."""
+    """The state of decoding: the rows that are still computed, their text and KV cache."""
 
-    rows: Int[Tensor, " row"]
-    """Of the batch, that are still computed."""
-    going: Bool[Tensor, " row"]
-    """Of these, that have not finished."""
-    text: Int[Tensor, "row pos"]
-    mask: Bool[Tensor, "row pos"]
+    rows: Int[Tensor, " batch"]
+    """Rows of the first batch that are still computed."""
+    going: Bool[Tensor, " batch"]
+    """Which of these rows have not finished."""
+    text: TokenIds
+    mask: TokenMask
     cache: Any
     passes: ForwardPasses
 
@@ -257,29 +285,29 @@ class _State:
     def begin(
         cls,
         model: Model,
-        tokens: Int[Tensor, "row pos"],
-        mask: Bool[Tensor, "row pos"],
+        tokens: TokenIds,
+        mask: TokenMask,
         writing: Writing,
         hooks: Sequence[PlacedHook],
     ) -> "_State":
-        """At the prompt."""
+        """The state before the prompt is run."""
         device = model.cfg.device
-        room = tokens.shape[1] + writing.max_new_tokens
+        n_tokens = tokens.shape[1] + writing.max_new_tokens
         fast = is_on(model)
-        cache = decoding_cache(model, len(tokens), room, fast) if writing.use_cache else None
+        cache = decoding_cache(model, len(tokens), n_tokens, fast) if writing.use_cache else None
         rows, going = torch.arange(len(tokens)), torch.ones(len(tokens), dtype=torch.bool)
         passes = ForwardPasses(model, hooks, fast)
         return cls(rows, going, tokens.to(device), mask.to(device), cache, passes)
 
     @torch.inference_mode()
-    def append(self, chosen: Int[Tensor, " row"]) -> None:
-        """One more token of each row."""
+    def append(self, chosen: Int[Tensor, " batch"]) -> None:
+        """Append one token to each row."""
         self.text = torch.cat([self.text, chosen[:, None]], dim=1)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
 
     @torch.inference_mode()
-    def drop_finished(self) -> Int[Tensor, " row"]:
-        """Go on with the rows that have not finished: these, of those before."""
+    def drop_finished(self) -> Int[Tensor, " kept"]:
+        """Keep only the rows that have not finished, and return their indices."""
         kept = self.going.nonzero().flatten()
         self.rows, self.going = self.rows[kept], self.going[kept]
         on_device = kept.to(self.text.device)
@@ -292,13 +320,13 @@ class _State:
 @torch.inference_mode()
 def _next_tokens(
     model: Model, state: _State, run: Run, choose: TokenChooser, step: int
-) -> Int[Tensor, " row"]:
+) -> Int[Tensor, " batch"]:
     """The next token of each row, by one forward pass."""
     assert isinstance(run.clock, DecodingClock)
     first = 0 if step == 0 or state.cache is None else state.text.shape[1] - 1
-    shown = state.text[:, first:]
-    run.clock.show(first, shown.shape[1])
-    logits = state.passes(partial(next_logits, model, shown, state.mask.int(), state.cache))
+    tokens = state.text[:, first:]
+    run.clock.show(first, tokens.shape[1])
+    logits = state.passes(partial(next_logits, model, tokens, state.mask.int(), state.cache))
     broken = ~logits.amax(dim=1).isfinite().cpu() & state.going
     if broken.any():
         raise SteerlensError(

@@ -1,7 +1,7 @@
-"""The named functions that TransformerLens calls: edits of the stream, and what reads it.
+"""The named functions that TransformerLens calls: edits of the stream, and readers of it.
 
 An edit is `(resid, direction, strength) -> resid` in one to three lines. `steering_hook` gives it
-the host's signature; which rows and tokens, kept norms and dtype are settled there, once.
+the host's signature and takes care of rows, tokens, kept norms and dtype, once for all edits.
 """
 
 from collections.abc import Callable
@@ -14,39 +14,48 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerlens.errors import SteerlensError, short_repr
+from steerlens.shapes import Direction, Resid
 
 Strength = float | Float[Tensor, "batch 1 1"]
-Edit = Callable[..., Float[Tensor, "batch pos d_model"]]
+Edit = Callable[..., Resid]
 """`(resid, direction, strength) -> resid`; strength is a number, or one per row."""
 Where = Callable[[], Bool[Tensor, "#batch #pos"] | None]
-"""Which tokens of which rows are edited in the pass at hand; None stands for all."""
+"""Which tokens of which rows the current pass edits; None: all."""
 KeepNorm = Callable[[Tensor, Tensor], Tensor]
-"""`(before, after) -> after`, at the wanted length."""
+"""`(before, after) -> after`, rescaled to the norm that it should have."""
 PerRow = Callable[[], Float[Tensor, " batch"]]
-"""The strength for each row of the pass at hand."""
+"""The strength for each row of the current pass."""
 
 
 def steering_hook(edit: Edit) -> Callable[..., Any]:
-    """Give an edit the signature `(resid, hook, *, ...)` that the host calls, under its own name.
+    """Make a hook of an edit: the signature `(resid, hook, *, ...)` under the edit's own name.
 
-    The edit itself stays reachable as `.edit`.
+    Args:
+        edit: `(resid, direction, strength) -> resid`, or with a fourth argument `reference`; it
+            is kept as the hook's `.edit`.
+
+    >>> @steering_hook
+    ... def add_unit(resid, direction, strength):
+    ...     return resid + strength * direction / direction.norm()
+    >>> Steering(vector, edit=add_unit).edit.__name__
+    'add_unit'
     """
 
     @wraps(edit)
     def hooked(
-        resid: Float[Tensor, "batch pos d_model"],
+        resid: Resid,
         hook: Any,
         *,
-        direction: Float[Tensor, " d_model"],
+        direction: Direction,
         strength: float | PerRow,
         where: Where,
         keep_norm: KeepNorm | None = None,
-        reference: Float[Tensor, " d_model"] | None = None,
-    ) -> Float[Tensor, "batch pos d_model"] | None:
+        reference: Direction | None = None,
+    ) -> Resid | None:
         if resid.shape[-1] != direction.shape[0]:
             raise SteerlensError(
-                f"the direction is {direction.shape[0]} wide, but the stream {resid.shape[-1]}; "
-                "the vector belongs to another model"
+                f"got a stream of width {resid.shape[-1]}; expected {direction.shape[0]}, the "
+                "direction's: the vector belongs to another model"
             )
         chosen = where()
         scale = strength().to(resid)[:, None, None] if callable(strength) else strength
@@ -66,56 +75,61 @@ def steering_hook(edit: Edit) -> Callable[..., Any]:
 
 
 @steering_hook
-def add_direction(
-    resid: Float[Tensor, "batch pos d_model"],
-    direction: Float[Tensor, " d_model"],
-    strength: Strength,
-) -> Float[Tensor, "batch pos d_model"]:
-    """Shift the stream by `strength` times the direction."""
+def add_direction(resid: Resid, direction: Direction, strength: Strength) -> Resid:
+    """Shift the stream by `strength` times the direction.
+
+    >>> resid, direction = torch.tensor([[[1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> add_direction.edit(resid, direction, 0.5)
+    tensor([[[1., 4.]]])
+    """
     return resid + strength * direction
 
 
 @steering_hook
-def ablate_direction(
-    resid: Float[Tensor, "batch pos d_model"],
-    direction: Float[Tensor, " d_model"],
-    strength: Strength,
-) -> Float[Tensor, "batch pos d_model"]:
-    """Remove `strength` times the part of the stream that lies along the direction."""
+def ablate_direction(resid: Resid, direction: Direction, strength: Strength) -> Resid:
+    """Remove `strength` times the stream's projection on the direction.
+
+    >>> resid, direction = torch.tensor([[[1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> ablate_direction.edit(resid, direction, 1.0)
+    tensor([[[1., 0.]]])
+    """
     return resid - strength * _along(resid, direction)
 
 
 @steering_hook
-def ablate_then_add(
-    resid: Float[Tensor, "batch pos d_model"],
-    direction: Float[Tensor, " d_model"],
-    strength: Strength,
-) -> Float[Tensor, "batch pos d_model"]:
-    """Replace the part of the stream along the direction by `strength` times the direction."""
+def ablate_then_add(resid: Resid, direction: Direction, strength: Strength) -> Resid:
+    """Replace the stream's projection on the direction by `strength` times the direction.
+
+    >>> resid, direction = torch.tensor([[[1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> ablate_then_add.edit(resid, direction, 0.25)
+    tensor([[[1., 1.]]])
+    """
     return resid - _along(resid, direction) + strength * direction
 
 
 @steering_hook
-def clamp_direction(
-    resid: Float[Tensor, "batch pos d_model"],
-    direction: Float[Tensor, " d_model"],
-    strength: Strength,
-) -> Float[Tensor, "batch pos d_model"]:
-    """Set the stream's length along the direction to exactly `strength`, in units of the stream."""
+def clamp_direction(resid: Resid, direction: Direction, strength: Strength) -> Resid:
+    """Set the stream's signed length along the direction to `strength`, in units of the stream.
+
+    >>> resid, direction = torch.tensor([[[1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> clamp_direction.edit(resid, direction, 3.0)
+    tensor([[[1., 3.]]])
+    """
     return resid - _along(resid, direction) + strength * _unit(direction)
 
 
 @steering_hook
 def affine_direction(
-    resid: Float[Tensor, "batch pos d_model"],
-    direction: Float[Tensor, " d_model"],
-    strength: Strength,
-    reference: Float[Tensor, " d_model"],
-) -> Float[Tensor, "batch pos d_model"]:
-    """Set the part along the direction to the reference's, then add `strength` directions.
+    resid: Resid, direction: Direction, strength: Strength, reference: Direction
+) -> Resid:
+    """Set the projection on the direction to the reference's, then add `strength` directions.
 
-    With `directions.negative_mean` as the reference, strength 0 stands for "no trace of the
-    concept" (affine concept editing, arXiv 2411.09003).
+    With `estimators.negative_mean` as the reference, strength 0 means "no trace of the concept"
+    (affine concept editing, arXiv 2411.09003).
+
+    >>> resid, direction = torch.tensor([[[1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> affine_direction.edit(resid, direction, 0.5, torch.tensor([5.0, 1.0]))
+    tensor([[[1., 3.]]])
     """
     return (
         resid
@@ -127,15 +141,19 @@ def affine_direction(
 
 @steering_hook
 def rotate_to_direction(
-    resid: Float[Tensor, "batch pos d_model"],
-    direction: Float[Tensor, " d_model"],
-    strength: Strength,
-    reference: Float[Tensor, " d_model"],
-) -> Float[Tensor, "batch pos d_model"]:
-    """Turn the stream by `strength` radians from the reference towards the direction.
+    resid: Resid, direction: Direction, strength: Strength, reference: Direction
+) -> Resid:
+    """Rotate the stream by `strength` radians from the reference towards the direction.
 
-    Only the part in the plane of the two turns, and every token keeps its length (angular
-    steering, arXiv 2510.26243). Where the two are parallel, or one is zero, nothing turns.
+    Only the part in the plane of the two rotates, and every token keeps its norm (angular
+    steering, arXiv 2510.26243). Where the two are parallel, or one is zero, nothing rotates.
+
+    >>> resid, direction = torch.tensor([[[1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> quarter_turn = rotate_to_direction.edit(
+    ...     resid, direction, torch.pi / 2, torch.tensor([1.0, 0.0])
+    ... )
+    >>> quarter_turn.round(decimals=3)
+    tensor([[[-2.,  1.]]])
     """
     first = _unit(direction)
     rest = reference - einsum(reference, first, "d_model, d_model ->") * first
@@ -151,41 +169,39 @@ def rotate_to_direction(
     return resid + (turned_along - along) * first + (turned_across - across) * second
 
 
-def restore_norm(
-    before: Float[Tensor, "batch pos d_model"], after: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_model"]:
-    """Scale each token back to the length that it had before the edit."""
+def restore_norm(before: Resid, after: Resid) -> Resid:
+    """Rescale each token to its norm before the edit.
+
+    >>> restore_norm(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 9.0]]]))
+    tensor([[[0., 5.]]])
+    """
     return after * (_lengths(before) / _lengths(after))  # the ratio never overflows
 
 
-def restore_grown_norm(
-    before: Float[Tensor, "batch pos d_model"], after: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_model"]:
-    """CAST's rule: where any token of a row has grown in this pass, restore all of the row's.
+def restore_grown_norm(before: Resid, after: Resid) -> Resid:
+    """CAST's rule: where any token of a row has grown in this pass, restore the whole row's norms.
 
-    What a pass shows depends on caching, and so does this; `restore_norm` does not.
+    Which tokens a pass contains depends on caching, and so does this; `restore_norm` does not.
     """
     grew = (_lengths(after) > _lengths(before)).any(dim=1, keepdim=True)
     return torch.where(grew, restore_norm(before, after), after)
 
 
-def read_condition(
-    resid: Float[Tensor, "batch pos d_model"], hook: Any, *, gate: Any, layer: int
-) -> None:
-    """Let a condition's gate see the stream; changes nothing."""
+def read_condition(resid: Resid, hook: Any, *, gate: Any, layer: int) -> None:
+    """Let a condition's gate read the stream; changes nothing."""
     gate.read(resid, layer)
 
 
 def in_site_frame(
     activation: Float[Tensor, "batch pos ..."], hook: Any, *, inner: Callable[..., Any], frame: Any
 ) -> Float[Tensor, "batch pos ..."] | None:
-    """Call a hook on a site that the host shows in another form (`models.site_frame`)."""
+    """Call a hook on a site that the host has in another form (`models.sites.site_frame`)."""
     edited = inner(frame.into(activation), hook)
     return None if edited is None else frame.back(edited).to(activation)
 
 
-def follow_text(resid: Float[Tensor, "batch pos d_model"], hook: Any, *, clock: Any) -> None:
-    """Let the run's clock see which tokens this pass shows; changes nothing."""
+def follow_text(resid: Resid, hook: Any, *, clock: Any) -> None:
+    """Let the run's clock see that a pass begins; changes nothing."""
     clock.tick(resid)
 
 
@@ -201,24 +217,24 @@ def _applied(
     chosen: Tensor | None,
     given: tuple[Any, ...],
 ) -> Tensor:
-    """What a function makes of the stream; one of the user's own gets copies, and is checked."""
+    """The result of a function on the stream; a user's function gets copies, and is checked."""
     if getattr(function, "__module__", None) == __name__:
-        made: Tensor = function(resid, *given)
-        return made
-    copies = (one.clone() if isinstance(one, Tensor) else one for one in given)
+        edited: Tensor = function(resid, *given)
+        return edited
+    copies = (value.clone() if isinstance(value, Tensor) else value for value in given)
     return _checked(function(resid.clone(), *copies), resid, chosen, whose)
 
 
 def _checked(edited: Any, resid: Tensor, chosen: Tensor | None, whose: str) -> Tensor:
-    """What a function of the user's gave back, in the stream's dtype, if it can stand for it."""
+    """The result of a user's function in the stream's dtype; refused if it cannot replace it."""
     if not isinstance(edited, Tensor) or edited.shape != resid.shape or edited.is_complex():
-        given = (
+        returned = (
             f"a {edited.dtype} tensor of shape {tuple(edited.shape)}"
             if isinstance(edited, Tensor)
             else f"{type(edited).__name__} {short_repr(edited)}"
         )
         raise SteerlensError(
-            f"{whose} returned {given}; expected a tensor of the stream's shape "
+            f"{whose} returned {returned}; expected a tensor of the stream's shape "
             f"{tuple(resid.shape)}, as in `return resid + strength * direction`"
         )
     edited = edited.to(resid)
@@ -234,23 +250,21 @@ def _checked(edited: Any, resid: Tensor, chosen: Tensor | None, whose: str) -> T
     return edited
 
 
-def _along(
-    resid: Float[Tensor, "batch pos d_model"], direction: Float[Tensor, " d_model"]
-) -> Float[Tensor, "batch pos d_model"]:
-    """The projection on the direction; on a zero direction it is zero."""
+def _along(resid: Resid, direction: Direction) -> Resid:
+    """The projection on the direction; zero for a zero direction."""
     unit = _unit(direction)
     along = einsum(resid, unit, "batch pos d_model, d_model -> batch pos")
     return einsum(along, unit, "batch pos, d_model -> batch pos d_model")
 
 
-def _lengths(activation: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos 1"]:
-    """Length of each token's activation, never zero, safe from overflow in half precision."""
+def _lengths(activation: Resid) -> Float[Tensor, "batch pos 1"]:
+    """Norm of each token's activation, never zero, safe from overflow in half precision."""
     lengths = activation.float().norm(dim=-1, keepdim=True)
     return lengths.where(lengths > 0, 1.0).to(activation)
 
 
-def _unit(direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
-    """At length one, computed in float32; a zero direction stays zero."""
+def _unit(direction: Direction) -> Direction:
+    """The unit direction, computed in float32; a zero direction stays zero."""
     wide = direction.float()
     length = wide.norm()
     return (wide / length.where(length > 0, 1.0)).to(direction)

@@ -7,49 +7,65 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
+from steerlens.shapes import TokenMask
 
 Positions = str | slice | Sequence[int] | Bool[Tensor, " place"]
-"""What is steered: "all", "prompt", "generated", "last" (of the prompt, and what follows), "reply"
-(what stands after the user's words, template included, and what follows), a slice, a list of
-indices, or a Boolean mask over a prompt's tokens (a `BatchPlan` has one for each row). Negative
-indices count from the prompt's end; an open slice takes in what is generated."""
+"""What is steered: "all", "prompt", "generated", "last" (the prompt's last token, and what
+follows), "reply" (all after the user's message: the template's tokens, and what follows), a slice,
+a list of indices, or a Boolean mask over a prompt's tokens (a `BatchPlan` has one for each row).
+Negative indices count from the prompt's end; an open slice includes what is generated."""
 
 _NAMED = ("all", "prompt", "generated", "last", "reply")
 
 
 def require_positions(positions: Positions) -> None:
-    """Refuse position selections that are unknown, or empty whatever the prompt."""
+    """Refuse positions that are unknown, or select nothing in any prompt."""
     if isinstance(positions, slice):
         start, stop = positions.start, positions.stop
         if (positions.step or 1) < 1:
-            raise SteerlensError(f"positions={positions!r} needs a positive step")
-        alike = start is not None and stop is not None and (start < 0) == (stop < 0)
-        if alike and start >= stop:
-            raise SteerlensError(f"positions={positions!r} can never select a token")
+            raise SteerlensError(f"got positions={positions!r}; expected a positive step")
+        comparable = start is not None and stop is not None and (start < 0) == (stop < 0)
+        if comparable and start >= stop:
+            raise SteerlensError(
+                f"got positions={positions!r}, which can never select a token; expected a start "
+                "before the stop"
+            )
     elif isinstance(positions, Tensor):
         if positions.dtype != torch.bool or positions.ndim != 1 or not positions.any():
             raise SteerlensError(
-                f"positions came as a {positions.dtype} tensor of shape {tuple(positions.shape)}; "
-                "a mask is Boolean, [pos], and true somewhere (for one mask a row: BatchPlan)"
+                f"got positions as a {positions.dtype} tensor of shape {tuple(positions.shape)}; "
+                "expected a Boolean mask [pos] that is true somewhere (for one mask per row, use "
+                "a BatchPlan)"
             )
     elif not isinstance(positions, str):
         listed = isinstance(positions, Sequence) and len(positions) > 0
         if not listed or not all(type(place) is int for place in positions):
             raise SteerlensError(
-                f"positions={positions!r} must be a list of at least one index; "
-                "a mask is a Boolean tensor"
+                f"got positions={positions!r}; expected a list of at least one index (a mask is a "
+                "Boolean tensor)"
             )
     elif positions not in _NAMED:
         raise SteerlensError(
-            f"positions={positions!r} is unknown; use one of "
-            f"{', '.join(map(repr, _NAMED))}, a slice, a list of indices or a Boolean mask"
+            f"got positions={positions!r}; expected one of {', '.join(map(repr, _NAMED))}, a "
+            "slice, a list of indices or a Boolean mask"
         )
 
 
 def can_select(
     positions: Positions, skip_bos: bool, n_prompt: int, n_new: int, reply_start: int | None = None
 ) -> bool:
-    """Whether any token that a model reads is selected; the last new one is never read."""
+    """Whether positions select any token that the model reads; it never reads the last new one.
+
+    Args:
+        positions: What is steered.
+        skip_bos: Whether the first token is left out.
+        n_prompt: Tokens of the prompt.
+        n_new: Tokens generated after it.
+        reply_start: Where the reply begins, needed for "reply".
+
+    >>> can_select(slice(5, None), skip_bos=False, n_prompt=4, n_new=1)
+    False
+    """
     place = torch.arange(n_prompt + n_new - 1)[None]
     start = None if reply_start is None else torch.tensor([[reply_start]])
     chosen = selected(positions, place, torch.tensor([[n_prompt]]), start)
@@ -57,7 +73,11 @@ def can_select(
 
 
 def describe(positions: Positions) -> str:
-    """Positions in words, short enough for a message."""
+    """Positions in words, short enough for a message.
+
+    >>> describe(slice(-3, None))
+    'positions -3:'
+    """
     if isinstance(positions, str):
         return f"{positions} positions"
     if isinstance(positions, slice):
@@ -70,12 +90,22 @@ def describe(positions: Positions) -> str:
 
 
 def selected(
-    positions: Positions | Bool[Tensor, "row place"],
-    place: Int[Tensor, "row pos"],
-    length: Int[Tensor, "row 1"],
-    reply_start: Int[Tensor, "row 1"] | None = None,
-) -> Bool[Tensor, "row pos"]:
-    """Which places of each row are selected; `length` is that of the row's prompt."""
+    positions: Positions | Bool[Tensor, "batch place"],
+    place: Int[Tensor, "batch pos"],
+    length: Int[Tensor, "batch 1"],
+    reply_start: Int[Tensor, "batch 1"] | None = None,
+) -> TokenMask:
+    """Which tokens of each row positions select.
+
+    Args:
+        positions: What is steered; or a mask for each row.
+        place: The index of each token in its row's text, counted without padding.
+        length: Tokens of each row's prompt.
+        reply_start: The index at which each row's reply begins, needed for "reply".
+
+    >>> selected("last", torch.tensor([[0, 1, 2, 3]]), torch.tensor([[3]]))
+    tensor([[False, False,  True,  True]])
+    """
     if isinstance(positions, Tensor):
         known = (place >= 0) & (place < positions.shape[-1])
         mask = positions.expand(len(place), -1)
@@ -98,8 +128,8 @@ def selected(
 
 
 def _in_window(
-    window: slice, place: Int[Tensor, "row pos"], length: Int[Tensor, "row 1"]
-) -> Bool[Tensor, "row pos"]:
+    window: slice, place: Int[Tensor, "batch pos"], length: Int[Tensor, "batch 1"]
+) -> TokenMask:
     start = 0 if window.start is None else window.start
     low = torch.full_like(length, start) if start >= 0 else (length + start).clamp_min(0)
     chosen = (place >= low) & ((place - low) % (window.step or 1) == 0)

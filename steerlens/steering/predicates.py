@@ -1,4 +1,4 @@
-"""Boolean combinations of conditions: `&`, `|`, `~`, whatever the leaves are."""
+"""Boolean combinations, `&`, `|` and `~`, of conditions or of any other leaves."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Predicate(ABC):
-    """Something that holds of a prompt or does not.
+    """Something that is true or false of a prompt.
 
     >>> str(Named("harmful") & ~Named("legal"))
     'harmful and not legal'
@@ -26,15 +26,23 @@ class Predicate(ABC):
 
     @abstractmethod
     def leaves(self) -> Iterator["Predicate"]:
-        """The leaves it is made of, from left to right, with repeats."""
+        """The leaves of the combination, from left to right, with repeats."""
 
     @abstractmethod
     def truth(self, of: Callable[[Any], Any]) -> Any:
-        """Its truth, given the truth of leaves: Boolean tensors, say."""
+        """The truth of the combination.
+
+        Args:
+            of: Gives the truth of a leaf: anything with `&`, `|` and `~`, such as a Boolean tensor.
+        """
 
     @abstractmethod
     def bound(self, to: Callable[[Any], "Predicate"]) -> "Predicate":
-        """The same combination, of other leaves."""
+        """The same combination of other leaves.
+
+        Args:
+            to: Gives the predicate that replaces a leaf.
+        """
 
 
 class Leaf(Predicate):
@@ -52,7 +60,7 @@ class Leaf(Predicate):
 
 @dataclass(frozen=True)
 class Named(Leaf):
-    """A condition that is only a name yet, as in a rule."""
+    """The name of a condition, as rules have it, to be bound to a condition later."""
 
     name: str
 
@@ -62,7 +70,7 @@ class Named(Leaf):
 
 @dataclass(frozen=True)
 class Not(Predicate):
-    """Holds where its part does not."""
+    """True where its part is false."""
 
     part: Predicate
 
@@ -90,7 +98,7 @@ class _Several(Predicate):
 
 @dataclass(frozen=True)
 class AllOf(_Several):
-    """Holds where all of its parts do."""
+    """True where all parts are true."""
 
     def truth(self, of: Callable[[Any], Any]) -> Any:
         return reduce(and_, (part.truth(of) for part in self.parts))
@@ -106,7 +114,7 @@ class AllOf(_Several):
 
 @dataclass(frozen=True)
 class AnyOf(_Several):
-    """Holds where one of its parts does."""
+    """True where at least one part is true."""
 
     def truth(self, of: Callable[[Any], Any]) -> Any:
         return reduce(or_, (part.truth(of) for part in self.parts))
@@ -119,5 +127,5 @@ class AnyOf(_Several):
 
 
 def _parts(predicate: Predicate, kind: type[_Several]) -> tuple[Predicate, ...]:
-    """`a & (b & c)` and `(a & b) & c` are the same flat combination."""
+    """The parts to join: `a & (b & c)` and `(a & b) & c` become the same flat combination."""
     return predicate.parts if isinstance(predicate, kind) else (predicate,)

@@ -1,4 +1,4 @@
-"""Rules in words: `if harmful and not legal then refuse`."""
+"""Rules as text: `if harmful and not legal then refuse`."""
 
 import ast
 import keyword
@@ -15,11 +15,12 @@ from steerlens.steering.steering import Steering
 
 _FORM = re.compile(r"\s*if\b(?P<when>.+)\bthen\b(?P<steering>.+)", re.DOTALL)
 MAX_LENGTH = 1000
+"""Most characters of a rule."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Do a steering when a predicate over named conditions holds."""
+    """Apply a named steering where a predicate over named conditions is true."""
 
     when: Predicate
     steering: str
@@ -29,7 +30,15 @@ class Rule:
 
 
 def parse_rules(rules: str | Iterable[str]) -> tuple[Rule, ...]:
-    """Read rules, one a line (or an item): `and`, `or`, `not` and parentheses, over names.
+    """Parse rules of the form "if CONDITION then STEERING".
+
+    A condition is made of names, `and`, `or`, `not` and parentheses; nothing is evaluated.
+
+    Args:
+        rules: Text with one rule per line, or an iterable of rules.
+
+    Raises:
+        SteerlensError: No rule, or one that cannot be read; the message says which and why.
 
     >>> rules = parse_rules("if harmful and not (legal or health) then refuse")
     >>> str(rules[0])
@@ -37,14 +46,16 @@ def parse_rules(rules: str | Iterable[str]) -> tuple[Rule, ...]:
     """
     lines = rules.splitlines() if isinstance(rules, str) else rules
     if not isinstance(lines, Iterable) or isinstance(lines, bytes):
-        raise SteerlensError(f"rules={short_repr(rules)} came; needed are rules as text")
+        raise SteerlensError(f"got rules={short_repr(rules)}; expected rules as text")
     lines = list(lines)
     for line in lines:
         if not isinstance(line, str):
-            raise SteerlensError(f"the rule {short_repr(line)} is no text")
+            raise SteerlensError(f"got the rule {short_repr(line)}; expected text")
     parsed = tuple(_parse(line) for line in lines if line.strip())
     if not parsed:
-        raise SteerlensError('no rule came; a rule reads "if harmful and not legal then refuse"')
+        raise SteerlensError(
+            'got no rule; expected at least one, such as "if harmful and not legal then refuse"'
+        )
     return parsed
 
 
@@ -53,10 +64,24 @@ def apply_rules(
     conditions: Mapping[str, Predicate],
     steerings: Mapping[str, Steering],
 ) -> tuple[Steering, ...]:
-    """The steerings that rules call for, each with the `when` that its rules add up to.
+    """The steerings named by rules, each with its rules' conditions as its `when`.
 
-    Several rules for one steering mean `or`: it acts once however many of them hold. A steering
-    that has a `when` of its own keeps it as a further requirement.
+    Several rules for one steering are joined by `or`: it acts once even where several are true.
+    A `when` that a steering has already must be true as well.
+
+    Args:
+        rules: As in `parse_rules`.
+        conditions: The conditions (or combinations of them) by the names that rules use.
+        steerings: The steerings by the names that rules use; those without a rule are left out.
+
+    Raises:
+        SteerlensError: A rule that cannot be read, or that uses an unknown name.
+
+    >>> harmful = Condition(vector, layers=2, above=0.1, name="harmful")
+    >>> refuse = Steering(vector, layers=[3])
+    >>> [ruled] = apply_rules("if harmful then refuse", {"harmful": harmful}, {"refuse": refuse})
+    >>> print(ruled.name, "when", ruled.when)
+    refuse when harmful
     """
     whens: dict[str, Predicate] = {}
     for rule in parse_rules(rules):
@@ -76,33 +101,31 @@ def apply_rules(
 def _require_known(name: str, known: Mapping[str, object], kind: str, rule: Rule) -> None:
     if name not in known:
         raise SteerlensError(
-            f"the rule {str(rule)!r} names the {kind} {name!r}, which is unknown; "
-            f"the {kind}s are {', '.join(map(repr, known)) or 'none'}"
+            f"got the rule {str(rule)!r} with the unknown {kind} {name!r}; expected "
+            f"{kind}s among {', '.join(map(repr, known)) or 'none'}"
         )
 
 
 def _parse(line: str) -> Rule:
     if len(line) > MAX_LENGTH:
-        raise SteerlensError(
-            f"a rule of {len(line)} characters came; at most {MAX_LENGTH} are read"
-        )
+        raise SteerlensError(f"got a rule of {len(line)} characters; expected at most {MAX_LENGTH}")
     form = _FORM.fullmatch(line)
     if form is None:
         raise SteerlensError(
-            f"the rule {line!r} does not have the form 'if CONDITION then STEERING'"
+            f"got the rule {line!r}; expected the form 'if CONDITION then STEERING'"
         )
     steering = form["steering"].strip()
     if not steering.isidentifier() or keyword.iskeyword(steering):
-        raise SteerlensError(f"the rule {line!r} must end with one name after 'then'")
+        raise SteerlensError(f"got the rule {line!r}; expected one name after 'then'")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of what is refused below
+            warnings.simplefilter("ignore", SyntaxWarning)  # about code that is refused below
             warnings.simplefilter("ignore", DeprecationWarning)
             tree = ast.parse(form["when"].strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise SteerlensError(
-            f"the condition of the rule {line!r} cannot be read: {error}; "
-            "use names, 'and', 'or', 'not' and parentheses"
+            f"got the rule {line!r}, whose condition cannot be read: {error}; expected names, "
+            "'and', 'or', 'not' and parentheses"
         ) from error
     return Rule(_predicate(tree.body, line, form["when"].strip()), steering)
 
@@ -117,6 +140,6 @@ def _predicate(node: ast.expr, line: str, source: str) -> Predicate:
             parts = [_predicate(value, line, source) for value in values]
             return reduce(and_ if isinstance(operator, ast.And) else or_, parts)
     raise SteerlensError(  # not by `unparse`, which fails on deep trees
-        f"the rule {line!r} holds {ast.get_source_segment(source, node)!r}; "
-        "a condition is made of names, 'and', 'or', 'not' and parentheses only"
+        f"got the rule {line!r} with {ast.get_source_segment(source, node)!r}; expected names, "
+        "'and', 'or', 'not' and parentheses"
     )

@@ -1,25 +1,37 @@
-"""How the next token is chosen."""
+"""Sampling of the next token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
+from steerlens.shapes import TokenIds, TokenMask
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen."""
+    """How the next token is chosen; greedy by default.
+
+    Args:
+        temperature: Divides the logits; 0 is greedy decoding.
+        top_k: Sample among this many likeliest tokens; None: among all.
+        top_p: Sample among the likeliest tokens that reach this probability together; None: all.
+        repetition_penalty: For tokens that are in the text already: divides their logit if it is
+            positive, and multiplies it if it is negative.
+        seed: Each row has its own stream of random numbers, from this seed and its index.
+
+    >>> warm = Sampling(temperature=0.8, top_p=0.9)
+    >>> len(generate(model, prompts, sampling=warm, max_new_tokens=3, progress=False))
+    4
+    """
 
     temperature: float = 0.0
-    """0 is greedy."""
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float = 1.0
-    """Divides positive logits of tokens that the text holds already, multiplies negative ones."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -35,13 +47,18 @@ class Sampling:
         ]
         if wrong:
             raise SteerlensError(
-                f"{', '.join(wrong)} cannot be sampled with; needed are temperature ≥ 0, "
-                "top_k ≥ 1, 0 < top_p ≤ 1 and repetition_penalty > 0"
+                f"got {', '.join(wrong)}; expected temperature ≥ 0, top_k ≥ 1, 0 < top_p ≤ 1 and "
+                "repetition_penalty > 0"
             )
 
 
 class TokenChooser:
-    """Picks each row's next token; a row's random numbers belong to it, not to its batch."""
+    """Picks each row's next token; a row's random numbers do not depend on its batch.
+
+    Args:
+        sampling: How tokens are chosen.
+        rows: The number of each row's stream of random numbers.
+    """
 
     def __init__(self, sampling: Sampling, rows: Sequence[int]) -> None:
         self.sampling = sampling
@@ -51,12 +68,12 @@ class TokenChooser:
 
     def __call__(
         self,
-        logits: Float[Tensor, "row d_vocab"],
-        text: Int[Tensor, "row pos"],
-        mask: Bool[Tensor, "row pos"],
+        logits: Float[Tensor, "batch d_vocab"],
+        text: TokenIds,
+        mask: TokenMask,
         step: int,
-        alive: Int[Tensor, " row"],
-    ) -> Int[Tensor, " row"]:
+        alive: Int[Tensor, " batch"],
+    ) -> Int[Tensor, " batch"]:
         logits = logits.float()
         penalty = self.sampling.repetition_penalty
         if penalty != 1:
@@ -69,8 +86,8 @@ class TokenChooser:
         return self._sampled(logits / self.sampling.temperature, torch.stack(draws).to(logits))
 
     def _sampled(
-        self, logits: Float[Tensor, "row d_vocab"], draw: Float[Tensor, "row 1"]
-    ) -> Int[Tensor, " row"]:
+        self, logits: Float[Tensor, "batch d_vocab"], draw: Float[Tensor, "batch 1"]
+    ) -> Int[Tensor, " batch"]:
         """Invert the cumulative distribution over the tokens, likeliest first."""
         ordered, token = logits.sort(dim=1, descending=True)
         likely = ordered.softmax(dim=1)

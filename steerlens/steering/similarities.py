@@ -7,33 +7,50 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlens.shapes import Direction
+
 Similarity = Callable[
-    [Float[Tensor, "row d_model"], Float[Tensor, " d_model"]], Float[Tensor, " row"]
+    [Float[Tensor, "batch d_model"], Float[Tensor, " d_model"]], Float[Tensor, " batch"]
 ]
+"""`(pooled, direction) -> similarity`, one number per row."""
 
 
 def cast_similarity(
-    pooled: Float[Tensor, "row d_model"], direction: Float[Tensor, " d_model"]
-) -> Float[Tensor, " row"]:
-    """CAST's cos(h, tanh(c cᵀh / c·c)): the sign of c does not matter (arXiv 2409.05907)."""
-    along = einsum(pooled, direction, "row d_model, d_model -> row")
+    pooled: Float[Tensor, "batch d_model"], direction: Direction
+) -> Float[Tensor, " batch"]:
+    """CAST's cos(h, tanh(c cᵀh / c·c)): the sign of c does not matter (arXiv 2409.05907).
+
+    Args:
+        pooled: h, the pooled activation of each row.
+        direction: c, the condition's direction.
+
+    >>> cast_similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 0.0]))
+    tensor([0.6000])
+    """
+    along = einsum(pooled, direction, "batch d_model, d_model -> batch")
     scaled = along / direction.square().sum().clamp_min(torch.finfo(direction.dtype).tiny)
-    projected = rearrange(scaled, "row -> row 1") * direction
+    projected = rearrange(scaled, "batch -> batch 1") * direction
     return torch.cosine_similarity(pooled, projected.tanh(), dim=1)
 
 
-def cosine(
-    pooled: Float[Tensor, "row d_model"], direction: Float[Tensor, " d_model"]
-) -> Float[Tensor, " row"]:
-    """The signed cosine: positive on the side that the direction points to."""
+def cosine(pooled: Float[Tensor, "batch d_model"], direction: Direction) -> Float[Tensor, " batch"]:
+    """The signed cosine: positive on the side that the direction points to.
+
+    >>> cosine(torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, -2.0]))
+    tensor([-0.8000])
+    """
     return torch.cosine_similarity(pooled, direction[None], dim=1)
 
 
 def projection(
-    pooled: Float[Tensor, "row d_model"], direction: Float[Tensor, " d_model"]
-) -> Float[Tensor, " row"]:
-    """Signed length along the direction, in units of the stream."""
-    along = einsum(pooled, direction, "row d_model, d_model -> row")
+    pooled: Float[Tensor, "batch d_model"], direction: Direction
+) -> Float[Tensor, " batch"]:
+    """The signed projection on the unit direction, in units of the stream.
+
+    >>> projection(torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 2.0]))
+    tensor([4.])
+    """
+    along = einsum(pooled, direction, "batch d_model, d_model -> batch")
     return along / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
 
 

@@ -1,4 +1,4 @@
-"""A vector put to work: where, how much, when; and the hooks that do it."""
+"""A steering says where, how strongly and when a vector acts; a run makes the hooks for it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,8 @@ from steerlens.models.sites import (
     site_frame,
 )
 from steerlens.numerics import unit
-from steerlens.steering.clocks import Clock, DecodingClock, PlainHooksClock, Shown
+from steerlens.shapes import Direction, PerLayer, TokenMask
+from steerlens.steering.clocks import Clock, DecodingClock, PassTokens, PlainHooksClock
 from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.hooks import (
     KeepNorm,
@@ -47,10 +48,35 @@ _Placed = tuple[str, int, Callable[..., Any]]
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """A plan: this vector, at these layers, this strongly, when that condition holds.
+    """What to do with a vector: at which layers, how strongly, where, and under which condition.
 
-    Refuses when built what could not work: layers that the vector lacks, a condition read after
-    the stream it judges has been steered, positions that select nothing.
+    A steering is a specification and can be used any number of times: pass it to `generate`, or
+    its `hooks()` to `model.hooks(fwd_hooks=...)`.
+
+    Args:
+        vector: The vector.
+        layers: The layers to steer; None: all layers of the vector.
+        strength: The steering coefficient, which multiplies the vector: one number, or one for
+            each layer in increasing order. (A `BatchPlan` has one for each row of a batch.)
+        when: A condition, or a combination of conditions (`&`, `|`, `~`); None: always.
+        edit: What is done to the stream: a function of `steerlens.hooks`, or any function
+            `(resid, direction, strength) -> resid`.
+        positions: Which tokens are steered: "all", "prompt", "generated", "last" (the prompt's last
+            token, and what follows), "reply" (all after the user's message: the template's tokens,
+            and what follows), a slice, a list of indices, or a Boolean mask over the prompt's
+            tokens. Negative indices count from the prompt's end.
+        skip_bos: Do not steer the first token (BOS), which acts as an attention sink.
+        keep_norm: True rescales every edited token to its norm before the edit; or a function
+            `(before, after) -> after` that does.
+        relative: Take the strength as a fraction of the layer's mean activation norm, along the
+            unit direction.
+        site: Where the stream is edited, such as "resid_post"; None: where the vector was read.
+        reference: A second vector, for edits with a fourth argument: see `hooks.affine_direction`.
+        name: A short name for messages and reports.
+
+    Raises:
+        SteerlensError: What could not work: layers that the vector lacks, positions that select
+            nothing, a condition that is read after the stream has been steered.
 
     >>> v = SteeringVector(torch.eye(4), layers=(0, 1, 2, 3))
     >>> Steering(v, layers=[2, 3], strength=1.5)
@@ -59,23 +85,15 @@ class Steering:
 
     vector: SteeringVector
     layers: Iterable[int] | None = None
-    """None: all layers of the vector."""
-    strength: float | Sequence[float] | Float[Tensor, " layer"] = 1.0
-    """Multiplies the direction as it is; one number, or one for each layer in increasing order.
-    (A `BatchPlan` has one for each row of a batch.)"""
+    strength: float | Sequence[float] | PerLayer = 1.0
     when: Predicate | None = None
     edit: Callable[..., Any] = add_direction
     positions: Positions = "all"
     skip_bos: bool = False
-    """Leave each row's first token, an attention sink, as it is."""
     keep_norm: bool | KeepNorm = False
-    """True scales every edited token back to the length that it had; or a function that does."""
     relative: bool = False
-    """Strength is a fraction of the layer's mean activation norm, along the unit direction."""
     site: str | None = None
-    """Where it is written; None means where the vector was read."""
     reference: SteeringVector | None = None
-    """What an edit of four arguments compares with: see `affine_direction`."""
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -88,58 +106,63 @@ class Steering:
             self.reference.at(self.layers_steered)
             if self.reference.width != self.vector.width:
                 raise SteerlensError(
-                    f"the reference is {self.reference.width} wide, but the vector "
-                    f"{self.vector.width}; both must be of one model and site"
+                    f"got a reference of width {self.reference.width}; expected "
+                    f"{self.vector.width}, the vector's: both must be of one model and site"
                 )
         require_positions(self.positions)
         require_site(self.site_written)
         set_("strength", _checked_strength(self.strength, len(self.layers_steered)))
         if self.relative and self.vector.norms is None:
             raise SteerlensError(
-                "relative=True needs the activation norms that extract() records, "
-                "but this vector has none; extract it again or set an absolute strength"
+                "got relative=True and a vector without norms; expected one with the activation "
+                "norms that extract() records: extract it again, or set an absolute strength"
             )
         _require_readable_conditions([self])
 
     @property
     def layers_steered(self) -> tuple[int, ...]:
-        """`layers` as the tuple it is kept as."""
+        """`layers` as a sorted tuple."""
         assert isinstance(self.layers, tuple)
         return self.layers
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """One for each steered layer."""
+        """The strength at each steered layer."""
         if isinstance(self.strength, int | float):
             return (float(self.strength),) * len(self.layers_steered)
         return tuple(map(float, self.strength))
 
     @property
     def site_written(self) -> str:
-        """Where it is written."""
+        """The site whose activations are edited."""
         return self.site or self.vector.site
 
     @property
     def norm_keeper(self) -> KeepNorm | None:
-        """The function that `keep_norm` stands for."""
+        """`keep_norm` as a function; None: norms may change."""
         if callable(self.keep_norm):
             return self.keep_norm
         return restore_norm if self.keep_norm else None
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """The conditions in `when`, each once."""
+        """The conditions in `when`, each listed once."""
         leaves = () if self.when is None else self.when.leaves()
         return tuple(_require_condition(leaf) for leaf in dict.fromkeys(leaves))
 
     @property
     def everywhere(self) -> bool:
-        """Whether every token of every text is steered, so that nothing need be known of them."""
+        """Whether every token of every text is steered, regardless of padding."""
         by_name = isinstance(self.positions, str) and self.positions == "all"
         return by_name and not self.skip_bos and self.when is None
 
-    def direction(self, layer: int) -> Float[Tensor, " d_model"]:
-        """What strength 1 stands for at a layer."""
+    def direction(self, layer: int) -> Direction:
+        """The vector added at strength 1, at one layer.
+
+        >>> v = SteeringVector(torch.eye(2), layers=(0, 1), norms=torch.tensor([2.0, 3.0]))
+        >>> Steering(v, relative=True).direction(1)
+        tensor([0., 3.])
+        """
         direction = self.vector[layer]
         if not self.relative:
             return direction
@@ -147,20 +170,33 @@ class Steering:
         return unit(direction) * self.vector.norms[self.vector.row(layer)]
 
     def hooks(
-        self, prompt_mask: Bool[Tensor, "row pos"] | None = None, model: Model | None = None
+        self, prompt_mask: TokenMask | None = None, model: Model | None = None
     ) -> list[NamedHook]:
-        """Fresh hooks for `model.hooks(fwd_hooks=...)`; what they see, no other run does.
+        """Fresh hooks for `model.hooks(fwd_hooks=...)`, with gates of their own.
 
-        `prompt_mask` (True at real tokens) is needed for a padded batch if the plan has to know
-        where the padding is; `model`, if it uses a norm's output or the heads' `z`, or edits
-        `resid_mid`.
+        Args:
+            prompt_mask: True at real tokens; needed for a padded batch if there is a condition, or
+                if positions or BOS have to be found.
+            model: Needed at sites that differ between architectures: a norm's output, the heads'
+                `z`, or `resid_mid` to edit.
+
+        >>> with model.hooks(fwd_hooks=steering.hooks()):
+        ...     steered = model(torch.tensor([[1, 2, 3]]))
+        >>> steered.shape
+        torch.Size([1, 3, 3072])
         """
         return steering_hooks(self, prompt_mask=prompt_mask, model=model)
 
-    def attach(
-        self, model: Model, prompt_mask: Bool[Tensor, "row pos"] | None = None
-    ) -> Attachment:
-        """Steer `model` from now on, until `remove()` is called on what is returned."""
+    def attach(self, model: Model, prompt_mask: TokenMask | None = None) -> Attachment:
+        """Steer `model` from now on, until `remove()` is called on the result.
+
+        Args:
+            model: The model to steer.
+            prompt_mask: As in `hooks`.
+
+        >>> attachment = steering.attach(model)
+        >>> attachment.remove()
+        """
         hooks = Run([(self, None)], PlainHooksClock(prompt_mask), model).hooks()
         attachment = Attachment()
         try:
@@ -173,9 +209,9 @@ class Steering:
     def _repr_html_(self) -> str:
         """For notebooks: what is done, where, how strongly and when."""
         unit = "mean activation norms" if self.relative else "times the vector"
-        one = isinstance(self.strength, int | float)
+        is_one_number = isinstance(self.strength, int | float)
         n_layers = len(self.layers_steered)
-        strength = f"{self.strength:g} {unit}" if one else f"by layer, {unit}"
+        strength = f"{self.strength:g} {unit}" if is_one_number else f"by layer, {unit}"
         return card(
             f"Steering {self.name or self.vector.provenance.get('name', 'vector')}",
             {
@@ -190,12 +226,12 @@ class Steering:
                 "vector": repr(self.vector),
                 "reference": None if self.reference is None else repr(self.reference),
             },
-            *(f"{one.name or 'condition'}: {one!r}" for one in self.conditions),
+            *(f"{condition.name or 'condition'}: {condition!r}" for condition in self.conditions),
         )
 
     def __repr__(self) -> str:
-        one = isinstance(self.strength, int | float)
-        strength = f"{self.strength:g}" if one else "by-layer strengths"
+        is_one_number = isinstance(self.strength, int | float)
+        strength = f"{self.strength:g}" if is_one_number else "by-layer strengths"
         return (
             f"Steering({self.edit.__name__} {strength}{' relative' if self.relative else ''} × "
             f"{self.name or self.vector.provenance.get('name', 'vector')!r} at {self.site_written} "
@@ -208,35 +244,45 @@ class Steering:
 
 def steering_hooks(
     *steerings: Steering,
-    prompt_mask: Bool[Tensor, "row pos"] | None = None,
+    prompt_mask: TokenMask | None = None,
     model: Model | None = None,
 ) -> list[NamedHook]:
     """Fresh hooks for several steerings at once; conditions they share are read once.
 
-    All conditions are read on the unsteered stream, so none may lie after the first steered site.
+    Args:
+        *steerings: All act in every forward pass, in the order given where sites are the same.
+        prompt_mask: True at real tokens; see `Steering.hooks`.
+        model: The model that is to run; see `Steering.hooks`.
+
+    Raises:
+        SteerlensError: A condition that would be read after the first steered site: conditions
+            are judged on the unsteered stream.
+
+    >>> [function.func.__name__ for point, function in steering_hooks(steering)]
+    ['follow_text', 'follow_keys', 'add_direction', 'add_direction']
     """
     clock = PlainHooksClock(prompt_mask, get_ident())
-    return Run([(one, None) for one in steerings], clock, model).hooks()
+    return Run([(steering, None) for steering in steerings], clock, model).hooks()
 
 
 class RowSettings(NamedTuple):
-    """What differs between the rows of a batch that is steered alike otherwise."""
+    """The settings of one steering that differ between the rows of a batch."""
 
-    strength: Float[Tensor, "row layer"]
-    acts: Bool[Tensor, "row layer"]
-    """Where a row is steered at all; elsewhere it is left alone, whatever the edit."""
-    where: Bool[Tensor, "row place"] | None
+    strength: Float[Tensor, "batch layer"]
+    acts: Bool[Tensor, "batch layer"]
+    """At which layers a row is edited at all."""
+    where: Bool[Tensor, "batch place"] | None
     """Each row's own positions mask; None: the steering's positions."""
 
 
 @dataclass(eq=False)
 class Run:
-    """The state of one use of a plan: its clock and its gates. Made afresh, never reset."""
+    """The state of one use of steerings: clock and gates. Made for each use, never reset."""
 
     parts: Sequence[tuple[Steering, RowSettings | None]]
     clock: Clock
     model: Model | None = None
-    """Needed at sites that hosts show in another form than ours; refuses what it lacks."""
+    """Needed at sites that differ between architectures; sites it lacks are refused."""
     gates: dict[Condition, Gate] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -252,7 +298,7 @@ class Run:
             self.clock.on_prompt = self._forget
 
     def hooks(self) -> list[NamedHook]:
-        """Clock first, then what reads, then what edits, in the order of the forward pass."""
+        """Hooks of clock, gates and edits, in the order of the forward pass."""
         reads: list[_Placed] = [
             (condition.site_read, layer, partial(read_condition, gate=gate, layer=layer))
             for condition, gate in self.gates.items()
@@ -273,21 +319,21 @@ class Run:
         if not isinstance(self.clock, PlainHooksClock):
             return named
         first = placed[0][1]
-        # The block input is passed once a pass; a norm's output is, three times.
+        # A pass computes a block's input once, but a norm's output three times.
         begin = self._name("resid_pre", first), partial(follow_text, clock=self.clock)
         scores = attention_scores(self.model, first)
         keys = [(scores, partial(follow_keys, clock=self.clock))] if scores else []
         return [begin, *keys, *named]
 
-    def keep_rows(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these rows of the batch only, in this order."""
+    def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
+        """Continue with these rows of the batch only, in this order."""
         assert isinstance(self.clock, DecodingClock)
         self.clock.keep_rows(rows)
         for gate in self.gates.values():
             gate.keep_rows(rows)
 
-    _chosen: dict[int, tuple[Shown, Tensor | None]] = field(default_factory=dict)
-    """What `_where` found in a pass for the part of that index: its layers share it."""
+    _chosen: dict[int, tuple[PassTokens, Tensor | None]] = field(default_factory=dict)
+    """By index of the part: the tokens that `_where` chose in a pass, shared by all layers."""
 
     def _name(self, site: str, layer: int) -> str:
         if self.model is None:
@@ -317,31 +363,31 @@ class Run:
             reference=None if steering.reference is None else steering.reference[layer],
         )
 
-    def _strength(self, per_row: Float[Tensor, " row"]) -> Float[Tensor, " left"]:
-        return self.clock.shown.rows.of_rows(per_row, "strength")
+    def _strength(self, per_row: Float[Tensor, " row"]) -> Float[Tensor, " batch"]:
+        return self.clock.current.rows.of_rows(per_row, "strength")
 
-    def _where(self, index: int, column: int) -> Bool[Tensor, "#row #pos"] | None:
+    def _where(self, index: int, column: int) -> Bool[Tensor, "#batch #pos"] | None:
         steering, rows = self.parts[index]
         if steering.everywhere and rows is None:
             return None
-        shown = self.clock.shown
-        found_in, chosen = self._chosen.get(index, (None, None))
-        if found_in is not shown:
-            chosen = self._find(index, shown)
-            self._chosen[index] = shown, chosen
+        tokens = self.clock.current
+        chosen_for, chosen = self._chosen.get(index, (None, None))
+        if chosen_for is not tokens:
+            chosen = self._find(index, tokens)
+            self._chosen[index] = tokens, chosen
         if rows is None:
             return chosen
-        acts = shown.rows.of_rows(rows.acts[:, column], "strength")[:, None]
+        acts = tokens.rows.of_rows(rows.acts[:, column], "strength")[:, None]
         return acts if chosen is None else chosen & acts
 
-    def _find(self, index: int, shown: Shown) -> Bool[Tensor, "#row #pos"] | None:
+    def _find(self, index: int, tokens: PassTokens) -> Bool[Tensor, "#batch #pos"] | None:
         steering, rows = self.parts[index]
-        own_places = None if rows is None else rows.where
-        tokens = shown.steered(steering.positions, steering.skip_bos, own_places)
+        row_masks = None if rows is None else rows.where
+        chosen = tokens.steered(steering.positions, steering.skip_bos, row_masks)
         if steering.when is None:
-            return tokens
+            return chosen
         opened = steering.when.truth(lambda condition: self.gates[condition].open)[:, None]
-        return opened if tokens is None else opened & tokens
+        return opened if chosen is None else opened & chosen
 
     def _forget(self) -> None:
         for gate in self.gates.values():
@@ -349,7 +395,7 @@ class Run:
 
 
 def _checked_strength(strength: Any, n_layers: int) -> float | tuple[float, ...]:
-    """One finite number, or one for each layer."""
+    """The strength as one finite number, or one for each layer."""
     try:
         numbers = torch.as_tensor(strength)
     except (TypeError, ValueError, RuntimeError):
@@ -361,21 +407,22 @@ def _checked_strength(strength: Any, n_layers: int) -> float | tuple[float, ...]
             f"{n_layers} steered layers (for one per row of a batch, use a BatchPlan)"
         )
     if not numbers.isfinite().all():
-        raise SteerlensError(f"strength {strength} is not finite")
+        raise SteerlensError(f"got strength={short_repr(strength)}; expected finite numbers")
     if numbers.ndim:
         return tuple(map(float, numbers.tolist()))
     return strength if isinstance(strength, int | float) else float(numbers)
 
 
 def _require_arguments(edit: Any, reference: SteeringVector | None) -> None:
-    """An edit takes (resid, direction, strength), and a reference if there is one."""
+    """Refuse an edit that does not take (resid, direction, strength) and, if given, a reference."""
     needed = ("resid", "direction", "strength", "reference")[: 3 if reference is None else 4]
     try:
         signature(edit.edit).bind(*needed)
     except TypeError as error:
-        came = ", ".join(signature(edit.edit).parameters)
+        parameters = ", ".join(signature(edit.edit).parameters)
         raise SteerlensError(
-            f"the edit {edit.__name__}({came}) cannot be called with ({', '.join(needed)}); "
+            f"got the edit {edit.__name__}({parameters}); expected one that can be called with "
+            f"({', '.join(needed)}): "
             + (
                 "give Steering a reference= if it needs one"
                 if reference is None
@@ -387,13 +434,14 @@ def _require_arguments(edit: Any, reference: SteeringVector | None) -> None:
 def _require_condition(leaf: Predicate) -> Condition:
     if not isinstance(leaf, Condition):
         raise SteerlensError(
-            f"{str(leaf)!r} is a name, not a condition; bind the rules to conditions first"
+            f"got the name {str(leaf)!r} in when=; expected a condition: apply_rules binds names "
+            "to conditions"
         )
     return leaf
 
 
 def _require_readable_conditions(steerings: Sequence[Steering]) -> None:
-    """A gate must be read before the stream is steered, and so before it is used."""
+    """Refuse conditions that would be read after the stream has been steered."""
     steered = [
         (steering.site_written, layer)
         for steering in steerings

@@ -55,8 +55,9 @@ def find_thresholds(
         widest margin.
 
     >>> sides = Similarities(np.array([[0.9], [0.7]]), np.array([[0.1], [0.3]]))
-    >>> find_thresholds(sides, layers=[4])[0]
-    Candidate(layers=(4,), side='above', threshold=0.5, f1=1.0, margin=...)
+    >>> best = find_thresholds(sides, layers=[4])[0]
+    >>> best.layers, best.side, best.threshold, best.f1
+    ((4,), 'above', 0.5, 1.0)
     """
     sizes = range(1, min(combine, len(layers)) + 1)
     n_prompts, n_combinations = (

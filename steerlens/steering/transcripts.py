@@ -1,4 +1,4 @@
-"""What has been written so far, and how it is handed out."""
+"""Replies: a growing transcript, and the finished `Replies` with their gates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,13 @@ class GateReport:
     """What one condition saw of each prompt, and which prompts it fired on."""
 
     condition: Condition
-    similarity: Float[Tensor, "row layer"]
-    open: Bool[Tensor, " row"]
+    similarity: Float[Tensor, "prompt layer"]
+    """One column for each layer that the condition reads."""
+    open: Bool[Tensor, " prompt"]
+    """Which prompts the condition fired on."""
 
     def seen_of(self, row: int) -> str:
-        """Whether it fired on a row, and the similarities it saw there."""
+        """In words: whether the condition fired on a row, and the similarities it saw there."""
         seen = ", ".join(f"{value:.4g}" for value in self.similarity[row].tolist())
         return f"{'fired' if self.open[row] else 'did not fire'} ({seen})"
 
@@ -40,14 +42,19 @@ class GateReport:
 
 @dataclass(frozen=True, eq=False)
 class Replies(Sequence[str]):
-    """One reply per prompt, in the order of the prompts; a sequence of their texts."""
+    """One reply per prompt, in the order of the prompts; a sequence of texts.
+
+    >>> replies = generate(model, ["How do I bake bread?"], max_new_tokens=5)
+    >>> replies[0], replies.finished
+    ('Here is what I know', (False,))
+    """
 
     prompts: tuple[Readable, ...]
     texts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
     """What was generated, without the end-of-text token."""
     finished: tuple[bool, ...]
-    """Whether the reply ended by itself."""
+    """Whether a reply ended by itself, not at `max_new_tokens`."""
     gates: tuple[GateReport, ...] = ()
 
     def __len__(self) -> int:
@@ -58,11 +65,11 @@ class Replies(Sequence[str]):
 
     @cached_property
     def degenerate(self) -> tuple[bool, ...]:
-        """Which replies are empty or go round in circles, as `judges.fluency` sees them."""
+        """Which replies are empty or repeat themselves, by `judges.degenerate`."""
         return tuple(map(degenerate, self.texts))
 
     def __repr__(self) -> str:
-        """The texts, shortened, and what is to be known of them."""
+        """The first texts, shortened, and on how many rows each condition fired."""
         texts = [f"  {row}: {shortened(text, 200)!r}" for row, text in enumerate(self.texts[:10])]
         left = len(self) - len(texts)
         lines = [f"Replies({self._summary})", *texts, *([f"  … {left} more"] if left > 0 else [])]
@@ -96,7 +103,7 @@ class Replies(Sequence[str]):
 
 @dataclass
 class Transcript:
-    """Replies as far as they have come."""
+    """The replies so far, while they are decoded."""
 
     tokens: list[list[int]]
     finished: list[bool]
@@ -104,14 +111,14 @@ class Transcript:
 
     @classmethod
     def empty(cls, rows: Sequence[TokenRow], plans: Sequence[Plan]) -> "Transcript":
-        """Before the first token."""
+        """The transcript before the first token."""
         n_rows = len(rows)
         conditions = [condition for plan in plans for condition in steering_of(plan).conditions]
         unseen = {c: torch.full((n_rows, len(c.layers_read)), torch.nan) for c in conditions}
         return cls([[] for _ in rows], [False] * n_rows, unseen)
 
     def take(self, rows: Sequence[int], chosen: Sequence[int], eos: frozenset[int]) -> None:
-        """One more token of some rows."""
+        """Append one token to each of some rows; an end token finishes its row."""
         for row, token in zip(rows, chosen, strict=True):
             if token in eos:
                 self.finished[row] = True
@@ -119,20 +126,25 @@ class Transcript:
                 self.tokens[row].append(token)
 
     def scatter(self, groups: Sequence[Sequence[int]], parts: Sequence["Transcript"]) -> None:
-        """Put the replies of a batch, in one part or several, where they belong among all."""
+        """Scatter the replies of a batch into the full result.
+
+        Args:
+            groups: For each reply of the batch, the rows of the result that it belongs to.
+            parts: The batch's transcripts: one, or several where memory ran out.
+        """
         tokens = [row for part in parts for row in part.tokens]
         finished = [row for part in parts for row in part.finished]
-        pairs = [(row, place) for place, group in enumerate(groups) for row in group]
-        for row, place in pairs:
-            self.tokens[row], self.finished[row] = tokens[place], finished[place]
-        rows, places = map(list, zip(*pairs, strict=True))
-        # By order: a batch that was written elsewhere has copies of the conditions.
+        pairs = [(row, index) for index, group in enumerate(groups) for row in group]
+        for row, index in pairs:
+            self.tokens[row], self.finished[row] = tokens[index], finished[index]
+        rows, indices = map(list, zip(*pairs, strict=True))
+        # Matched by order: a batch decoded on another machine has copies of the conditions.
         seen = zip(*(part.similarities.values() for part in parts), strict=True)
         for whole, of_parts in zip(self.similarities.values(), seen, strict=True):
-            whole[rows] = torch.cat(of_parts)[places]
+            whole[rows] = torch.cat(of_parts)[indices]
 
     def replies(self, prompts: Sequence[Readable], texts: Sequence[str]) -> Replies:
-        """As they are handed out."""
+        """The `Replies` so far, given the prompts and the texts of all tokens."""
         return Replies(
             tuple(prompts),
             tuple(texts),
@@ -146,17 +158,22 @@ class Transcript:
 
 
 class GrowingText:
-    """A reply's text as its tokens come, without decoding from the start each time."""
+    """The text of a growing reply, without decoding all its tokens at every step."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._decode = partial(tokenizer.decode, skip_special_tokens=True)
         self._text, self._begin, self._end, self._ended = "", 0, 0, False
-        # `_text` is that of the first `_end` tokens; those from `_begin` on are decoded again with
-        # what follows, since a token's text depends on the one before (spaces between words).
+        # `_text` is the text of the first `_end` tokens; those from `_begin` on are decoded again
+        # with what follows, since a token's text depends on the one before (spaces between words).
 
     def of(self, tokens: Sequence[int], ended: bool = False) -> str:
-        """The text of all tokens; those that were asked for before are the first ones."""
-        if ended and not self._ended:  # once from the start, as the finished reply is decoded
+        """The text of a reply's tokens so far.
+
+        Args:
+            tokens: All tokens; they begin with those of the call before.
+            ended: Whether no more will follow.
+        """
+        if ended and not self._ended:  # decoded once as a whole, as the finished reply is
             self._text, self._ended = self._decode(tokens), True
         if self._ended:
             return self._text

@@ -267,7 +267,9 @@ def test_architectures_without_the_bias_are_refused(source, tmp_path, name, chan
 
 def test_other_model_types_are_refused(source, tmp_path, monkeypatch):
     monkeypatch.delitem(FAMILIES, "llama")
-    with pytest.raises(sl.SteerlensError, match="of model type 'llama'; weights are exported"):
+    with pytest.raises(
+        sl.SteerlensError, match="of model type 'llama'; expected unquantised weights"
+    ):
         sl.export_model(sl.Steering(vector()), source("llama"), tmp_path / "out")
 
 
@@ -302,7 +304,7 @@ def test_directories_are_kept_unless_they_are_exports(source, tmp_path):
     assert again.max_effect > made.max_effect
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "steered"]
     for where in (folder, folder / "inside", folder.parent):
-        with pytest.raises(sl.SteerlensError, match="lies within the source or holds it"):
+        with pytest.raises(sl.SteerlensError, match="inside the source or around it"):
             sl.export_model(plan, folder, where, force=True)
     with pytest.raises(sl.SteerlensError, match="has no config"):
         sl.export_model(plan, tmp_path / "no-such", tmp_path / "x")

@@ -480,7 +480,7 @@ def user_edit(resid, direction, strength):
         ({"strength": torch.ones(2, 3)}, "its strength is one for each row"),
         ({"positions": "prompt"}, 'its positions are not "all"'),
         ({"positions": torch.ones(8, dtype=torch.bool)}, 'its positions are not "all"'),
-        ({"skip_bos": True}, "skip_bos leaves a token as it is"),
+        ({"skip_bos": True}, "skip_bos leaves the first token out"),
         ({"keep_norm": True}, "keep_norm scales each token by its own length"),
         ({"keep_norm": hooks.restore_grown_norm}, "keep_norm scales each token"),
         ({"edit": hooks.ablate_direction}, "ablate_direction depends on .* see ablated_weights"),
@@ -554,12 +554,16 @@ def test_other_hosts_and_quantised_weights_are_refused(unchecked, hf_model, monk
 def test_vectors_of_another_width_are_refused(unchecked, llama, other_model):
     vector = random_vector(other_model)
     with (
-        pytest.raises(sl.SteerlensError, match=r"16 wide, but .*'s resid_post 32; it belongs"),
+        pytest.raises(
+            sl.SteerlensError, match=r"of width 16; expected 32, .*'s resid_post: it belongs"
+        ),
         edited_biases(llama, sl.Steering(vector)),
     ):
         pytest.fail("the block must not run")
     with (
-        pytest.raises(sl.SteerlensError, match=r"16 wide, but the stream of .* 32; it belongs"),
+        pytest.raises(
+            sl.SteerlensError, match=r"of width 16; expected 32, the stream of .*: it belongs"
+        ),
         ablated_weights(llama, vector, layers=0),
     ):
         pytest.fail("the block must not run")
@@ -568,9 +572,9 @@ def test_vectors_of_another_width_are_refused(unchecked, llama, other_model):
 @pytest.mark.parametrize(
     ("change", "layers", "told"),
     [
-        (lambda v: v, None, "holds different directions, .* choose it with layers="),
-        (lambda v: v, [0, 2], "holds different directions"),
-        (lambda v: v - v, 2, "holds a direction of zero"),
+        (lambda v: v, None, "with different directions; .* choose it with layers="),
+        (lambda v: v, [0, 2], "with different directions"),
+        (lambda v: v - v, 2, "with a direction of zero"),
         (lambda v: v, 7, "no direction for layer 7"),
         (lambda v: v, [], "no layer was asked for"),
     ],
@@ -586,7 +590,7 @@ def test_an_ablation_of_no_one_direction_is_refused(llama, change, layers, told)
 @pytest.mark.parametrize("site", ["z", "ln1_out", "ln2_out"])
 def test_an_ablation_of_no_direction_of_the_stream_is_refused(llama, site):
     with (
-        pytest.raises(sl.SteerlensError, match=f"was read at {site}, which is not the residual"),
+        pytest.raises(sl.SteerlensError, match=f"read at {site}, which is not the residual"),
         ablated_weights(llama, vector_at(llama, site), layers=0),
     ):
         pytest.fail("the block must not run")

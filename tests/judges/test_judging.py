@@ -109,7 +109,7 @@ def test_labelled_replies_are_many_and_of_both_labels_in_each_part():
     for part in parts:
         assert 0.4 < np.mean([reply.refused for reply in part]) < 0.6
         assert len({reply.kind for reply in part}) >= 12
-    with pytest.raises(sl.SteerlensError, match="there is no part 'train'; there are validation"):
+    with pytest.raises(sl.SteerlensError, match="got part='train'; expected one of validation"):
         judges.labelled_replies("train")
 
 
@@ -154,7 +154,7 @@ def test_agreement_counts_as_a_table_of_four_does():
     never = judges.agreement(judges.judge("never", lambda text: False), texts, labels)
     assert np.isnan(never.precision.value)
     assert never.recall.value == 0
-    with pytest.raises(sl.SteerlensError, match="2 labels came for 5 texts"):
+    with pytest.raises(sl.SteerlensError, match="got 2 labels for 5 texts"):
         judges.agreement(judge, texts, [True, False])
 
 

@@ -84,7 +84,7 @@ def test_strengths_that_are_not_one_number_or_one_a_layer_are_refused(unchecked,
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"strength": torch.ones(4)}, r"expected a matrix \[row, layer\]"),
+        ({"strength": torch.ones(4)}, r"expected a matrix \[batch, layer\]"),
         ({"strength": torch.ones(2, 3)}, "for the 4 steered layers"),
         ({"strength": torch.full((2, 4), torch.nan)}, "of finite numbers"),
         ({"where": torch.ones(3, 5, dtype=torch.bool)}, r"got where .* each of the 2 rows"),

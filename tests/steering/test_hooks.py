@@ -128,7 +128,7 @@ def test_an_edit_of_ones_own():
 
 
 def test_a_direction_of_another_width_is_refused(unchecked):
-    with pytest.raises(sl.SteerlensError, match="direction is 6 wide, but the stream 4"):
+    with pytest.raises(sl.SteerlensError, match="of width 4; expected 6"):
         edited(hooks.add_direction, torch.randn(1, 2, 4), torch.randn(6))
 
 

@@ -73,7 +73,7 @@ def test_where_only_the_blocks_input_is_seen_a_one_token_prompt_is_refused(model
     right = steered(model, steering, SHORT)
     with model.hooks(fwd_hooks=steering.hooks()):
         logits(model, LONG)
-        with pytest.raises(sl.SteerlensError, match=r"plain hooks cannot tell.*steerlens.generate"):
+        with pytest.raises(sl.SteerlensError, match=r"plain hooks cannot find.*steerlens.generate"):
             logits(model, SHORT)
         close(logits(model, SHORT), right)  # afresh
 
@@ -112,7 +112,7 @@ def test_a_text_whose_beginning_was_not_seen_is_refused(model, vector, n_cached)
     logits(model, LONG[:n_cached], cache)
     with model.hooks(fwd_hooks=steering.hooks()):
         logits(model, [3, 4, 5])
-        with pytest.raises(sl.SteerlensError, match="which of them are the prompt cannot be told"):
+        with pytest.raises(sl.SteerlensError, match="unknown which of these tokens are the prompt"):
             logits(model, [6], cache)
 
 
@@ -147,4 +147,4 @@ def test_batches_of_other_sizes_follow_each_other(model, vector):
 
 def test_a_clock_that_is_read_before_its_pass_is_refused():
     with pytest.raises(sl.SteerlensError, match="run the model with all of the hooks"):
-        _ = PlainHooksClock().shown
+        _ = PlainHooksClock().current

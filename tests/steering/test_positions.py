@@ -98,10 +98,10 @@ def steered_text(lengths, n_new, positions, skip_bos, use_cache):
     for step in range(n_new + 1):
         begin = width + step - 1 if use_cache and step else 0
         clock.show(begin, width + step - begin)
-        chosen = clock.shown.steered(positions, skip_bos)
+        chosen = clock.current.steered(positions, skip_bos)
         if chosen is None:
-            chosen = torch.ones(1, clock.shown.width, dtype=torch.bool)
-        chosen = chosen.expand(len(lengths), clock.shown.width)
+            chosen = torch.ones(1, clock.current.width, dtype=torch.bool)
+        chosen = chosen.expand(len(lengths), clock.current.width)
         if use_cache:
             found = torch.cat([found, chosen], dim=1)
         else:  # what was steered stays steered
@@ -136,13 +136,13 @@ def test_can_select_foresees_whether_a_run_steers(n_prompt, n_new, positions, sk
 @pytest.mark.parametrize(
     ("positions", "told"),
     [
-        ("first", "'first' is unknown; use"),
-        (3, "positions=3 must be a list of at least one index"),
+        ("first", "got positions='first'; expected one of"),
+        (3, "got positions=3; expected a list of at least one index"),
         ([], "at least one index"),
         ([1.5], "a mask is a Boolean tensor"),
-        (torch.ones(3), "a mask is Boolean, .* and true somewhere"),
+        (torch.ones(3), "expected a Boolean mask .* true somewhere"),
         (torch.zeros(3, dtype=torch.bool), "true somewhere"),
-        (slice(0, 4, -1), "needs a positive step"),
+        (slice(0, 4, -1), "expected a positive step"),
         (slice(4, 2), "can never select a token"),
         (slice(-1, -2), "can never select a token"),
     ],
@@ -158,13 +158,13 @@ def test_impossible_positions_are_refused(unchecked, positions, told):
 def shown(clock, *passes):
     for resid in passes:
         clock.tick(resid)
-        yield clock.shown.at_prompt
+        yield clock.current.at_prompt
 
 
 def test_the_clock_notices_a_new_prompt():
     begun = []
     clock = PlainHooksClock()
-    clock.on_prompt = lambda: begun.append(clock.shown.rows.width)
+    clock.on_prompt = lambda: begun.append(clock.current.rows.width)
     first, second = torch.randn(1, 5, 4), torch.randn(1, 7, 4)
     assert list(shown(clock, first, first[:, -1:], first[:, :1])) == [True, False, False]
     assert list(shown(clock, second, second[:, -1:])) == [True, False]  # with cache
@@ -193,31 +193,33 @@ def test_the_clock_goes_on_with_the_rows_that_are_left():
     mask = torch.tensor([[False, True], [True, True], [True, True]])
     clock = DecodingClock(mask)
     clock.show(0, 2)
-    assert clock.shown.at_prompt
+    assert clock.current.at_prompt
     clock.keep_rows(torch.tensor([0, 2]))
-    with pytest.raises(sl.SteerlensError, match="before its clock was told"):
-        _ = clock.shown
+    with pytest.raises(sl.SteerlensError, match="before its clock had the tokens"):
+        _ = clock.current
     clock.show(0, 3)
-    assert not clock.shown.at_prompt
-    steered = clock.shown.steered("last", False).tolist()
+    assert not clock.current.at_prompt
+    steered = clock.current.steered("last", False).tolist()
     assert steered == [[False, True, True], [False, True, True]]
 
 
 def test_a_batch_without_mask_is_not_guessed_at():
     clock = PlainHooksClock()
     clock.tick(torch.randn(2, 5, 4))
-    assert clock.shown.steered("all", False) is None
-    assert clock.shown.steered("prompt", False).all()
+    assert clock.current.steered("all", False) is None
+    assert clock.current.steered("prompt", False).all()
     with pytest.raises(
         sl.SteerlensError, match=r"last positions.*padding of this batch of 2.*hooks\(prom"
     ):
-        clock.shown.steered("last", False)
+        clock.current.steered("last", False)
     with pytest.raises(sl.SteerlensError, match="skip_bos=True needs to know"):
-        clock.shown.steered("all", True)
+        clock.current.steered("all", True)
 
 
 def test_a_mask_must_fit_the_prompt():
-    with pytest.raises(sl.SteerlensError, match=r"shape \(2, 3\).* prompt of shape \(2, 5\)"):
-        PlainHooksClock(torch.ones(2, 3, dtype=torch.bool)).tick(torch.randn(2, 5, 4))
+    clock = PlainHooksClock(torch.ones(2, 3, dtype=torch.bool))
+    clock.tick(torch.randn(2, 5, 4))
+    with pytest.raises(sl.SteerlensError, match=r"mask of shape \(2, 3\); expected \(2, 5\)"):
+        _ = clock.current
     with pytest.raises(sl.SteerlensError, match="no real token"):
         PromptRows(1, 5, torch.zeros(1, 5, dtype=torch.bool))

@@ -63,8 +63,8 @@ def test_steerings_without_a_rule_are_left_out():
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ("if harmfull then refuse", "condition 'harmfull', which is unknown; .*'harmful', 'legal'"),
-        ("if harmful then refus", "steering 'refus', which is unknown; .*'refuse'"),
+        ("if harmfull then refuse", "unknown condition 'harmfull'; .*'harmful', 'legal'"),
+        ("if harmful then refus", "unknown steering 'refus'; .*'refuse'"),
     ],
 )
 def test_unknown_names_are_refused(rule, told):
@@ -75,24 +75,24 @@ def test_unknown_names_are_refused(rule, told):
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ("harmful then refuse", "does not have the form"),
-        ("if harmful", "does not have the form"),
+        ("harmful then refuse", "expected the form"),
+        ("if harmful", "expected the form"),
         ("if then refuse", "cannot be read"),
-        ("if harmful then", "does not have the form"),
+        ("if harmful then", "expected the form"),
         ("if harmful then refuse politely", "one name after 'then'"),
         ("if harmful then not", "one name after 'then'"),
         ("if harmful legal then refuse", "cannot be read"),
         ("if harmful and then refuse", "cannot be read"),
         ("if (harmful then refuse", "cannot be read"),
-        ("if harmful & legal then refuse", "holds 'harmful & legal'"),
-        ("if harmful > 3 then refuse", "holds 'harmful > 3'"),
-        ("if open('x') then refuse", r"holds \"open\('x'\)\""),
-        ("if True then refuse", "holds 'True'"),
+        ("if harmful & legal then refuse", "with 'harmful & legal'"),
+        ("if harmful > 3 then refuse", "with 'harmful > 3'"),
+        ("if open('x') then refuse", r"with \"open\('x'\)\""),
+        ("if True then refuse", "with 'True'"),
         ("if harmful then legal then refuse", "cannot be read"),
         ("if " + "(" * 400 + "a" + ")" * 400 + " then refuse", "cannot be read"),
         ("if a\0b then refuse", "cannot be read"),
-        ("if " + "a or " * 300 + "a then refuse", "at most 1000 are read"),
-        ("\n \n", "no rule came"),
+        ("if " + "a or " * 300 + "a then refuse", "expected at most 1000"),
+        ("\n \n", "got no rule"),
     ],
 )
 def test_what_is_no_rule_is_refused(rule, told):

@@ -142,7 +142,7 @@ def chosen_places(lengths, n_new, positions, use_cache, kept=None, reply_start=N
             left = kept
         first = width + step - 1 if use_cache and step else 0
         clock.show(first, width + step - first)
-        chosen = clock.shown.steered(positions, False, row_mask)
+        chosen = clock.current.steered(positions, False, row_mask)
         chosen = chosen.expand(len(left), width + step - first)
         for row, on in zip(left, chosen, strict=True):
             starts = width - lengths[row]
@@ -327,7 +327,7 @@ def test_a_mask_of_a_batch_with_plain_hooks(model, vector, rows):
     ids=lambda mask: f"{mask.dtype} {tuple(mask.shape)}",
 )
 def test_masks_of_wrong_shape_or_dtype_are_refused_when_built(unchecked, vector, mask):
-    told = rf"{mask.dtype} tensor of shape \({', '.join(map(str, mask.shape))},?\); a mask is Bool"
+    told = rf"{mask.dtype} tensor of shape \({', '.join(map(str, mask.shape))},?\); expected a Bool"
     with pytest.raises(sl.SteerlensError, match=told):
         sl.Steering(vector, positions=mask)
 
@@ -338,7 +338,7 @@ def test_a_mask_for_other_rows_is_refused(model, vector):
     with pytest.raises(sl.SteerlensError, match=r"got BatchPlan\(3 rows of .* for 6 prompts"):
         replied(model, PROMPTS, plan)
     with (
-        pytest.raises(sl.SteerlensError, match="positions mask has 3 rows, but the batch 1"),
+        pytest.raises(sl.SteerlensError, match="got 3 rows of positions mask for a batch of 1"),
         model.hooks(fwd_hooks=plan.hooks()),
     ):
         model(torch.tensor([[1, 2, 3]]))
@@ -352,7 +352,7 @@ def test_positions_beyond_the_text_are_refused(model, vector, positions):
 
 @pytest.mark.parametrize("positions", [[True, False], [1, "2"], (), [[1]], {1: 2}])
 def test_lists_of_no_indices_are_refused(unchecked, vector, positions):
-    with pytest.raises(sl.SteerlensError, match="must be a list of at least one index"):
+    with pytest.raises(sl.SteerlensError, match="expected a list of at least one index"):
         sl.Steering(vector, positions=positions)
 
 

@@ -146,7 +146,7 @@ def test_a_suggestion_compares_at_equal_side_effect(model, plan):
         found.table.effect.dropna().sort_values(ignore_index=True),
     )
     assert lowest.table.effect[0] == found.table.effect.min()
-    with pytest.raises(sl.SteerlensError, match="got widths=.*expected at least one of 1 to"):
+    with pytest.raises(sl.SteerlensError, match=r"got widths=.*expected at least one of 1 to"):
         sl.suggest(model, plan.vector, PROMPTS, d, widths=[9], **QUIET)
 
 

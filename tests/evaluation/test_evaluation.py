@@ -152,10 +152,8 @@ def test_a_judge_that_fails_costs_no_reply_and_no_other_judge(model, plan, tmp_p
     scores = found.table.groupby("judge").score
     assert scores.apply(lambda s: s.isna().all()).to_dict() == {"broken": True, "length": False}
     assert str(found).startswith("No verdict: broken gave no scores.")
-    assert (
-        "broken failed, and not every reply has its score: ConnectionError: the endpoint is gone"
-        in str(found)
-    )
+    failure = "so some replies have no score from it: ConnectionError: the endpoint is gone"
+    assert f"broken failed, {failure}" in str(found)
     found.save(tmp_path)
     later = Evaluation.load(tmp_path).judged([length])
     assert later.settings["failures"] == {}
@@ -230,7 +228,7 @@ def test_sampled_replies_are_sampled_in_every_arm(model, plan):
     ("names", "told"),
     [
         (["steered"], r"controls named \['steered'\]"),
-        (["random 1", "random 1"], "names of their own"),
+        (["random 1", "random 1"], "names that differ"),
     ],
 )
 def test_controls_with_a_name_that_is_taken_are_refused(model, plan, names, told):

@@ -193,10 +193,10 @@ def _add_sweep(figure: go.Figure, search: ConditionSearch, row: int) -> tuple[st
     """Add the curves of every layer, one shown by a slider; returns that one's title and note."""
     singles = [candidate for candidate in search.candidates if len(candidate.layers) == 1]
     best = {candidate.layers[0]: candidate for candidate in reversed(singles)}
-    shown = search.candidates[0].layers[0]
+    chosen_layer = search.candidates[0].layers[0]
     n_before = len(figure.data)
     for layer in search.layers:
-        _add_curves(figure, search, best[layer], row=row, visible=layer == shown)
+        _add_curves(figure, search, best[layer], row=row, visible=layer == chosen_layer)
     n_curves = (len(figure.data) - n_before) // len(search.layers)
     steps = []
     for layer in search.layers:
@@ -204,12 +204,14 @@ def _add_sweep(figure: go.Figure, search: ConditionSearch, row: int) -> tuple[st
         visible = [True] * n_before
         visible += [other == layer for other in search.layers for _ in range(n_curves)]
         steps.append([{"visible": visible}, {"title.text": title, "title.subtitle.text": note}])
-    figure.update_layout(sliders=layer_slider(search.layers, search.layers.index(shown), steps))
+    figure.update_layout(
+        sliders=layer_slider(search.layers, search.layers.index(chosen_layer), steps)
+    )
     figure.update_xaxes(title_text="threshold", row=row, col=1)
     figure.update_yaxes(title_text="score", range=[-0.02, 1.02], row=row, col=1)
     figure.update_xaxes(title_text="false alarms", range=[-0.02, 1.02], row=row, col=2)
     figure.update_yaxes(title_text="recall", range=[-0.02, 1.02], row=row, col=2)
-    return _sweep_title(search, best[shown])
+    return _sweep_title(search, best[chosen_layer])
 
 
 def _add_curves(

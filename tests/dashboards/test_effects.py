@@ -176,7 +176,7 @@ def test_a_hundred_thousand_rows_make_small_figures():
         assert "100,000" in figure.layout.title.subtitle.text.replace("<br>", " "), draw
         assert any(
             word in figure.layout.title.subtitle.text.replace("<br>", " ")
-            for word in ("together", "averaged")
+            for word in ("merged", "averaged")
         )
 
 

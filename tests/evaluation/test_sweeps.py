@@ -356,17 +356,19 @@ def test_the_manifest_says_what_was_swept(model, swept, tmp_path):
 
 def test_other_templates_are_another_plan(swept, vectors, tmp_path):
     swept(out=tmp_path / "x")
-    for told, change in {
+    for message, change in {
         "vectors": {"positions": {"last": "last"}},
         "steering": {"skip_bos": True},
         "conditions": {"when": sl.Condition(vectors["one"], 0, above=0.5)},
     }.items():
-        with pytest.raises(sl.SteerlensError, match=f"another sweep, which differs in .*{told} "):
+        with pytest.raises(
+            sl.SteerlensError, match=f"another sweep, which differs in .*{message} "
+        ):
             swept(out=tmp_path / "x", resume=True, steering=templates_of(vectors, **change))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"strengths": [2.0]}, r"cells \(.* strengths \(\{'one all': \[-1.0, 0.0, 0.5\].* saved"),
         ({"layers": [1]}, "layers"),
@@ -376,9 +378,9 @@ def test_other_templates_are_another_plan(swept, vectors, tmp_path):
         ({"max_new_tokens": 3}, "reply"),
     ],
 )
-def test_another_plan_is_not_resumed(swept, tmp_path, options, told):
+def test_another_plan_is_not_resumed(swept, tmp_path, options, message):
     kept = swept(out=tmp_path / "x").table
-    with pytest.raises(sl.SteerlensError, match=f"another sweep, which differs in .*{told}"):
+    with pytest.raises(sl.SteerlensError, match=f"another sweep, which differs in .*{message}"):
         swept(out=tmp_path / "x", resume=True, **options)
     assert_frame_equal(Sweep.load(tmp_path / "x").table, kept)
 
@@ -430,7 +432,7 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"strengths": []}, "0 strengths"),
         ({"strengths": [float("nan")]}, "expected finite numbers"),
@@ -446,14 +448,14 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
         ({"batch_size": 0}, "got batch_size=0; expected at least 1"),
     ],
 )
-def test_an_impossible_sweep_is_refused_before_it_starts(swept, tmp_path, options, told):
-    with pytest.raises(sl.SteerlensError, match=told):
+def test_an_impossible_sweep_is_refused_before_it_starts(swept, tmp_path, options, message):
+    with pytest.raises(sl.SteerlensError, match=message):
         swept(out=tmp_path / "x", **options)
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"positions": torch.ones(3, dtype=torch.bool)}, "got a mask of positions"),
         (
@@ -463,9 +465,9 @@ def test_an_impossible_sweep_is_refused_before_it_starts(swept, tmp_path, option
         ({"strength": (0.5, 0.5, 0.5, 0.5)}, "expected one number"),
     ],
 )
-def test_a_template_that_cannot_be_swept_is_refused(swept, vectors, tmp_path, settings, told):
+def test_a_template_that_cannot_be_swept_is_refused(swept, vectors, tmp_path, settings, message):
     template = sl.Steering(vectors["one"], **settings)
-    with pytest.raises(sl.SteerlensError, match=told):
+    with pytest.raises(sl.SteerlensError, match=message):
         swept(steering=template, strengths=None, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -147,7 +147,7 @@ def test_a_report_of_a_hundred_thousand_rows_stays_small(tmp_path):
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
     sweep_table(vectors=[f"v{n}" for n in range(20)]).to_parquet(tmp_path / "wide.parquet")
-    assert "Not drawn: 40 vectors" in report(tmp_path).read_text()
+    assert "Not drawn: got 40 vectors" in report(tmp_path).read_text()
 
 
 def test_an_empty_or_missing_directory_is_refused(tmp_path):

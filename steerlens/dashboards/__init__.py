@@ -1,12 +1,12 @@
-"""Results → Plotly figures: every one of them, by what it shows.
+"""Results → Plotly figures, each named after what it shows.
 
-Nothing here runs a model, shows or saves. Conditions: `similarities_by_layer`, `threshold_sweep`,
-`condition_report`, `gate_timeline`. Vectors: `vector_cosines`, `cosine_matrix`,
-`explained_variance`, `logit_lens`, `writers`, `token_scan`, `token_text`, `principal_scatter`,
-`singular_spectrum`. Effects, from the results themselves or tidy tables: `layer_strength` (of a
-sweep), `dose_response` (of an evaluation or a sweep), `pareto` (of either, or a suggestion),
-`rates` (of an evaluation), `calibration`, `sentiment`, `saturation`. Where colours have a sign,
-orange is positive and blue is negative.
+No figure runs a model or writes a file: call `.show()` or `.write_html(path)` on what is returned.
+Conditions: `similarities_by_layer`, `threshold_sweep`, `condition_report`, `gate_timeline`.
+Vectors: `vector_cosines`, `cosine_matrix`, `explained_variance`, `logit_lens`, `writers`,
+`token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`. Effects, from results or tidy
+tables: `layer_strength` (sweep), `dose_response` (evaluation, sweep), `pareto` (evaluation, sweep,
+suggestion), `rates` (evaluation), `calibration`, `sentiment`, `saturation`. Where colours show a
+sign, orange is positive and blue is negative.
 """
 
 from steerlens.dashboards.comparisons import rates, saturation, sentiment

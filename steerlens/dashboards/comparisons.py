@@ -1,14 +1,11 @@
-"""Rates and means of groups beside each other → figures."""
+"""Rates and means of groups, compared → figures."""
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from steerlens.dashboards.results import (
-    growth,
-    shares,
-)
+from steerlens.dashboards.results import growth, shares
 from steerlens.dashboards.tables import (
     RATES,
     SATURATION,
@@ -33,15 +30,25 @@ from steerlens.evaluation.evaluation import Evaluation
 
 
 def sentiment(table: pd.DataFrame) -> go.Figure:
-    """Sentiment of each arm, and beside it how coherent its text is.
+    """Sentiment of each arm in one panel, coherence of its text in the other.
 
-    Takes the columns arm, polarity, low, high, bits_per_character, n. Text that the unsteered model
-    finds unlikely (many bits) has fallen apart, whatever its words say.
+    Text that the unsteered model finds unlikely (many bits per character) is incoherent, whatever
+    its sentiment.
+
+    Args:
+        table: Columns arm, polarity, low, high, bits_per_character, n; one row per arm, as
+            `Sentiment.arms` gives them.
+
+    >>> arms = {"arm": ["unsteered", "+ joy"], "polarity": [0.1, 0.6], "low": [0, 0.5], "n": 50}
+    >>> sentiment(pd.DataFrame({**arms, "high": [0.2, 0.7], "bits_per_character": 1.5})).data[0].y
+    array([0.1, 0.6])
     """
     given = checked(table, SENTIMENT)
-    twice = given.loc[given.duplicated("arm"), "arm"].unique()
-    if len(twice):
-        raise SteerlensError(f"{', '.join(twice[:5])} came more than once; give one row an arm")
+    repeated = given.loc[given.duplicated("arm"), "arm"].unique()
+    if len(repeated):
+        raise SteerlensError(
+            f"got the arms {', '.join(repeated[:5])} more than once; expected one row per arm"
+        )
     require_few(len(given), "arms", "keep the arms to compare")
     figure = make_subplots(1, 2, subplot_titles=["sentiment", "coherence"], horizontal_spacing=0.14)
     names = [plain(arm) for arm in given["arm"]]
@@ -74,10 +81,14 @@ def sentiment(table: pd.DataFrame) -> go.Figure:
 
 
 def saturation(result: pd.DataFrame) -> go.Figure:
-    """How a measure grows with the number of training pairs, one line a measure.
+    """How measures change with the number of training pairs, one line per measure.
 
     Args:
-        result: a table of pairs, measure, value, low, high, n, or the `saturation` of a CAST table.
+        result: Columns pairs, measure, value, low, high, n; or the `saturation` of a `CastTable`.
+
+    >>> curve = {"pairs": [4, 8], "measure": "F1", "value": [0.6, 0.8], "n": 60}
+    >>> saturation(pd.DataFrame({**curve, "low": [0.5, 0.7], "high": [0.7, 0.9]})).data[1].name
+    'F1'
     """
     given = checked(growth(result), SATURATION)
     rows = merged(binned(given, "pairs"), ["measure", "pairs"], "value").sort_values("pairs")
@@ -98,30 +109,34 @@ def saturation(result: pd.DataFrame) -> go.Figure:
             hovertemplate="%{x:.0f} pairs: %{y:.3f}, n = %{customdata:.0f}",
             **style,
         )
-    figure.update_xaxes(title="training pairs", type="log", tickvals=_few(rows["pairs"]))
+    figure.update_xaxes(title="training pairs", type="log", tickvals=_ticks(rows["pairs"]))
     figure.update_yaxes(title="rate")
     return titled(
         figure,
-        "What more training pairs bring",
+        "Gain from more training pairs",
         *notes_on(given, rows, SATURATION),
         "bands: 95 % intervals, or the range of draws",
     )
 
 
 def rates(result: Evaluation | pd.DataFrame, measure: str | None = None) -> go.Figure:
-    """Rates with their intervals, grouped by part; the demo's results, for one.
+    """Rates with their intervals as bars, grouped by part.
 
     Args:
-        result: an evaluation by judges that say yes or no; the `rates` of a CAST table; or a table
-            of part, group, measure, value, low, high, n.
-        measure: which of its measures; the first, unless said otherwise.
+        result: An evaluation with a judge that scores 1 or 0; the `rates` of a `CastTable`; or a
+            table with the columns part, group, measure, value, low, high, n (the demo's results).
+        measure: The measure to show; default: the first.
+
+    >>> row = {"part": "I", "group": "all", "measure": "refused", "value": 0.5, "n": 20}
+    >>> rates(pd.DataFrame([{**row, "low": 0.3, "high": 0.7}])).layout.yaxis.title.text
+    'share refused'
     """
     given = checked(shares(result), RATES)
     measure = given["measure"].iloc[0] if measure is None else measure
     rows = given[given["measure"] == measure]
     if rows.empty:
         known = ", ".join(dict.fromkeys(given["measure"]))
-        raise SteerlensError(f"no row measures {measure!r}; the table has {known}")
+        raise SteerlensError(f"got measure={measure!r}; expected one of the table's: {known}")
     rows = merged(rows, ["part", "group"], "value")
     require_few(rows["group"].nunique(), "groups", "filter the table first")
     figure = go.Figure()
@@ -154,18 +169,18 @@ def rates(result: Evaluation | pd.DataFrame, measure: str | None = None) -> go.F
 
 
 def _slots(rows: pd.DataFrame) -> tuple[float, dict[tuple[str, str], float]]:
-    """The width of a bar, and where each begins: a part's own groups stand about its tick."""
-    own = {part: list(names) for part, names in rows.groupby("part", sort=False)["group"]}
-    width = 0.8 / max(map(len, own.values()))
+    """The width of a bar, and the offset of each: a part's groups are centred on its tick."""
+    groups_of = {part: list(names) for part, names in rows.groupby("part", sort=False)["group"]}
+    width = 0.8 / max(map(len, groups_of.values()))
     starts = {
-        (part, group): (place - len(groups) / 2) * width
-        for part, groups in own.items()
-        for place, group in enumerate(groups)
+        (part, group): (index - len(groups) / 2) * width
+        for part, groups in groups_of.items()
+        for index, group in enumerate(groups)
     }
     return width, starts
 
 
-def _few(numbers: pd.Series, most: int = 10) -> list[float]:
-    """Some of the values, evenly chosen, as places for ticks."""
+def _ticks(numbers: pd.Series, most: int = 10) -> list[float]:
+    """At most `most` of the values, evenly chosen."""
     distinct = np.sort(numbers.unique())
     return distinct[:: -(-len(distinct) // most)].tolist()

@@ -24,13 +24,21 @@ from steerlens.steering.condition_search import Candidate, ConditionSearch, Curv
 from steerlens.steering.conditions import Condition
 
 MOST_POINTS = 4000
-"""Values behind one box, beyond which only its quartiles and whiskers are drawn."""
-MOST_CUTS = 500
-"""Thresholds of one curve, beyond which only every so many-th is drawn."""
+"""Most values of one box drawn as points; of more, only quartiles and whiskers are drawn."""
+MOST_THRESHOLDS = 500
+"""Most thresholds drawn in one curve; more are thinned evenly."""
 
 
 def similarities_by_layer(*searches: ConditionSearch) -> go.Figure:
-    """How positives and negatives are spread over each searched layer, one panel a condition."""
+    """Similarities of positive and negative prompts at each searched layer, a panel per condition.
+
+    Args:
+        searches: Results of `search_conditions`.
+
+    >>> search = search_conditions(model, vector, refusals.validation, progress=False)
+    >>> [box.name for box in similarities_by_layer(search).data]
+    ['positive prompts', 'negative prompts']
+    """
     columns = min(2, len(searches))
     rows = -(-len(searches) // columns)
     figure = make_subplots(
@@ -42,7 +50,7 @@ def similarities_by_layer(*searches: ConditionSearch) -> go.Figure:
     for index, search in enumerate(searches):
         _add_spread(figure, search, index // columns + 1, index % columns + 1, legend=index == 0)
     if columns > 1 and len(set(map(_kind, searches))) == 1:
-        figure.update_yaxes(title_text="", col=2)  # said once a row
+        figure.update_yaxes(title_text="", col=2)  # the first column has the title
     return titled(
         figure.update_layout(boxmode="group"),
         "Similarity of prompts to the condition vector, by layer",
@@ -53,7 +61,15 @@ def similarities_by_layer(*searches: ConditionSearch) -> go.Figure:
 
 
 def threshold_sweep(search: ConditionSearch) -> go.Figure:
-    """F1, precision and recall at every threshold that makes a difference; a slider for layers."""
+    """F1, precision and recall at every distinct threshold, and the ROC; a slider for layers.
+
+    Args:
+        search: Result of `search_conditions`.
+
+    >>> search = search_conditions(model, vector, refusals.validation, progress=False)
+    >>> threshold_sweep(search).layout.xaxis.title.text
+    'threshold'
+    """
     figure = make_subplots(
         1, 2, column_widths=[0.62, 0.38], subplot_titles=["scores over the threshold", "ROC"]
     )
@@ -61,7 +77,15 @@ def threshold_sweep(search: ConditionSearch) -> go.Figure:
 
 
 def condition_report(search: ConditionSearch) -> go.Figure:
-    """One condition on one page: its spread by layer, and its threshold sweep below."""
+    """One condition in one figure: similarities by layer above, the threshold sweep below.
+
+    Args:
+        search: Result of `search_conditions`.
+
+    >>> search = search_conditions(model, vector, refusals.validation, progress=False)
+    >>> condition_report(search).layout.sliders[0].currentvalue.prefix
+    'layer '
+    """
     figure = make_subplots(
         2,
         2,
@@ -75,8 +99,17 @@ def condition_report(search: ConditionSearch) -> go.Figure:
 
 
 def gate_timeline(timeline: GateTimeline) -> go.Figure:
-    """What a condition sees as the text goes on; filled where it fires, a line where it decides."""
-    condition, places = timeline.condition, list(range(len(timeline.tokens)))
+    """A condition's similarity after each token; filled markers where it would fire.
+
+    Args:
+        timeline: Result of `interpret.gate_timeline`. The dotted line is the end of the prompt,
+            where the gate is decided.
+
+    >>> condition = Condition(vector, 2, above=0.0)
+    >>> gate_timeline(interpret.gate_timeline(model, prompts[0], condition)).data[0].name
+    'layer 2'
+    """
+    condition, positions = timeline.condition, list(range(len(timeline.tokens)))
     figure = go.Figure()
     for index, layer in enumerate(condition.layers_read):
         style = line_style(index)
@@ -84,7 +117,7 @@ def gate_timeline(timeline: GateTimeline) -> go.Figure:
             style["marker"]["symbol"] + ("" if fires else "-open") for fires in timeline.open
         ]
         figure.add_scatter(
-            x=places,
+            x=positions,
             y=timeline.similarity[:, index].numpy(),
             customdata=[plain(repr(token)) for token in timeline.tokens],
             name=f"layer {layer}",
@@ -96,8 +129,8 @@ def gate_timeline(timeline: GateTimeline) -> go.Figure:
     figure.add_hline(condition.threshold, line={"color": CHOSEN, "width": 2})
     figure.add_vline(timeline.n_prompt - 1, line={"color": FLOOR, "dash": "dot"})
     figure.update_xaxes(
-        title="the prompt and its reply, read up to this token",
-        tickvals=places,
+        title="prompt and reply up to this token",
+        tickvals=positions,
         ticktext=[plain(token) for token in timeline.tokens],
         tickangle=-60,
     )
@@ -107,7 +140,7 @@ def gate_timeline(timeline: GateTimeline) -> go.Figure:
         figure,
         f"Gate of {plain(condition.name or 'the condition')} along the text: {decided}",
         f"filled: {side} {condition.threshold:.4f} (the bar)",
-        "decided at the dotted line, the prompt's end",
+        "decided at the dotted line, the end of the prompt",
         height=520,
         min_width=WIDE,
     )
@@ -120,7 +153,7 @@ def _add_spread(
         values = np.concatenate([getattr(part, side) for part in _parts(search)])
         figure.add_trace(
             go.Box(
-                **_spread(values, search.layers),
+                **_box_data(values, search.layers),
                 name=f"{side} prompts",
                 legendgroup=side,
                 offsetgroup=side,
@@ -140,8 +173,8 @@ def _add_spread(
     figure.update_yaxes(title_text=f"{_kind(search)} similarity", row=row, col=col)
 
 
-def _spread(values: np.ndarray, layers: tuple[int, ...]) -> dict[str, Any]:
-    """What a box is drawn from: all values; of very many, their quartiles and whiskers."""
+def _box_data(values: np.ndarray, layers: tuple[int, ...]) -> dict[str, Any]:
+    """A box's data: all values; of more than `MOST_POINTS`, their quartiles and whiskers."""
     if values.size <= MOST_POINTS:
         return {"x": np.tile(layers, len(values)), "y": values.ravel()}
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
@@ -157,13 +190,13 @@ def _spread(values: np.ndarray, layers: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _add_sweep(figure: go.Figure, search: ConditionSearch, row: int) -> tuple[str, str]:
-    """Curves of every layer, of which a slider shows one; the title and note of that one."""
+    """Add the curves of every layer, one shown by a slider; returns that one's title and note."""
     singles = [candidate for candidate in search.candidates if len(candidate.layers) == 1]
     best = {candidate.layers[0]: candidate for candidate in reversed(singles)}
-    shown = search.candidates[0].layers[0]
+    chosen_layer = search.candidates[0].layers[0]
     n_before = len(figure.data)
     for layer in search.layers:
-        _add_curves(figure, search, best[layer], row=row, visible=layer == shown)
+        _add_curves(figure, search, best[layer], row=row, visible=layer == chosen_layer)
     n_curves = (len(figure.data) - n_before) // len(search.layers)
     steps = []
     for layer in search.layers:
@@ -171,12 +204,14 @@ def _add_sweep(figure: go.Figure, search: ConditionSearch, row: int) -> tuple[st
         visible = [True] * n_before
         visible += [other == layer for other in search.layers for _ in range(n_curves)]
         steps.append([{"visible": visible}, {"title.text": title, "title.subtitle.text": note}])
-    figure.update_layout(sliders=layer_slider(search.layers, search.layers.index(shown), steps))
+    figure.update_layout(
+        sliders=layer_slider(search.layers, search.layers.index(chosen_layer), steps)
+    )
     figure.update_xaxes(title_text="threshold", row=row, col=1)
     figure.update_yaxes(title_text="score", range=[-0.02, 1.02], row=row, col=1)
     figure.update_xaxes(title_text="false alarms", range=[-0.02, 1.02], row=row, col=2)
     figure.update_yaxes(title_text="recall", range=[-0.02, 1.02], row=row, col=2)
-    return _sweep_title(search, best[shown])
+    return _sweep_title(search, best[chosen_layer])
 
 
 def _add_curves(
@@ -227,11 +262,12 @@ def _parts(search: ConditionSearch) -> tuple[Similarities, Similarities]:
 
 
 def _thinned(curve: Curve) -> Curve:
-    """At most `MOST_CUTS` thresholds, the first, the last and the best among them."""
+    """At most `MOST_THRESHOLDS` thresholds, including the first, the last and the best."""
     n = len(curve.thresholds)
-    if n <= MOST_CUTS:
+    if n <= MOST_THRESHOLDS:
         return curve
-    kept = np.unique([*np.linspace(0, n - 1, MOST_CUTS - 1).round().astype(int), curve.f1.argmax()])
+    even = np.linspace(0, n - 1, MOST_THRESHOLDS - 1).round().astype(int)
+    kept = np.unique([*even, curve.f1.argmax()])
     return Curve(*(values[kept] for values in curve))
 
 
@@ -240,7 +276,7 @@ def _sweep_title(search: ConditionSearch, candidate: Candidate) -> tuple[str, st
     return (
         f"{plain(search.name or 'condition')}, layer {candidate.layers[0]}: fires {candidate.side} "
         f"{candidate.threshold:.4f}, F1 {candidate.f1:.3f}",
-        f"on the {n_positive} + {n_negative} prompts that it was chosen on",
+        f"on the {n_positive} + {n_negative} prompts it was chosen on",
     )
 
 
@@ -249,5 +285,5 @@ def _title(search: ConditionSearch) -> str:
     return f"{plain(search.name or 'condition')} (n = {n_positive} + {n_negative})"
 
 
-def _kind(seen_by: ConditionSearch | Condition) -> str:
-    return seen_by.similarity.__name__.removesuffix("_similarity")
+def _kind(source: ConditionSearch | Condition) -> str:
+    return source.similarity.__name__.removesuffix("_similarity")

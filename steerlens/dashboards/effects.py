@@ -1,4 +1,4 @@
-"""Effects over layers and strengths → figures; which columns a table needs is in `tables`."""
+"""Effects by layer and strength → figures; `tables` lists the columns that each needs."""
 
 import re
 from typing import Any
@@ -8,12 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from steerlens.dashboards.results import (
-    BROKEN,
-    degenerate_note,
-    doses,
-    sweep_cells,
-)
+from steerlens.dashboards.results import DEGENERATE, degenerate_note, doses, sweep_cells
 from steerlens.dashboards.tables import (
     DOSE_RESPONSE,
     SWEEP,
@@ -44,16 +39,19 @@ _CONTROL = re.compile(r"^(random|shuffled)\b")
 
 
 def layer_strength(result: Sweep | pd.DataFrame) -> go.Figure:
-    """Effect over layers and strengths; a menu chooses among vectors and judges.
+    """Mean score by layers and strength as a heatmap; a menu chooses the vector and judge.
 
     Args:
-        result: a sweep, its `summary()`, or a table of vector, layers, strength, judge, mean, low,
-            high, n. Rows of the vector "unsteered" are no map: their score is noted below the
-            title.
+        result: A sweep or its `summary()`; or a table with the columns vector, layers, strength,
+            judge, mean, low, high, n. The score of the vector "unsteered" is noted below the title.
+
+    >>> swept = sweep(model, vector, prompts, judges=[judges.refusal], max_new_tokens=8)
+    >>> layer_strength(swept).data[0].y
+    ('2', '3')
     """
-    whole = checked(sweep_cells(result), SWEEP)
-    level = whole["vector"] == UNSTEERED
-    given = checked(whole[~level], SWEEP)
+    table = checked(sweep_cells(result), SWEEP)
+    is_unsteered = table["vector"] == UNSTEERED
+    given = checked(table[~is_unsteered], SWEEP)
     rows = merged(binned(given, "strength"), ["vector", "judge", "layers", "strength"], "mean")
     groups = dict(list(rows.groupby(["vector", "judge"], sort=False)))
     require_few(len(groups), "vectors × judges", "filter the table first")
@@ -70,7 +68,7 @@ def layer_strength(result: Sweep | pd.DataFrame) -> go.Figure:
             x=[f"{strength:g}" for strength in strengths],
             y=layers,
             z=cell["mean"].to_numpy().reshape(shape).astype(np.float32),
-            **_broken_marks(cell, shape),
+            **_degenerate_marks(cell, shape),
             colorbar={"title": {"text": plain(group["judge"].iloc[0])}},
             customdata=hover.astype(np.float32),
             colorscale=SEQUENTIAL,
@@ -84,7 +82,7 @@ def layer_strength(result: Sweep | pd.DataFrame) -> go.Figure:
             filter(
                 None,
                 [
-                    _reference(whole[level], judge),
+                    _reference(table[is_unsteered], judge),
                     *notes_on(group, group, SWEEP),
                     _unfilled(trace.z),
                     "×: over 10 % of replies degenerate" if trace.text is not None else "",
@@ -93,23 +91,27 @@ def layer_strength(result: Sweep | pd.DataFrame) -> go.Figure:
         )
         for (_, judge), group, trace in zip(groups, groups.values(), figure.data, strict=True)
     ]
-    together = notes_on(given, rows, SWEEP)[-1]
+    merged_note = notes_on(given, rows, SWEEP)[-1]
     figure.update_xaxes(title="strength", type="category", showgrid=False)
     figure.update_yaxes(title="layers", type="category", showgrid=False)
     if len(groups) > 1:
         figure.update_layout(updatemenus=[_menu(titles, notes)])
     n_rows = max(len(trace.y) for trace in figure.data)
-    return titled(figure, titles[0], notes[0], together, height=max(460, 200 + 24 * n_rows))
+    return titled(figure, titles[0], notes[0], merged_note, height=max(460, 200 + 24 * n_rows))
 
 
 def dose_response(result: Evaluation | Sweep | pd.DataFrame) -> go.Figure:
-    """Effect over strength beside its controls, one panel a judge: the effect, then side effects.
+    """Effect over strength with its controls, one panel per judge.
 
     Args:
-        result: an evaluation or its `effects` (drawn are paired changes from unsteered); a sweep or
-            its `summary()` (mean scores, an arm for each vector and layers); or a table of arm,
-            strength, judge, mean, low, high, n. Arms called "random 1", "shuffled 2" and so on are
-            drawn as one floor each, from the lowest end to the highest; "unsteered" as a level.
+        result: An evaluation or its `effects` (paired changes from unsteered); a sweep or its
+            `summary()` (mean scores, one arm per vector and layers); or a table with the columns
+            arm, strength, judge, mean, low, high, n. Arms named "random 1", "shuffled 2" … form one
+            band per kind, over all their intervals; "unsteered" is a horizontal line.
+
+    >>> row = {"arm": "steered", "judge": "joy", "mean": 0.5, "low": 0.4, "high": 0.6, "n": 20}
+    >>> dose_response(pd.DataFrame([{**row, "strength": s} for s in (1, 2)])).data[-1].name
+    'steered'
     """
     given = checked(doses(result), DOSE_RESPONSE)
     rows = merged(binned(given, "strength"), ["arm", "judge", "strength"], "mean")
@@ -125,28 +127,28 @@ def dose_response(result: Evaluation | Sweep | pd.DataFrame) -> go.Figure:
     arms = [arm for arm in dict.fromkeys(rows["arm"]) if not _CONTROL.match(arm)]
     require_few(len(arms), "arms", "filter the result first, or draw layer_strength")
     for panel, judge in enumerate(judges, start=1):
-        of_judge = rows[rows["judge"] == judge]
+        judged = rows[rows["judge"] == judge]
         for kind in ("random", "shuffled"):
-            _add_floor(figure, of_judge, kind, panel)
+            _add_floor(figure, judged, kind, panel)
         for index, arm in enumerate(arms):
-            _add_arm(figure, of_judge[of_judge["arm"] == arm], arm, index, panel, of_judge)
+            _add_arm(figure, judged[judged["arm"] == arm], arm, index, panel, judged)
         figure.update_yaxes(title_text=plain(judge), row=panel, col=1)
     figure.update_xaxes(title_text="strength", row=len(judges), col=1)
     return titled(
         figure,
         "Dose and response",
         *notes_on(given, rows, DOSE_RESPONSE),
-        "bands: 95 % intervals; of controls, from the lowest end to the highest",
+        "bands: 95 % intervals; controls: from their lowest to their highest limit",
         degenerate_note(given, lambda row: f"{row['arm']}, strength {row['strength']:g}"),
         height=200 + 280 * len(judges),
     )
 
 
-def _broken_marks(cells: pd.DataFrame, shape: tuple[int, int]) -> dict[str, Any]:
-    """A cross in each cell where more than a tenth of the replies fell apart."""
-    if BROKEN not in cells or not (cells[BROKEN] > TOO_MANY_DEGENERATE).any():
+def _degenerate_marks(cells: pd.DataFrame, shape: tuple[int, int]) -> dict[str, Any]:
+    """A cross in each cell where more than a tenth of the replies are degenerate."""
+    if DEGENERATE not in cells or not (cells[DEGENERATE] > TOO_MANY_DEGENERATE).any():
         return {}
-    marks = np.where(cells[BROKEN] > TOO_MANY_DEGENERATE, "×", "").reshape(shape)
+    marks = np.where(cells[DEGENERATE] > TOO_MANY_DEGENERATE, "×", "").reshape(shape)
     return {"text": marks, "texttemplate": "%{text}", "textfont": {"size": 22}}
 
 
@@ -159,7 +161,7 @@ def _reference(unsteered: pd.DataFrame, judge: str) -> str:
 
 
 def _add_floor(figure: go.Figure, rows: pd.DataFrame, kind: str, panel: int) -> None:
-    """All arms of one kind of control as one band, and their mean as a line."""
+    """All control arms of one kind as one band, and their mean as a line."""
     controls = rows[[str(arm).startswith(kind) for arm in rows["arm"]]]
     if controls.empty:
         return
@@ -197,11 +199,10 @@ def _add_arm(
         return
     style = line_style(index)
     part = part.sort_values("strength")
-    if arm == UNSTEERED:  # a level, drawn across all strengths
-        level = part.iloc[[0, 0]].assign(
-            strength=[panel_rows["strength"].min(), panel_rows["strength"].max()]
-        )
-        part, style = level, {"mode": "lines", "line": {"color": FLOOR, "width": 2}}
+    if arm == UNSTEERED:  # a horizontal line across all strengths
+        ends = [panel_rows["strength"].min(), panel_rows["strength"].max()]
+        part = part.iloc[[0, 0]].assign(strength=ends)
+        style = {"mode": "lines", "line": {"color": FLOOR, "width": 2}}
     add_band(figure, part["strength"], part["low"], part["high"], style["line"]["color"],
              legendgroup=arm, showlegend=False, row=panel, col=1)  # fmt: skip
     figure.add_scatter(
@@ -220,7 +221,7 @@ def _add_arm(
 
 
 def _menu(titles: list[str], notes: list[str]) -> dict:
-    """A drop-down that shows one trace at a time, under its own title."""
+    """A drop-down that shows one trace at a time, with its title."""
     return {
         "x": 1,
         "xanchor": "right",

@@ -1,6 +1,6 @@
-"""Results → the tidy tables that figures are drawn from, one function a figure.
+"""Results → the tidy tables that figures are drawn from, one function per figure.
 
-Tables of one's own pass through: which columns each figure needs is in `tables`.
+Tidy tables are returned as they are: `tables` lists the columns that each figure needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,40 +19,41 @@ from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE
 from steerlens.intervals import mean
 from steerlens.judges.fluency import degenerate
 
-BROKEN = "degenerate"
-"""The column of optional shares of replies that are empty or go round in circles."""
+DEGENERATE = "degenerate"
+"""The optional column of shares of replies that are empty or repeat themselves."""
 Calibrations: TypeAlias = Calibration | Mapping[int, Calibration]
+"""One calibration, or one per layer."""
 
 
 def sweep_cells(result: Sweep | pd.DataFrame) -> pd.DataFrame:
-    """For `layer_strength`: a sweep, or its `summary()`."""
+    """For `layer_strength`: the cells of a sweep, or of its `summary()`."""
     table = result
     if isinstance(result, Sweep):
         table = _with_degenerate(result.summary(), result)
-    return _positions_named(_a_table(table, "layer_strength", "a Sweep or its summary()"))
+    return _positions_named(_require_table(table, "layer_strength", "a Sweep or its summary()"))
 
 
 def doses(result: Evaluation | Sweep | pd.DataFrame) -> pd.DataFrame:
     """For `dose_response`: an evaluation or its `effects`, a sweep or its `summary()`.
 
-    Of evaluations, paired changes from unsteered, judges named so; the two signs are one line
-    through 0. Of sweeps, mean scores.
+    Evaluations give paired changes from unsteered ("change in …"), both signs as one line through
+    0; sweeps give mean scores.
     """
-    needed = "an Evaluation or its effects, a Sweep or its summary(), or a table"
+    expected = "an Evaluation or its effects, a Sweep or its summary(), or a table"
     if isinstance(result, Evaluation):
         return _changes(result.effects, _degenerate_arms(result))
     table = sweep_cells(result) if isinstance(result, Sweep) else result
-    table = _a_table(table, "dose_response", needed)
+    table = _require_table(table, "dose_response", expected)
     if {"arm", "effect", "effect_low"} <= set(table.columns):
         return _changes(table, None)
     return _sweep_arms(table) if _fits(table, SWEEP) and "arm" not in table else table
 
 
 def trade_offs(result: Evaluation | Suggestion | Sweep | pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """For `pareto`: the table, and what its column `kl` holds, in words.
+    """For `pareto`: the table, and the meaning of its column `kl` as an axis title.
 
     An evaluation has the KL of each arm on neutral text, a suggestion that of each candidate; a
-    sweep ran no neutral text, so the share of replies that fell apart stands for it.
+    sweep has no neutral text, so the share of degenerate replies replaces KL.
     """
     nats = "KL to the unsteered model (nats per token)"
     if isinstance(result, Evaluation):
@@ -64,8 +65,8 @@ def trade_offs(result: Evaluation | Suggestion | Sweep | pd.DataFrame) -> tuple[
         return table.assign(name=names), "KL to the unsteered model (95th percentile, nats)"
     if isinstance(result, Sweep):
         return _swept_effects(result), "share of degenerate replies"
-    needed = "an Evaluation, a Suggestion, a Sweep or a table"
-    table = _a_table(result, "pareto", needed)
+    expected = "an Evaluation, a Suggestion, a Sweep or a table"
+    table = _require_table(result, "pareto", expected)
     if not _fits(table, PARETO) and "effect_low" in table:
         raise SteerlensError(
             "got the effects of an evaluation, which hold no side effects; give pareto the "
@@ -75,10 +76,10 @@ def trade_offs(result: Evaluation | Suggestion | Sweep | pd.DataFrame) -> tuple[
 
 
 def shares(result: Evaluation | pd.DataFrame) -> pd.DataFrame:
-    """For `rates`: an evaluation whose judges say yes or no, a study's results, CAST's table."""
+    """For `rates`: an evaluation with judges of 0 or 1, a study's results, or CAST's table."""
     if isinstance(result, Evaluation):
-        return _yes_or_no(result)
-    table = _a_table(result, "rates", "an Evaluation, or a table of rates")
+        return _binary_rates(result)
+    table = _require_table(result, "rates", "an Evaluation, or a table of rates")
     if not _fits(table, RATES) and {"steering", "group", "refused"} <= set(table.columns):
         named = table.rename(columns={"steering": "part", "refused": "value"})
         return named.assign(measure="refused")
@@ -86,8 +87,8 @@ def shares(result: Evaluation | pd.DataFrame) -> pd.DataFrame:
 
 
 def growth(result: pd.DataFrame) -> pd.DataFrame:
-    """For `saturation`: its table, or the curve of a CAST table, one row a measure."""
-    table = _a_table(result, "saturation", "a table, such as the saturation of a CastTable")
+    """For `saturation`: its table, or the curve of a CAST table with one row per measure."""
+    table = _require_table(result, "saturation", "a table, such as the saturation of a CastTable")
     if _fits(table, SATURATION) or not {"pairs", "f1", "f1_low", "f1_high"} <= set(table.columns):
         return table
     ends = {"value": "f1", "low": "f1_low", "high": "f1_high"}
@@ -106,36 +107,37 @@ def growth(result: pd.DataFrame) -> pd.DataFrame:
 
 
 def budgets(result: Calibrations) -> dict[str, Calibration]:
-    """For `calibration`: one, or one a layer as `calibrate_layers` gives them."""
+    """For `calibration`: calibrations by their name in the legend."""
     if isinstance(result, Calibration):
         return {"KL of the steering": result}
     if isinstance(result, Mapping) and result:
-        return {f"layer {layer}": one for layer, one in result.items()}
+        return {f"layer {layer}": each for layer, each in result.items()}
     raise SteerlensError(
-        f"got {type(result).__name__}; expected what calibrate_strength or calibrate_layers gives"
+        f"got {type(result).__name__}; expected the result of calibrate_strength or "
+        "calibrate_layers"
     )
 
 
 def degenerate_note(table: pd.DataFrame, names: Callable[[Any], str]) -> str:
-    """Where more than a tenth of the replies fell apart, and what to do; empty if nowhere."""
-    if BROKEN not in table:
+    """Where more than a tenth of the replies are degenerate, and what to do; empty if nowhere."""
+    if DEGENERATE not in table:
         return ""
-    broken = table[table[BROKEN] > TOO_MANY_DEGENERATE].sort_values(
-        BROKEN, ascending=False, kind="stable"
+    broken = table[table[DEGENERATE] > TOO_MANY_DEGENERATE].sort_values(
+        DEGENERATE, ascending=False, kind="stable"
     )
-    places = list(
-        dict.fromkeys(f"{names(row)} ({row[BROKEN]:.0%})" for _, row in broken.iterrows())
+    cells = list(
+        dict.fromkeys(f"{names(row)} ({row[DEGENERATE]:.0%})" for _, row in broken.iterrows())
     )
-    if not places:
+    if not cells:
         return ""
-    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-    return f"degenerate replies at {', '.join(places[:3])}{more}: steer less, or fewer layers"
+    more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
+    return f"degenerate replies at {', '.join(cells[:3])}{more}: steer less, or fewer layers"
 
 
-def _a_table(result: Any, figure: str, needed: str) -> pd.DataFrame:
+def _require_table(result: Any, figure: str, expected: str) -> pd.DataFrame:
     if isinstance(result, pd.DataFrame):
         return result
-    raise SteerlensError(f"got {type(result).__name__}; {figure} expected {needed}")
+    raise SteerlensError(f"got {type(result).__name__} for {figure}; expected {expected}")
 
 
 def _fits(table: pd.DataFrame, contract: Any) -> bool:
@@ -143,7 +145,7 @@ def _fits(table: pd.DataFrame, contract: Any) -> bool:
 
 
 def _positions_named(table: pd.DataFrame) -> pd.DataFrame:
-    """Several positions would be averaged unsaid: each is a vector of its own."""
+    """Several positions become several vectors, so that they are not averaged silently."""
     if "positions" not in table or "vector" not in table:
         return table
     steered = table["vector"] != UNSTEERED
@@ -159,7 +161,7 @@ def _with_degenerate(summary: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
 
 
 def _sweep_arms(table: pd.DataFrame) -> pd.DataFrame:
-    """One arm for each vector and layers, going through the unsteered score at strength 0."""
+    """One arm per vector and layers, through the unsteered score at strength 0."""
     table = _positions_named(table)
     unsteered = table[table["vector"] == UNSTEERED]
     steered = table[table["vector"] != UNSTEERED]
@@ -168,43 +170,43 @@ def _sweep_arms(table: pd.DataFrame) -> pd.DataFrame:
         for vector, layers in zip(steered["vector"], steered["layers"], strict=True)
     ]
     arms = steered.assign(arm=names)
-    through = [unsteered.assign(arm=arm, strength=0.0) for arm in dict.fromkeys(names)]
-    return pd.concat([unsteered.assign(arm=UNSTEERED), arms, *through], ignore_index=True)
+    zeros = [unsteered.assign(arm=arm, strength=0.0) for arm in dict.fromkeys(names)]
+    return pd.concat([unsteered.assign(arm=UNSTEERED), arms, *zeros], ignore_index=True)
 
 
 def _changes(effects: pd.DataFrame, broken: pd.DataFrame | None) -> pd.DataFrame:
     """Changes from unsteered by arm and strength; both signs of the vector are one arm."""
     columns = {"effect": "mean", "effect_low": "low", "effect_high": "high"}
     table = effects.drop(columns=["mean", "low", "high"], errors="ignore").rename(columns=columns)
-    level = table["arm"] == UNSTEERED
+    is_unsteered = table["arm"] == UNSTEERED
     numbers = ["mean", "low", "high"]
-    table.loc[level, numbers] = table.loc[level, numbers].fillna(0.0)
+    table.loc[is_unsteered, numbers] = table.loc[is_unsteered, numbers].fillna(0.0)
     if broken is not None:
         table = table.merge(broken, on=["arm", "strength"], how="left")
     table["arm"] = table["arm"].replace(NEGATIVE, STEERED)
-    through = table[level.to_numpy()].assign(arm=STEERED)
-    return pd.concat([table, through], ignore_index=True).assign(
-        judge=lambda whole: "change in " + whole["judge"].astype(str)
-    )
+    zero = table[is_unsteered.to_numpy()].assign(arm=STEERED)
+    arms = pd.concat([table, zero], ignore_index=True)
+    return arms.assign(judge="change in " + arms["judge"].astype(str))
 
 
-def _degenerate_arms(found: Evaluation) -> pd.DataFrame:
-    replies = found.replies.assign(**{BROKEN: found.replies["reply"].map(degenerate).astype(float)})
-    return replies.groupby(["arm", "strength"], sort=False)[BROKEN].mean().reset_index()
+def _degenerate_arms(evaluation: Evaluation) -> pd.DataFrame:
+    replies = evaluation.replies
+    broken = replies.assign(**{DEGENERATE: replies["reply"].map(degenerate).astype(float)})
+    return broken.groupby(["arm", "strength"], sort=False)[DEGENERATE].mean().reset_index()
 
 
-def _evaluated(found: Evaluation) -> pd.DataFrame:
-    """Each arm's effect, counted in the direction that was meant, and its KL on neutral text."""
-    side = found.side_effects
+def _evaluated(evaluation: Evaluation) -> pd.DataFrame:
+    """Each arm's effect, positive in the intended direction, and its KL on neutral text."""
+    side = evaluation.side_effects
     kl = side.loc[side["measure"] == "kl_mean", ["arm", "strength", "value"]]
     if kl.empty:
         raise SteerlensError(
             "got an evaluation without side effects on text; pareto expected its KL: evaluate with "
             "texts, or draw dose_response"
         )
-    effects = found.effects[found.effects["judge"] == found.judges[0]]
+    effects = evaluation.effects[evaluation.effects["judge"] == evaluation.judges[0]]
     table = effects.merge(kl.rename(columns={"value": "kl"}), on=["arm", "strength"], how="left")
-    sign = 1 if found.settings["raises"] else -1
+    sign = 1 if evaluation.settings["raises"] else -1
     ends = np.sort(sign * table[["effect_low", "effect_high"]].to_numpy(dtype=float), axis=1)
     changed = table.assign(
         name=table["arm"], effect=sign * table["effect"], low=ends[:, 0], high=ends[:, 1]
@@ -213,13 +215,13 @@ def _evaluated(found: Evaluation) -> pd.DataFrame:
 
 
 def _swept_effects(sweep: Sweep) -> pd.DataFrame:
-    """Each cell's paired change of the first judge's score, and its share of broken replies."""
+    """Each cell's paired change of the first judge's score, and its share of degenerate replies."""
     judges = list(sweep.plan["judges"])
     if not judges:
-        raise SteerlensError("got a sweep that nobody judged; pareto expected a judge's scores")
+        raise SteerlensError("got a sweep without judges; pareto expected the scores of one")
     cell = ["vector", "layers", "strength", "positions"]
     before = sweep.table[sweep.table["vector"] == UNSTEERED].set_index("prompt_index")[judges[0]]
-    broken = sweep.degenerate().set_index(cell)[BROKEN]
+    broken = sweep.degenerate().set_index(cell)[DEGENERATE]
     rows = []
     for key, group in sweep.table[sweep.table["vector"] != UNSTEERED].groupby(cell, sort=False):
         scores = group.set_index("prompt_index")[judges[0]]
@@ -229,10 +231,10 @@ def _swept_effects(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "strength", "effect", "low", "high", "kl"])
 
 
-def _yes_or_no(found: Evaluation) -> pd.DataFrame:
-    """Each arm's rate at the evaluation's own strength, by the judges that gave 0 and 1."""
-    main, effects = found.settings["strength"], found.effects
-    known = found.table.dropna(subset=["score"])
+def _binary_rates(evaluation: Evaluation) -> pd.DataFrame:
+    """Each arm's rate at the evaluation's own strength, by the judges that score 0 or 1."""
+    main, effects = evaluation.settings["strength"], evaluation.effects
+    known = evaluation.table.dropna(subset=["score"])
     binary = [
         judge
         for judge, scores in known.groupby("judge", sort=False)["score"]
@@ -240,9 +242,11 @@ def _yes_or_no(found: Evaluation) -> pd.DataFrame:
     ]
     if not binary:
         raise SteerlensError(
-            f"got an evaluation by {', '.join(found.judges)}; rates expected a judge that says yes "
-            "or no (1 or 0): draw dose_response"
+            f"got an evaluation by {', '.join(evaluation.judges)}; rates expected a judge that "
+            "scores 1 or 0: draw dose_response"
         )
-    here = effects["strength"].isin([0.0, main, -main]) & effects["judge"].isin(binary)
-    table = effects[here].rename(columns={"mean": "value", "mean_low": "low", "mean_high": "high"})
+    is_main = effects["strength"].isin([0.0, main, -main]) & effects["judge"].isin(binary)
+    table = effects[is_main].rename(
+        columns={"mean": "value", "mean_low": "low", "mean_high": "high"}
+    )
     return table.assign(part=table["arm"], group=f"strength {main:g}", measure=table["judge"])

@@ -1,4 +1,4 @@
-"""Tidy tables that figures are drawn from: which columns they need, checked and made small."""
+"""Tidy tables that figures are drawn from: the columns they need, checking and thinning."""
 
 import re
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from steerlens.errors import SteerlensError
 from steerlens.layer_text import display_layers
 
 MOST_VALUES = 60
-"""Distinct values on one axis, beyond which neighbours are taken together."""
+"""Most distinct values on one axis; more are binned."""
 
 MOST_CHOICES = 24
-"""Entries of a menu, and panels of a figure, that a reader can still use."""
+"""Most entries of a menu, or panels of a figure, that a reader can use."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """The columns of one kind of table; more columns may stand beside them."""
+    """The columns that one kind of table must have; further columns are ignored."""
 
     name: str
     texts: tuple[str, ...]
     numbers: tuple[str, ...]
     value: str
-    """The number that the table is about."""
+    """The column that the table is about."""
     optional: tuple[str, ...] = ()
-    """Numbers that are shown if they are there."""
+    """Numbers that are shown if present."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All that are needed, texts first."""
+        """All required columns, texts first."""
         return self.texts + self.numbers
 
 
@@ -66,15 +66,20 @@ CONTRACTS = (SWEEP, DOSE_RESPONSE, PARETO, SENTIMENT, SATURATION, RATES)
 
 
 def checked(table: pd.DataFrame, contract: Contract) -> pd.DataFrame:
-    """The contract's columns, texts as text and numbers as floats; infinite ones become NaN.
+    """The contract's columns, texts as strings and numbers as floats (infinite ones as NaN).
 
-    Raises if columns are missing, hold no numbers, or there is nothing to draw.
+    Raises:
+        SteerlensError: If a column is missing or not numeric, or no value is left to draw.
+
+    >>> row = {"measure": "F1", "pairs": 4, "value": 1, "low": 0, "high": np.inf, "n": 9}
+    >>> checked(pd.DataFrame([row]), SATURATION).high.tolist()
+    [nan]
     """
     missing = shortfall(table, contract)
     if missing:
         raise SteerlensError(
-            f"a {contract.name} needs the columns {', '.join(contract.columns)}; of these "
-            f"{', '.join(missing)} are missing from {', '.join(map(str, table.columns)) or 'none'}"
+            f"got a table with the columns {', '.join(map(str, table.columns)) or '(none)'}; a "
+            f"{contract.name} needs {', '.join(contract.columns)}: add {', '.join(missing)}"
         )
     more = [column for column in contract.optional if column in table]
     kept = table[[*contract.columns, *more]].reset_index(drop=True)
@@ -85,30 +90,36 @@ def checked(table: pd.DataFrame, contract: Contract) -> pd.DataFrame:
             numbers = pd.to_numeric(kept[column]).astype(float)
         except (ValueError, TypeError) as error:
             raise SteerlensError(
-                f"the column {column!r} of a {contract.name} must hold numbers: {error}"
+                f"got the column {column!r} of a {contract.name} with text; expected numbers: "
+                f"{error}"
             ) from error
         kept[column] = numbers.replace([np.inf, -np.inf], np.nan)
     if not kept[contract.value].notna().any():
         raise SteerlensError(
-            f"the {contract.name} has {len(kept)} rows and none with a {contract.value}; "
-            "there is nothing to draw: has the run finished?"
+            f"got a {contract.name} of {len(kept)} rows, none with a {contract.value}: there is "
+            "nothing to draw; has the run finished?"
         )
     return kept
 
 
 def shortfall(table: pd.DataFrame, contract: Contract) -> list[str]:
-    """The columns that a table lacks."""
+    """The required columns that a table lacks."""
     return [column for column in contract.columns if column not in table.columns]
 
 
 def kind_of(table: pd.DataFrame) -> Contract | None:
-    """The kind of table that these columns make."""
+    """The first kind of table whose columns are all present; None if there is none."""
     fitting = (kind for kind in CONTRACTS if set(kind.columns) <= set(table.columns))
     return next(fitting, None)
 
 
 def merged(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
-    """One row for each key: values averaged by n, intervals spanned, n added up."""
+    """One row per key: values averaged by n, intervals spanned, n added.
+
+    >>> arms = {"arm": "a", "mean": [0, 1], "low": [-1, 0], "high": [1, 2], "n": [1, 3]}
+    >>> merged(pd.DataFrame(arms), ["arm"], "mean")[["mean", "low", "high"]].values.tolist()
+    [[0.75, -1.0, 2.0]]
+    """
     if not table.duplicated(list(keys)).any():
         return table
     n = table["n"] if "n" in table else pd.Series(1.0, table.index)
@@ -125,35 +136,39 @@ def merged(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame
 
 
 def binned(table: pd.DataFrame, column: str, most: int = MOST_VALUES) -> pd.DataFrame:
-    """The table with a crowded column rounded to the middles of `most` equal steps."""
+    """The table with a column of more than `most` values rounded to the middles of equal bins."""
     numbers = table[column]
     if numbers.nunique() <= most:
         return table
     low, high = numbers.min(), numbers.max()
     step = (high - low) / most
-    place = np.minimum(np.floor((numbers - low) / step), most - 1)
-    return table.assign(**{column: low + (place + 0.5) * step})
+    index = np.minimum(np.floor((numbers - low) / step), most - 1)
+    return table.assign(**{column: low + (index + 0.5) * step})
 
 
 def require_few(count: int, what: str, advice: str) -> None:
-    """Refuse what no reader could tell apart."""
+    """Raises if there are more than a reader can tell apart."""
     if count > MOST_CHOICES:
-        raise SteerlensError(f"{count} {what} came, more than {MOST_CHOICES}; {advice}")
+        raise SteerlensError(f"got {count} {what}; expected at most {MOST_CHOICES}: {advice}")
 
 
 def notes_on(before: pd.DataFrame, after: pd.DataFrame, contract: Contract) -> tuple[str, ...]:
-    """For the caption: n, what is empty, and what was taken together."""
+    """For the caption: n, the number of empty values, and how many rows were merged."""
     empty = int(after[contract.value].isna().sum())
-    together = f"{len(before):,} rows taken together as {len(after):,}, intervals spanned"
+    merging = f"{len(before):,} rows merged into {len(after):,}, intervals spanned"
     return (
         f"n = {_span(after['n'])} each" if "n" in after and after["n"].notna().any() else "",
         f"{empty} of {len(after)} values empty (NaN)" if empty else "",
-        together if len(after) < len(before) else "",
+        merging if len(after) < len(before) else "",
     )
 
 
 def natural(text: str) -> tuple[Any, ...]:
-    """Sorts "2–3" before "10–11"."""
+    """A sort key that puts "2–3" before "10–11".
+
+    >>> sorted(["10–11", "2–3"], key=natural)
+    ['2–3', '10–11']
+    """
     return tuple(
         (0, int(piece), "") if piece.isdecimal() else (1, 0, piece)
         for piece in re.split(r"(\d+)", text)

@@ -1,4 +1,4 @@
-"""One look for every figure: colours, templates for light, dark and paper, and captions."""
+"""The common style of all figures: colours, light and dark templates, titles and notes."""
 
 import math
 from collections.abc import Sequence
@@ -10,38 +10,41 @@ import numpy as np
 import plotly.graph_objects as go
 
 POSITIVE, NEGATIVE = "#D55E00", "#0072B2"
-"""Everywhere: orange along a vector, or of its positive side; blue against it, or negative."""
+"""In every figure, orange is along a vector or its positive side, blue is against it."""
 SIGNS = "orange: {}; blue: {}"
-"""Says so; each figure whose colours have a sign fills it in."""
+"""The note on figures whose colours show a sign, to be filled with what the two mean."""
 CHOSEN = "#009E73"
+"""The layer, threshold or strength that was chosen."""
 LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Okabe and Ito's colours, told apart by colour-blind readers."""
+"""Okabe and Ito's colours, distinguishable with colour blindness."""
 FLOOR = "#8c8c8c"
-"""Of controls: what happens without the concept."""
+"""Controls, and reference lines."""
 DIVERGING = [[0.0, NEGATIVE], [0.5, "#f7f7f7"], [1.0, POSITIVE]]
 PALE_DIVERGING = [[0.0, "#86bcdf"], [0.5, "#f7f7f7"], [1.0, "#f0ae86"]]
-"""Under text in `INK`, which has at least seven times the contrast on all of it."""
+"""Under text in `INK`: a contrast of at least 7 to 1 everywhere."""
 INK = "#1a1a1a"
 ON_DARK = {
     "#0072B2": "#5AA9E6", "#E69F00": "#F2B640", "#009E73": "#35C79A", "#CC79A7": "#E59AC4",
     "#56B4E9": "#A9DDF9", "#D55E00": "#F5813F", "#8c8c8c": "#a3a3a3", "#f7f7f7": "#262a31",
     "#86bcdf": "#0b4a75", "#f0ae86": "#8a3f0c", INK: "#f2f2f2",
 }  # fmt: skip
-"""What each colour becomes on a dark ground: lighter lines, and maps with a dark middle."""
+"""Each colour on a dark background: lighter lines, and colour scales with a dark middle."""
 SEQUENTIAL = "Cividis"
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
 HEIGHT = 460
-"""Pixels, unless a figure needs more."""
+"""Default height in pixels."""
 WIDE = 640
-"""Pixels that panels side by side, or tokens along an axis, need to be read."""
+"""Pixels that two panels, or tokens along an axis, need to be legible."""
 TITLE_HEIGHT = 72
-"""Pixels at the top of a figure, before its legend; each more line of its note adds some."""
+"""Pixels above the legend for the title and one line of notes."""
 LINE_HEIGHT = 17
+"""Pixels of each further line of notes."""
 LONGEST_LINE = 100
-"""Characters of a note in one line."""
+"""Characters in one line of notes."""
 BREAK = "<br>"
+"""Plotly's line break."""
 
 
 def _template(ink: str, page: str, grid: str) -> go.layout.Template:
@@ -96,13 +99,19 @@ DARK = _template("#e8e8e8", "#16181c", "#34383f")
 def titled(
     figure: go.Figure, title: str, *notes: str, height: int = HEIGHT, min_width: int = 0
 ) -> go.Figure:
-    """Dress a figure: the light template, its title, and below it whatever notes are not empty.
+    """The figure with the light template, its title, and its notes below the title.
 
-    Pages scroll a figure sideways where the window is narrower than its `min_width`, in pixels.
+    Args:
+        notes: Empty ones are left out.
+        height: In pixels.
+        min_width: Pixels below which a page scrolls the figure sideways.
+
+    >>> titled(go.Figure(), "Title", "one note", "", "another").layout.title.subtitle.text
+    'one note · another'
     """
     note = wrapped(" · ".join(filter(None, notes)))
-    more = LINE_HEIGHT * note.count(BREAK)
-    height, top = height + more, TITLE_HEIGHT + more
+    extra = LINE_HEIGHT * note.count(BREAK)
+    height, top = height + extra, TITLE_HEIGHT + extra
     figure.update_layout(
         template=TEMPLATE,
         title={"text": title, "subtitle": {"text": note}},
@@ -110,19 +119,27 @@ def titled(
         meta={"min_width": min_width, "title_height": top},
         legend={"y": 1 - top / height},
     )
-    if more:
-        figure.update_layout(margin={"t": 130 + more})
+    if extra:
+        figure.update_layout(margin={"t": 130 + extra})
     return figure
 
 
 def wrapped(note: str) -> str:
-    """A note in lines that fit a notebook's width: Plotly breaks none by itself."""
+    """A note in lines that fit a notebook's width: Plotly does not wrap text."""
     lines = wrap(note, LONGEST_LINE, break_long_words=False, break_on_hyphens=False)
     return BREAK.join(lines)
 
 
 def dark(figure: go.Figure) -> go.Figure:
-    """The same figure on a dark ground."""
+    """The same figure on a dark background.
+
+    Args:
+        figure: Stays as it is.
+
+    >>> figure = dashboards.explained_variance({"refuse": vector})
+    >>> dark(figure).layout.template.layout.paper_bgcolor
+    '#16181c'
+    """
     layout = go.Layout(figure.layout).update(template=None)
     return go.Figure(
         [_recoloured(trace.to_plotly_json()) for trace in figure.data],
@@ -131,52 +148,52 @@ def dark(figure: go.Figure) -> go.Figure:
 
 
 def _recoloured(value: Any) -> Any:
-    """Every colour as it is on a dark ground; other text stays."""
+    """A part of a figure with every colour as `ON_DARK` says; other text is kept."""
     if isinstance(value, dict):
-        return {name: _recoloured(one) for name, one in value.items()}
+        return {name: _recoloured(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_recoloured(one) for one in value]
+        return [_recoloured(item) for item in value]
     if not isinstance(value, str):
         return value
-    begun, comma, opacity = value.rpartition(",")
-    return ON_DARK.get(value) or FADED_ON_DARK.get(begun, begun) + comma + opacity
+    color, comma, opacity = value.rpartition(",")
+    return ON_DARK.get(value) or FADED_ON_DARK.get(color, color) + comma + opacity
 
 
 def plain(text: object) -> str:
-    """Text that Plotly shows as it is, instead of reading its tags and entities."""
+    """Text escaped, so that Plotly shows its tags and entities literally."""
     return escape(str(text), quote=False)
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Lines that differ in colour, dash and marker, so that they do in grey too.
+    """Colour, dash and marker of the line with this index; all three differ, for print in grey.
 
-    Beyond six, colours come again with other dashes and markers.
+    After six lines the colours repeat with other dashes and markers.
     """
-    round_, place = divmod(index, len(LINES))
-    look = (place + round_) % len(LINES)
+    cycle, color = divmod(index, len(LINES))
+    shape = (color + cycle) % len(LINES)
     return {
         "mode": "lines+markers",
-        "line": {"color": LINES[place], "dash": _DASHES[look]},
-        "marker": {"color": LINES[place], "symbol": _SYMBOLS[look], "size": 8},
+        "line": {"color": LINES[color], "dash": _DASHES[shape]},
+        "marker": {"color": LINES[color], "symbol": _SYMBOLS[shape], "size": 8},
     }
 
 
 def faded(color: str, opacity: float = 0.2) -> str:
-    """A hexadecimal colour as one that shows what is below it."""
+    """A hexadecimal colour made translucent."""
     return f"{_rgba(color)},{opacity})"
 
 
 def _rgba(color: str) -> str:
-    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue}"
 
 
 FADED_ON_DARK = {_rgba(old): _rgba(new) for old, new in ON_DARK.items()}
-"""`ON_DARK` for what `faded` makes, up to its opacity."""
+"""`ON_DARK` for the colours of `faded`, without their opacity."""
 
 
 def add_band(figure: go.Figure, x: Any, low: Any, high: Any, color: str, **options: Any) -> None:
-    """The area between `low` and `high`, from those points where both are known."""
+    """Add the area between `low` and `high`, at the points where both are finite."""
     low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     known = np.isfinite(low) & np.isfinite(high)
     x = np.asarray(x)[known]
@@ -197,7 +214,7 @@ def add_band(figure: go.Figure, x: Any, low: Any, high: Any, color: str, **optio
 
 
 def error_bars(value: Any, low: Any, high: Any) -> dict[str, Any]:
-    """Plotly's form of an interval about a value."""
+    """Intervals as Plotly's asymmetric error bars."""
     value, low, high = (np.asarray(numbers, dtype=float) for numbers in (value, low, high))
     return {
         "type": "data",
@@ -210,13 +227,13 @@ def error_bars(value: Any, low: Any, high: Any) -> dict[str, Any]:
 
 
 def layer_axis(layers: Sequence[int]) -> dict[str, Any]:
-    """Whole numbers, few enough to be read."""
+    """An axis of layers with integer ticks, at most 16."""
     span = max(layers) - min(layers) + 1
     return {"title": {"text": "layer"}, "dtick": max(1, math.ceil(span / 16))}
 
 
 def layer_slider(labels: Sequence[object], active: int, steps: Sequence[list[Any]]) -> list[dict]:
-    """One step a layer, each updating the traces and the layout as its arguments say."""
+    """A slider with one step per layer; `steps` are the arguments of Plotly's "update"."""
     return [
         {
             "active": active,
@@ -231,6 +248,6 @@ def layer_slider(labels: Sequence[object], active: int, steps: Sequence[list[Any
 
 
 def symmetric_range(values: np.ndarray, share: float = 0.98) -> float:
-    """A colour range about zero that a few outliers (an attention sink) do not use up."""
+    """Half the width of a colour range about zero, robust to outliers such as attention sinks."""
     known = np.abs(values[np.isfinite(values)])
     return float(np.quantile(known, share)) or 1.0 if len(known) else 1.0

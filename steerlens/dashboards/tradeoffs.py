@@ -5,16 +5,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
-from steerlens.dashboards.results import (
-    Calibrations,
-    budgets,
-    trade_offs,
-)
-from steerlens.dashboards.tables import (
-    PARETO,
-    checked,
-    require_few,
-)
+from steerlens.dashboards.results import Calibrations, budgets, trade_offs
+from steerlens.dashboards.tables import PARETO, checked, require_few
 from steerlens.dashboards.theme import (
     CHOSEN,
     FLOOR,
@@ -30,22 +22,29 @@ from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep
 
 MOST_POINTS = 400
-"""Settings in a scatter beside the front; more are taken together on a grid."""
+"""Most settings drawn besides the front; more are averaged on a grid."""
 
 
 def pareto(result: Evaluation | Suggestion | Sweep | pd.DataFrame) -> go.Figure:
-    """Effect against side effect; the settings that no other beats are joined.
+    """Effect against side effect; a line joins the Pareto front.
 
     Args:
-        result: an evaluation or a suggestion (side effect: KL to the unsteered model); a sweep (its
-            first judge against the share of degenerate replies); or a table of name, strength,
-            effect, low, high, kl.
+        result: An evaluation or a suggestion (side effect: KL to the unsteered model, in nats per
+            token); a sweep (first judge's effect against the share of degenerate replies); or a
+            table with the columns name, strength, effect, low, high, kl.
+
+    >>> row = {"name": "mean", "low": 0.1, "high": 0.9}
+    >>> rows = [{**row, "strength": s, "effect": s / 4, "kl": s} for s in (1, 2)]
+    >>> pareto(pd.DataFrame(rows)).layout.title.subtitle.text
+    '2 settings, 2 on the front'
     """
     table, side_effect = trade_offs(result)
     given = checked(table, PARETO).dropna(subset=["kl"])
     rows = given.dropna(subset=["effect"])
     if rows.empty:
-        raise SteerlensError("no row has both an effect and a kl; there is nothing to draw")
+        raise SteerlensError(
+            f"got {len(table)} rows, none with both an effect and a kl: there is nothing to draw"
+        )
     best = pareto_front(rows["kl"].to_numpy(), rows["effect"].to_numpy())
     front, others = rows[best].sort_values("kl"), rows[~best]
     thinned = _on_a_grid(others)
@@ -87,31 +86,34 @@ def pareto(result: Evaluation | Suggestion | Sweep | pd.DataFrame) -> go.Figure:
 def pareto_front(
     kl: Float[np.ndarray, " setting"], effect: Float[np.ndarray, " setting"]
 ) -> Bool[np.ndarray, " setting"]:
-    """Which settings no other beats: at least the effect for at most the KL, one of them better.
+    """Which settings no other dominates (no less effect at no more KL, one of the two better).
 
     >>> pareto_front(np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.4, 0.9]))
     array([ True, False,  True])
     """
     order = np.lexsort([-effect, kl])
     best = np.zeros(len(kl), dtype=bool)
-    highest, at = -np.inf, np.nan
-    for place in order:
-        if effect[place] > highest or (effect[place] == highest and kl[place] == at):
-            best[place] = True
-            highest, at = effect[place], kl[place]
+    highest, its_kl = -np.inf, np.nan
+    for index in order:
+        if effect[index] > highest or (effect[index] == highest and kl[index] == its_kl):
+            best[index] = True
+            highest, its_kl = effect[index], kl[index]
     return best
 
 
 def calibration(result: Calibrations) -> go.Figure:
-    """KL at every strength that was tried, the budget, and the strength that was found.
+    """KL at every strength tried, the budget, and the strength that was found.
 
     Args:
-        result: what `calibrate_strength` gives, or the table of `calibrate_layers`.
+        result: What `calibrate_strength` or `calibrate_layers` returned.
+
+    >>> calibration(calibrate_strength(model, steering, texts=prompts)).layout.xaxis.type
+    'log'
     """
-    found = budgets(result)
-    require_few(len(found), "layers", "calibrate fewer")
+    calibrations = budgets(result)
+    require_few(len(calibrations), "layers", "calibrate fewer")
     figure = go.Figure()
-    for index, (name, one) in enumerate(found.items()):
+    for index, (name, one) in enumerate(calibrations.items()):
         tried = one.tried[(one.tried["kl_p95"] > 0) & np.isfinite(one.tried["kl_p95"])]
         figure.add_scatter(
             x=tried["strength"].abs(),
@@ -133,23 +135,25 @@ def calibration(result: Calibrations) -> go.Figure:
                 marker={"color": CHOSEN, "size": 13, "symbol": "diamond"},
                 hovertemplate="found: %{x:.4g}<extra></extra>",
             )
-    first = next(iter(found.values()))
+    first = next(iter(calibrations.values()))
     figure.add_hline(first.kl_budget, line={"color": FLOOR, "width": 2, "dash": "dash"})
     unit = "mean activation norms" if first.steering.relative else "times the vector"
     figure.update_xaxes(title=f"strength ({unit}), without its sign", type="log")
     figure.update_yaxes(title="KL per token, 95th percentile (nats)", type="log")
-    unmet = [f"{plain(name)} {one.status}" for name, one in found.items() if one.status != MET]
+    unmet = [
+        f"{plain(name)} {one.status}" for name, one in calibrations.items() if one.status != MET
+    ]
     return titled(
         figure,
         "Strength at a KL budget",
         f"dashed: the budget of {first.kl_budget:g} nats per token",
-        f"strength found: {first.strength:.4g}" if len(found) == 1 and not unmet else "",
+        f"strength found: {first.strength:.4g}" if len(calibrations) == 1 and not unmet else "",
         ", ".join(unmet),
     )
 
 
 def _on_a_grid(rows: pd.DataFrame, steps: int = 20) -> pd.DataFrame:
-    """Many points as the means of their cells on a `steps` × `steps` grid."""
+    """More than `MOST_POINTS` points as the means of the cells of a `steps` × `steps` grid."""
     if len(rows) <= MOST_POINTS:
         return rows
     cells = [pd.cut(rows[column], steps, labels=False) for column in ("kl", "effect")]

@@ -1,4 +1,4 @@
-"""Vectors → figures: cosines, tokens, writers, texts, and the contrast behind them."""
+"""Vectors → figures: cosines, logit lens, writers, token scans, and the contrast they come from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,19 +35,28 @@ from steerlens.interpret.writers import Writers
 from steerlens.vectors.vector import SteeringVector
 
 MOST_POINTS = 1500
-"""Prompts of one side in a scatter, beyond which only every so many-th is drawn."""
+"""Most prompts of one side drawn in a scatter; more are thinned evenly."""
 MOST_VALUES = 20
-"""Singular values that are shown."""
+"""Singular values that are drawn."""
 _SLANTED = 40
-"""Tokens along an axis, beyond which their labels stand upright to keep apart."""
+"""Most tokens along an axis with slanted labels; those of more are vertical, not to overlap."""
 
 
 def vector_cosines(vectors: Mapping[str, SteeringVector], to: str) -> go.Figure:
-    """Cosine, at each layer, of several vectors to one of them."""
+    """Cosine of several vectors to one of them, by layer.
+
+    Args:
+        vectors: At least two, by name, of the same layers and site.
+        to: The name of the vector that the others are compared with.
+
+    >>> figure = vector_cosines({"refuse": vector, "opposite": -vector}, to="refuse")
+    >>> np.round(figure.data[0].y, 3)
+    array([-1., -1.])
+    """
     if to not in vectors or len(vectors) < 2:
         raise SteerlensError(
-            f"cosines to {to!r} of the vectors {', '.join(vectors) or 'none'}; "
-            "needed are that vector and at least one more"
+            f"got to={to!r} and the vectors {', '.join(vectors) or '(none)'}; expected the vector "
+            f"{to!r} and at least one more"
         )
     figure = go.Figure()
     cosines = {
@@ -63,7 +72,9 @@ def vector_cosines(vectors: Mapping[str, SteeringVector], to: str) -> go.Figure:
             **line_style(index),
         )
     figure.update_xaxes(**layer_axis(vectors[to].layers))
-    reach = min(1.05, 1.15 * max(0.1, *(abs(value) for own in cosines.values() for value in own)))
+    reach = min(
+        1.05, 1.15 * max(0.1, *(abs(value) for values in cosines.values() for value in values))
+    )
     figure.update_yaxes(title="cosine", range=[-reach, reach])
     figure.add_hline(0, line={"color": FLOOR, "width": 1})
     return titled(figure, f"Cosine of each vector to “{plain(to)}”, by layer")
@@ -74,13 +85,17 @@ def cosine_matrix(vectors: Mapping[str, SteeringVector]) -> go.Figure:
 
     Args:
         vectors: At least two, by name, of the same layers and site.
+
+    >>> cosine_matrix({"refuse": vector, "opposite": -vector}).data[0].z.round(2)
+    array([[ 1., -1.],
+           [-1.,  1.]])
     """
     if len(vectors) < 2:
-        raise SteerlensError(f"got {len(vectors)} vector(s); expected at least two to compare")
+        raise SteerlensError(f"got {len(vectors)} vectors; expected at least two to compare")
     names = [plain(name) for name in vectors]
     layers = next(iter(vectors.values())).layers
     cosines = np.array([
-        [one.cosine(other).tolist() for other in vectors.values()] for one in vectors.values()
+        [each.cosine(other).tolist() for other in vectors.values()] for each in vectors.values()
     ])  # fmt: skip
     middle = len(layers) // 2
     figure = go.Figure([
@@ -107,20 +122,27 @@ def cosine_matrix(vectors: Mapping[str, SteeringVector]) -> go.Figure:
     figure.update_layout(sliders=layer_slider(layers, middle, steps))
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False, autorange="reversed")
-    note = SIGNS.format("alike (positive)", "opposite (negative)")
+    note = SIGNS.format("similar (positive)", "opposite (negative)")
     return titled(figure, titles[middle], note, height=300 + 40 * len(names), min_width=WIDE)
 
 
 def explained_variance(vectors: Mapping[str, SteeringVector]) -> go.Figure:
-    """The share of its contrast's variance that each vector explains, by layer."""
-    told = {name: v.explained for name, v in vectors.items() if v.explained is not None}
-    if not told:
+    """The share of its contrast's variance that each vector explains, by layer.
+
+    Args:
+        vectors: By name; those without `explained` (sums, multiples) are counted below the title.
+
+    >>> explained_variance({"refuse": vector}).layout.yaxis.title.text
+    'share of variance'
+    """
+    known = {name: v.explained for name, v in vectors.items() if v.explained is not None}
+    if not known:
         raise SteerlensError(
-            f"none of the vectors {', '.join(vectors) or '(none)'} knows its explained variance; "
-            "an extracted vector does, a sum or scaled one does not"
+            f"got the vectors {', '.join(vectors) or '(none)'} without explained variance; "
+            "expected at least one as extract returned it: sums and multiples have none"
         )
     figure = go.Figure()
-    for index, (name, explained) in enumerate(told.items()):
+    for index, (name, explained) in enumerate(known.items()):
         vector = vectors[name]
         pairs = vector.provenance.get("pairs", "?")
         figure.add_scatter(
@@ -131,33 +153,40 @@ def explained_variance(vectors: Mapping[str, SteeringVector]) -> go.Figure:
             hovertemplate="layer %{x}: %{y:.1%}",
             **line_style(index),
         )
-    figure.update_xaxes(**layer_axis([layer for name in told for layer in vectors[name].layers]))
-    most = max(explained.max().item() for explained in told.values())
+    figure.update_xaxes(**layer_axis([layer for name in known for layer in vectors[name].layers]))
+    most = max(explained.max().item() for explained in known.values())
     figure.update_yaxes(title="share of variance", range=[0, min(1.02, 1.15 * max(most, 0.1))])
-    unknown = len(vectors) - len(told)
+    unknown = len(vectors) - len(known)
     return titled(
         figure,
         "Variance of the contrast along the vector, by layer",
-        f"{unknown} of {len(vectors)} vectors do not know theirs" if unknown else "",
+        f"{unknown} of {len(vectors)} vectors have none" if unknown else "",
     )
 
 
 def logit_lens(lens: LogitLens) -> go.Figure:
-    """The tokens that each layer's direction promotes and suppresses, strongest at the top."""
+    """The tokens that each layer's direction promotes and suppresses, strongest at the top.
+
+    Args:
+        lens: Result of `interpret.logit_lens`.
+
+    >>> promoted, suppressed = logit_lens(interpret.logit_lens(model, vector, k=3)).data
+    >>> promoted.z.shape
+    (3, 2)
+    """
     k = lens.promoted_by.shape[1]
     figure = make_subplots(
         2, 1, subplot_titles=["promoted", "suppressed"], shared_xaxes=True, vertical_spacing=0.1
     )
     top = max(lens.promoted_by.abs().max().item(), lens.suppressed_by.abs().max().item())
-    for row, (tokens, by) in enumerate(
-        ((lens.promoted, lens.promoted_by), (lens.suppressed, lens.suppressed_by)), start=1
-    ):
-        shown = [[plain(_visible(token)) for token in rank] for rank in zip(*tokens, strict=True)]
+    sides = ((lens.promoted, lens.promoted_by), (lens.suppressed, lens.suppressed_by))
+    for row, (tokens, logits) in enumerate(sides, start=1):
+        labels = [[plain(_visible(token)) for token in rank] for rank in zip(*tokens, strict=True)]
         figure.add_heatmap(
             x=[str(layer) for layer in lens.layers],
             y=list(range(1, k + 1)),
-            z=by.T.numpy(),
-            text=shown,
+            z=logits.T.numpy(),
+            text=labels,
             texttemplate="%{text}",
             textfont={"color": INK},
             coloraxis="coloraxis",
@@ -179,7 +208,7 @@ def logit_lens(lens: LogitLens) -> go.Figure:
     )
     return titled(
         figure,
-        "Tokens that the direction itself promotes and suppresses",
+        "Tokens that the direction promotes and suppresses",
         "logits per unit direction, through the final norm's weight and the unembedding",
         SIGNS.format("more likely", "less likely"),
         height=240 + 2 * 26 * k,
@@ -187,14 +216,21 @@ def logit_lens(lens: LogitLens) -> go.Figure:
     )
 
 
-def writers(found: Writers) -> go.Figure:
-    """Which heads and MLPs write along a layer's direction, or could by their weights."""
-    values = np.column_stack([found.heads.numpy(), found.mlps.numpy()])
+def writers(result: Writers) -> go.Figure:
+    """The heads and MLPs that write along a layer's direction.
+
+    Args:
+        result: Of `interpret.mean_writers` (on prompts) or `interpret.weight_writers`.
+
+    >>> writers(interpret.weight_writers(model, vector, 3)).layout.title.text
+    'Who writes the direction of layer 3'
+    """
+    values = np.column_stack([result.heads.numpy(), result.mlps.numpy()])
     signed = bool((values < 0).any())
     reach = symmetric_range(values)
     figure = go.Figure(
         go.Heatmap(
-            x=[f"{head}" for head in range(found.heads.shape[1])] + ["MLP"],
+            x=[f"{head}" for head in range(result.heads.shape[1])] + ["MLP"],
             y=list(range(len(values))),
             z=values,
             colorscale=DIVERGING if signed else SEQUENTIAL,
@@ -207,20 +243,27 @@ def writers(found: Writers) -> go.Figure:
     figure.update_yaxes(title="block", dtick=max(1, len(values) // 16), showgrid=False)
     return titled(
         figure,
-        f"Who writes the direction of layer {found.layer}",
-        plain(found.measure),
+        f"Who writes the direction of layer {result.layer}",
+        plain(result.measure),
         SIGNS.format("along it (positive)", "against it (negative)") if signed else "",
     )
 
 
 def token_scan(scan: TokenScan) -> go.Figure:
-    """The vector's presence at each token and layer; a dotted line before the reply."""
-    places = list(range(len(scan.tokens)))
+    """A vector's presence at each token and layer; a dotted line precedes the reply.
+
+    Args:
+        scan: Result of `interpret.scan_tokens`.
+
+    >>> token_scan(interpret.scan_tokens(model, prompts[0], vector)).data[0].y
+    (2, 3)
+    """
+    positions = list(range(len(scan.tokens)))
     values = scan.values.numpy()
-    reach = symmetric_range(values[:, 1:] if len(places) > 1 else values)
+    reach = symmetric_range(values[:, 1:] if len(positions) > 1 else values)
     figure = go.Figure(
         go.Heatmap(
-            x=places,
+            x=positions,
             y=list(scan.layers),
             z=values,
             customdata=[[plain(repr(token)) for token in scan.tokens]] * len(scan.layers),
@@ -231,14 +274,14 @@ def token_scan(scan: TokenScan) -> go.Figure:
             hovertemplate="layer %{y}, %{customdata}: %{z:.3f}<extra></extra>",
         )
     )
-    if scan.n_prompt < len(places):
+    if scan.n_prompt < len(positions):
         figure.add_vline(scan.n_prompt - 0.5, line={"color": FLOOR, "dash": "dot", "width": 2})
     figure.update_xaxes(
         title={"text": "token", "standoff": 12},
-        tickvals=places,
+        tickvals=positions,
         ticktext=[plain(_visible(token)) for token in scan.tokens],
-        tickangle=-90 if len(places) > _SLANTED else -60,
-        tickfont={"size": 11 if len(places) > _SLANTED else 13},
+        tickangle=-90 if len(positions) > _SLANTED else -60,
+        tickfont={"size": 11 if len(positions) > _SLANTED else 13},
         showgrid=False,
     )
     figure.update_yaxes(showgrid=False, **layer_axis(scan.layers))
@@ -247,26 +290,27 @@ def token_scan(scan: TokenScan) -> go.Figure:
         "Presence of the vector at each token (LAT scan)",
         f"{scan.measure} on the direction, unsteered",
         SIGNS.format("along the vector (positive)", "against it (negative)"),
-        "colours end at the 98th percentile, the first token (a sink) left out",
+        "colours end at the 98th percentile, without the first token (an attention sink)",
         height=480,
-        min_width=max(WIDE, 120 + 15 * len(places)),
+        min_width=max(WIDE, 120 + 15 * len(positions)),
     )
 
 
 @dataclass(frozen=True)
 class ColouredText:
-    """A text whose tokens are shaded by a number each; shows itself in notebooks and pages."""
+    """A text whose tokens are shaded by their values, in notebooks and pages."""
 
     tokens: tuple[str, ...]
     values: tuple[float, ...]
+    """One per token."""
     reach: float
-    """The absolute value of the strongest shade."""
+    """Absolute value of the strongest shade."""
 
     def __str__(self) -> str:
         return "".join(self.tokens)
 
     def _repr_html_(self) -> str:
-        """Orange above zero, blue below; each token's number is its title."""
+        """Orange above zero, blue below; a token's value is its tooltip."""
         legend = SIGNS.format("along the vector (positive)", "against it (negative)")
         return (
             f'<p style="white-space: pre-wrap; line-height: 1.9; margin: 0">'
@@ -278,36 +322,55 @@ class ColouredText:
         spans = []
         for token, value in zip(self.tokens, self.values, strict=True):
             share = min(1.0, abs(value) / self.reach)
-            ground = faded(POSITIVE if value > 0 else NEGATIVE, round(0.55 * share, 2))
+            shade = faded(POSITIVE if value > 0 else NEGATIVE, round(0.55 * share, 2))
             spans.append(
-                f'<span title="{value:.3f}" style="background: {ground}">{escape(token)}</span>'
+                f'<span title="{value:.3f}" style="background: {shade}">{escape(token)}</span>'
             )
         return spans
 
 
 def token_text(scan: TokenScan, layer: int) -> ColouredText:
-    """One layer of a scan as the text itself, its tokens shaded."""
+    """One layer of a scan as the text itself, its tokens shaded.
+
+    Args:
+        scan: Result of `interpret.scan_tokens`.
+        layer: One of the scan's layers.
+
+    >>> text = token_text(interpret.scan_tokens(model, prompts[0], vector), layer=3)
+    >>> prompts[0] in str(text)
+    True
+    """
     if layer not in scan.layers:
-        raise SteerlensError(f"the scan has the layers {scan.layers}, not {layer}")
+        layers = ", ".join(map(str, scan.layers))
+        raise SteerlensError(f"got layer={layer}; expected one of the scan's layers {layers}")
     values = scan.values[scan.layers.index(layer)].numpy()
     reach = symmetric_range(values[1:] if len(values) > 1 else values)
     return ColouredText(scan.tokens, tuple(values.tolist()), reach)
 
 
 def principal_scatter(scatter: Scatter) -> go.Figure:
-    """Positives and negatives on their two widest axes; a slider for layers."""
+    """Positive and negative prompts on their first two principal axes; a slider for layers.
+
+    Args:
+        scatter: Result of `interpret.principal_scatter`.
+
+    >>> positive, negative = torch.randn(2, 9, 1, 8)
+    >>> scatter = interpret.principal_scatter(positive + 3, negative, [2])
+    >>> [points.name for points in principal_scatter(scatter).data]
+    ['positive', 'negative']
+    """
     figure = go.Figure()
     middle = len(scatter.layers) // 2
     sides = (("positive", POSITIVE, "circle"), ("negative", NEGATIVE, "diamond-open"))
-    thin = 1
+    largest_step = 1
     for row in range(len(scatter.layers)):
         for side, color, symbol in sides:
-            places = getattr(scatter, side)[:, row]
-            every = -(-len(places) // MOST_POINTS)
-            thin = max(thin, every)
+            points = getattr(scatter, side)[:, row]
+            step = -(-len(points) // MOST_POINTS)
+            largest_step = max(largest_step, step)
             figure.add_scatter(
-                x=places[::every, 0].float().numpy(),
-                y=places[::every, 1].float().numpy(),
+                x=points[::step, 0].float().numpy(),
+                y=points[::step, 1].float().numpy(),
                 name=side,
                 mode="markers",
                 marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.75},
@@ -326,19 +389,27 @@ def principal_scatter(scatter: Scatter) -> go.Figure:
         for row, title in enumerate(titles)
     ]
     figure.update_layout(sliders=layer_slider(scatter.layers, middle, steps))
-    figure.update_xaxes(title="first principal axis, in units of the stream")
-    figure.update_yaxes(title="second")
+    figure.update_xaxes(title="first principal axis (units of the residual stream)")
+    figure.update_yaxes(title="second principal axis")
     return titled(
         figure,
         titles[middle],
         f"n = {len(scatter.positive)} + {len(scatter.negative)}",
-        f"one in {thin} shown" if thin > 1 else "",
+        f"one in {largest_step} shown" if largest_step > 1 else "",
         height=600,
     )
 
 
 def singular_spectrum(spectrum: Spectrum) -> go.Figure:
-    """How fast the singular values of the differences fall off, one line a layer."""
+    """Singular values of the differences as shares of their squared length, a line per layer.
+
+    Args:
+        spectrum: Result of `interpret.difference_spectrum`.
+
+    >>> positive, negative = torch.randn(2, 9, 1, 8)
+    >>> singular_spectrum(interpret.difference_spectrum(positive, negative, [2])).data[0].name
+    'layer 2'
+    """
     shares = (spectrum.values.square() / spectrum.values.square().sum(dim=1, keepdim=True)).float()
     depth = np.linspace(0.25, 0.85, len(spectrum.layers))
     colors = sample_colorscale("Viridis", depth)
@@ -366,5 +437,5 @@ def singular_spectrum(spectrum: Spectrum) -> go.Figure:
 
 
 def _visible(token: str) -> str:
-    """Spaces and line ends that can be seen."""
+    """A token with visible spaces and line breaks."""
     return token.replace(" ", "␣").replace("\n", "⏎") or "∅"

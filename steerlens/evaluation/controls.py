@@ -1,4 +1,4 @@
-"""What a steering is compared with: vectors of the same lengths that should do nothing."""
+"""Control vectors: as long as the steering vector, without its concept."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from steerlens.activations.extraction import apply_estimator
@@ -17,17 +17,22 @@ from steerlens.errors import SteerlensError
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Sides, tokenize_sides
+from steerlens.shapes import Directions, Side
 from steerlens.vectors.estimators import ESTIMATORS, Estimator, mean_difference
 from steerlens.vectors.vector import SteeringVector
 
 SAME_DIRECTION = 0.99
-"""Cosine from which two directions are one, up to what rounding and batching change."""
+"""Least cosine of one direction computed twice: rounding and batching change it by less."""
 
 
 def random_directions(
     vector: SteeringVector, count: int = 3, *, seed: int = 0
 ) -> tuple[SteeringVector, ...]:
-    """Vectors in directions drawn evenly from all, as long as `vector` at each layer.
+    """Vectors in uniformly random directions, as long as `vector` at each layer.
+
+    Args:
+        count: How many.
+        seed: Of the draws.
 
     >>> [control] = random_directions(vector, 1)
     >>> control.directions.norm(dim=1) / vector.directions.norm(dim=1)
@@ -51,16 +56,30 @@ def shuffled_labels(
     seed: int = 0,
     **run: Unpack[RunOptions],
 ) -> tuple[SteeringVector, ...]:
-    """Vectors from the pairs that `vector` came from, with positive and negative swapped in half.
+    """Vectors extracted from the same pairs, with positive and negative swapped in a random half.
 
-    Which half is drawn at random; what all pairs share cancels, and what is left is what these
-    texts hold apart from the labels. As long as `vector` at each layer. `estimator` and `tokens`
-    are those that the vector notes, unless given. An estimator that does not see which side is
-    which (all PCA of differences) finds the same direction again; then mean differences are taken.
-    Raises if `data` does not give the vector back, for then it would be a control of another one.
+    What all pairs share cancels; what is left comes from the texts, not from their labels. As long
+    as `vector` at each layer. An estimator that ignores which side is which (all PCA of
+    differences) would find the same direction again; mean differences are then taken instead.
+
+    Args:
+        data: The pairs that `vector` was extracted from: a `ContrastiveDataset`, or two lists of
+            texts, chats, passages or token ids.
+        count: How many control vectors.
+        estimator: Default: the one in the vector's provenance.
+        tokens: Positions to pool, as in `extract`; default: those in the vector's provenance.
+        seed: Of the random halves.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
+
+    Raises:
+        SteerlensError: If `data` does not give the direction of `vector` again.
+
+    >>> [control] = shuffled_labels(model, vector, refusals.train, 1, progress=False)
+    >>> control.provenance["name"]
+    'shuffled 1'
     """
-    estimator = estimator or _noted_estimator(vector)
-    tokens = _noted_tokens(vector) if tokens is None else tokens
+    estimator = estimator or _estimator_of(vector)
+    tokens = _tokens_of(vector) if tokens is None else tokens
     positive, negative = tokenize_sides(model, data)
     if len(positive) != len(negative) or len(positive) < 2:
         raise SteerlensError(
@@ -78,73 +97,70 @@ def shuffled_labels(
     again = _control(vector, apply_estimator(estimator, *sides), "again").cosine(vector)
     if again.min() < SAME_DIRECTION:
         raise SteerlensError(
-            f"these {len(positive)} pairs give another direction than {vector} (cosine "
-            f"{again.min():.3f}); pass the pairs, estimator= and tokens= that it was extracted "
-            "with, or take random_directions() only"
+            f"got {len(positive)} pairs that give another direction than {vector} (cosine "
+            f"{again.min():.3f}); expected those it was extracted from: pass its pairs, estimator= "
+            "and tokens=, or use random_directions() only"
         )
     flips = _flips(len(positive), count, seed)
-    found = [apply_estimator(estimator, *_flipped(sides, flip)) for flip in flips]
-    alike = [_control(vector, one, "shuffled").cosine(vector).abs() for one in found]
-    if alike and (torch.stack(alike) > SAME_DIRECTION).all():
-        found = [mean_difference(*_flipped(sides, flip)) for flip in flips]
+    shuffled = [apply_estimator(estimator, *_flipped(sides, flip)) for flip in flips]
+    cosines = [_control(vector, each, "shuffled").cosine(vector).abs() for each in shuffled]
+    if cosines and (torch.stack(cosines) > SAME_DIRECTION).all():
+        shuffled = [mean_difference(*_flipped(sides, flip)) for flip in flips]
     return tuple(
-        _control(vector, directions, f"shuffled {i}") for i, directions in enumerate(found, start=1)
+        _control(vector, directions, f"shuffled {i}")
+        for i, directions in enumerate(shuffled, start=1)
     )
 
 
-def _noted_estimator(vector: SteeringVector) -> Estimator:
-    noted = vector.provenance.get("estimator")
+def _estimator_of(vector: SteeringVector) -> Estimator:
+    name = vector.provenance.get("estimator")
     known = {estimator.__qualname__: estimator for estimator in ESTIMATORS.values()}
-    if noted not in known:
+    if name not in known:
         raise SteerlensError(
-            f"{vector} notes the estimator {noted!r}, which is none of {', '.join(known)}; pass "
-            "the function as estimator="
+            f"got {vector} with the estimator {name!r} in its provenance; expected one of "
+            f"{', '.join(known)}: pass the function as estimator="
         )
-    return known[noted]
+    return known[name]
 
 
-def _noted_tokens(vector: SteeringVector) -> Tokens:
-    """The tokens that the vector was read at; slices are noted as text, functions by their name."""
-    noted = vector.provenance.get("tokens", "last")
-    bounds = re.fullmatch(r"slice\((\S+), (\S+), (\S+)\)", str(noted))
+def _tokens_of(vector: SteeringVector) -> Tokens:
+    """The `tokens` in the vector's provenance, where slices are text and functions are names."""
+    tokens = vector.provenance.get("tokens", "last")
+    bounds = re.fullmatch(r"slice\((\S+), (\S+), (\S+)\)", str(tokens))
     try:
         if bounds:
             return slice(*(None if bound == "None" else int(bound) for bound in bounds.groups()))
-        require_tokens(noted)
+        require_tokens(tokens)
     except (SteerlensError, ValueError):
         raise SteerlensError(
-            f"{vector} notes the tokens {noted!r}, which are no name, number or slice; pass what "
-            "it was extracted with as tokens="
+            f"got {vector} with the tokens {tokens!r} in its provenance; expected a name, number "
+            "or slice: pass what it was extracted with as tokens="
         ) from None
-    return noted
+    return tokens
 
 
 def _flips(n_pairs: int, count: int, seed: int) -> list[Bool[Tensor, " pair"]]:
-    """Exactly half of the pairs each time: a majority would leave some of the vector."""
+    """Exactly half of the pairs each time: a majority would keep part of the vector."""
     random = np.random.default_rng(seed)
     half = np.arange(n_pairs) < n_pairs // 2
     return [torch.from_numpy(random.permutation(half)) for _ in range(count)]
 
 
-def _flipped(
-    sides: Sequence[Float[Tensor, "pair layer d_model"]], flip: Bool[Tensor, " pair"]
-) -> tuple[Float[Tensor, "pair layer d_model"], Float[Tensor, "pair layer d_model"]]:
+def _flipped(sides: Sequence[Side], flip: Bool[Tensor, " pair"]) -> tuple[Side, Side]:
     positive, negative = sides
     swap = flip[:, None, None]
     return torch.where(swap, negative, positive), torch.where(swap, positive, negative)
 
 
-def _control(
-    vector: SteeringVector, directions: Float[Tensor, "layer d_model"], what: str
-) -> SteeringVector:
-    """The directions at the vector's lengths, with its norms and place."""
+def _control(vector: SteeringVector, directions: Directions, name: str) -> SteeringVector:
+    """The directions at the vector's lengths, with its norms, layers and site."""
     lengths = vector.directions.norm(dim=1, keepdim=True)
     plain = replace(vector, directions=directions, explained=None)
-    noted = {
+    origin = {
         key: vector.provenance[key] for key in ("model", "weights") if key in vector.provenance
     }
     return replace(
         plain,
         directions=plain.normalized().directions * lengths,
-        provenance={"name": what, **noted},
+        provenance={"name": name, **origin},
     )

@@ -1,4 +1,4 @@
-"""Scores of every prompt under every arm → paired effects, slopes and doses, with intervals."""
+"""Scores by prompt and arm → paired effects, slopes over strength and their means."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,63 +11,88 @@ from scipy.stats import rankdata
 from steerlens.intervals import means, paired_rates, rate
 
 UNSTEERED, STEERED, NEGATIVE = ARMS = ("unsteered", "steered", "negative")
-"""Every other arm is a control."""
+"""Any other arm is a control."""
 
 
 def paired_effects(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """One row per judge × arm × strength: its mean score, and the paired change from unsteered.
+    """One row per judge × arm × strength: the mean score, and its paired change from unsteered.
 
-    `mean`, `effect` with `_low` and `_high`; `n` prompts; `raised` and `lowered`, the shares of
-    prompts whose score went up and down, with Wilson's intervals. Scores of 0 and 1 get Wilson's
-    and Newcombe's intervals, others bootstrap intervals over prompts.
+    The columns are `mean` and `effect` with `_low` and `_high`; `n` prompts; `raised` and
+    `lowered`, the shares of prompts whose score went up and down, with Wilson intervals. Scores
+    that are all 0 or 1 get Wilson and Newcombe intervals, others bootstrap intervals over prompts.
+
+    Args:
+        table: Columns judge, prompt, arm, strength, score: each judge × prompt × arm × strength
+            once, the arm "unsteered" first. NaN scores are left out.
+        seed: Of the bootstrap.
+
+    >>> arms = {"arm": ["unsteered", "unsteered", "steered", "steered"], "strength": [0, 0, 1, 1]}
+    >>> scores = {"judge": "joy", "prompt": [0, 1, 0, 1], "score": [0.1, 0.3, 0.6, 0.8]}
+    >>> paired_effects(pd.DataFrame({**scores, **arms}), seed=0).effect.round(3).tolist()
+    [nan, 0.5]
     """
-    found = [_effects_of(judge, _scores(table, judge), seed) for judge in table.judge.unique()]
-    return pd.concat(found, ignore_index=True)
+    by_judge = [_effects_of(judge, _scores(table, judge), seed) for judge in table.judge.unique()]
+    return pd.concat(by_judge, ignore_index=True)
 
 
 def prompt_slopes(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per judge × prompt: `slope` of score over strength, and Spearman's `rho`.
+    """One row per judge × prompt: least-squares `slope` of score over strength, Spearman's `rho`.
 
-    Over −strength, 0 and strength, by least squares (Tan et al. 2024, arXiv 2407.12404). A score
-    that never changes has a slope and rho of 0; a prompt that lacks a score has no row.
+    The doses are the arms unsteered, steered and negative (Tan et al. 2024, arXiv 2407.12404). A
+    score that never changes has a slope and rho of 0; a prompt that lacks a score has no row.
+
+    Args:
+        table: As for `paired_effects`.
+
+    >>> arms = {"arm": ["unsteered", "steered", "negative"], "strength": [0, 1, -1]}
+    >>> table = pd.DataFrame({"judge": "joy", "prompt": 0, "score": [0.5, 0.7, 0.3], **arms})
+    >>> prompt_slopes(table).round(3).to_dict("records")
+    [{'judge': 'joy', 'prompt': 0, 'slope': 0.2, 'rho': 1.0}]
     """
-    found = []
+    by_judge = []
     for judge in table.judge.unique():
         scores = _scores(table, judge)
-        own = scores.loc[:, [arm in (UNSTEERED, STEERED, NEGATIVE) for arm, _ in scores]].dropna()
-        doses = np.array([strength for _, strength in own], dtype=float)
-        values = own.to_numpy(dtype=float)
+        dosed = scores.loc[:, [arm in ARMS for arm, _ in scores]].dropna()
+        doses = np.array([strength for _, strength in dosed], dtype=float)
+        values = dosed.to_numpy(dtype=float)
         slopes, rhos = _slopes(doses, values), _correlations(doses, values)
-        found.append(
-            pd.DataFrame({"judge": judge, "prompt": own.index, "slope": slopes, "rho": rhos})
-        )
-    return pd.concat(found, ignore_index=True)
+        columns = {"judge": judge, "prompt": dosed.index, "slope": slopes, "rho": rhos}
+        by_judge.append(pd.DataFrame(columns))
+    return pd.concat(by_judge, ignore_index=True)
 
 
 def mean_doses(slopes: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """One row per judge × measure: mean `slope` and `rho` over prompts, with intervals.
 
-    The mean rho says how monotone the dose is: it is Page's L (1963) on a scale of −1 to 1.
+    The mean rho measures how monotone the dose-response is: Page's L (1963) scaled to −1 to 1.
+
+    Args:
+        slopes: The table of `prompt_slopes`.
+        seed: Of the bootstrap over prompts.
+
+    >>> slopes = pd.DataFrame({"judge": "joy", "slope": [0.1, 0.3], "rho": [1.0, 1.0]})
+    >>> mean_doses(slopes, seed=0).value.tolist()
+    [0.2, 1.0]
     """
     rows = []
-    for judge, own in slopes.groupby("judge", sort=False):
-        measured = means(own[["slope", "rho"]].to_numpy(), seed=seed)
+    for judge, prompts in slopes.groupby("judge", sort=False):
+        measured = means(prompts[["slope", "rho"]].to_numpy(), seed=seed)
         for measure, value in zip(("slope", "rho"), measured, strict=True):
-            rows.append({"judge": judge, "measure": measure, **asdict(value), "n": len(own)})
+            rows.append({"judge": judge, "measure": measure, **asdict(value), "n": len(prompts)})
     return pd.DataFrame(rows, columns=["judge", "measure", "value", "low", "high", "n"])
 
 
 def _scores(table: pd.DataFrame, judge: str) -> pd.DataFrame:
-    """Prompt × (arm, strength), in the order in which they were run: unsteered first."""
-    own = table[table.judge == judge]
-    order = list(dict.fromkeys(zip(own.arm, own.strength, strict=True)))
-    return own.pivot(index="prompt", columns=["arm", "strength"], values="score")[order]
+    """Prompt × (arm, strength), in the order of the table: unsteered first."""
+    rows = table[table.judge == judge]
+    order = list(dict.fromkeys(zip(rows.arm, rows.strength, strict=True)))
+    return rows.pivot(index="prompt", columns=["arm", "strength"], values="score")[order]
 
 
 def _effects_of(judge: str, scores: pd.DataFrame, seed: int) -> pd.DataFrame:
     values = scores.to_numpy(dtype=float)
     known = ~np.isnan(values)
-    changes = values - values[:, :1]  # NaN where either is
+    changes = values - values[:, :1]  # NaN where either score is
     averages, effects = means(values, seed=seed), means(changes, seed=seed)
     binary = np.isin(values[known], (0, 1)).all()
     rows = []
@@ -98,7 +123,7 @@ def _slopes(
 def _correlations(
     doses: Float[np.ndarray, " dose"], scores: Float[np.ndarray, "prompt dose"]
 ) -> Float[np.ndarray, " prompt"]:
-    """Spearman's ρ of each row; 0 where nothing changes."""
+    """Spearman's ρ of each prompt's scores with the doses; 0 if the scores never change."""
     ranks = rankdata(scores, axis=1) - (len(doses) + 1) / 2
     order = rankdata(doses) - (len(doses) + 1) / 2
     lengths = np.sqrt((ranks**2).sum(axis=1) * (order @ order))

@@ -48,16 +48,16 @@ from steerlens.steering.steering import Steering
 from steerlens.steering.transcripts import Replies
 from steerlens.vectors.vector import SteeringVector
 
-_REPLY = ["prompt", "text", "arm", "strength", "reply", "reply_tokens", "finished", "open"]
-
+_REPLY_COLUMNS = ["prompt", "text", "arm", "strength", "reply", "reply_tokens", "finished", "open"]
 
 Controls = Sequence[SteeringVector] | Mapping[str, SteeringVector]
+"""Control vectors, by name or named by their provenance."""
 
 
 class _Arm(NamedTuple):
     name: str
     strength: float
-    plan: Steering | None
+    steering: Steering | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +65,19 @@ class Evaluation:
     """What `evaluate` measured; printing it gives the verdict."""
 
     table: pd.DataFrame
-    """One row per prompt × arm × strength × judge: `prompt` (number), `text`, `arm`, `strength` (as
-    applied), `reply`, `reply_tokens`, `finished`, `open` (the condition fired), `judge`, `score`.
+    """One row per prompt × arm × strength × judge: `prompt` (its index), `text`, `arm`, `strength`
+    (as applied), `reply`, `reply_tokens`, `finished`, `open` (condition fired), `judge`, `score`.
     """
     side_effects: pd.DataFrame
     """One row per arm × strength × measure: `value`, `low`, `high`, `n`, `of`."""
     settings: Mapping[str, Any]
-    """How it was measured: steering, judges, what raises or lowers, seed, what went wrong."""
+    """How it was measured: steering, judges, the meant sign of the effect, seed, failures."""
 
     @property
     def replies(self) -> pd.DataFrame:
         """One row per prompt × arm × strength, without scores."""
         first = self.table.judge == self.table.judge.iloc[0]
-        return self.table.loc[first, _REPLY].reset_index(drop=True)
+        return self.table.loc[first, _REPLY_COLUMNS].reset_index(drop=True)
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -86,22 +86,22 @@ class Evaluation:
 
     @cached_property
     def effects(self) -> pd.DataFrame:
-        """Paired effects by judge, arm and strength, as `effects.paired_effects` makes them."""
+        """Mean scores and paired changes by judge, arm and strength (`paired_effects`)."""
         return paired_effects(self.table, seed=self.settings["seed"])
 
     @cached_property
     def slopes(self) -> pd.DataFrame:
-        """How each prompt's score goes with strength, as `effects.prompt_slopes` finds it."""
+        """Slope and rank correlation of each prompt's score with strength (`prompt_slopes`)."""
         return prompt_slopes(self.table)
 
     @cached_property
     def dose(self) -> pd.DataFrame:
-        """The mean of the slopes, and how monotone they are, with intervals."""
+        """Mean slope and rank correlation over prompts, with intervals (`mean_doses`)."""
         return mean_doses(self.slopes, seed=self.settings["seed"])
 
     @property
     def verdict(self) -> Verdict:
-        """The effect with its interval, controls and side effects, and what is not shown."""
+        """The effect with its interval, controls, side effects, and what remains unshown."""
         return Verdict(self.effects, self.dose, self.side_effects, self.replies, self.settings)
 
     def __str__(self) -> str:
@@ -112,7 +112,7 @@ class Evaluation:
         return f"Evaluation({n} prompts × {arms} arms, judges {', '.join(self.judges)})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the verdict, and every effect below it."""
+        """For notebooks: the verdict, and a table of all effects."""
         claim, *lines = str(self.verdict).splitlines()
         table = self.effects[["judge", "arm", "strength", "n", "mean", "effect"]]
         rows = table.itertuples(index=False, name=None)
@@ -124,12 +124,20 @@ class Evaluation:
         )
 
     def judged(self, judges: Sequence[Judge]) -> "Evaluation":
-        """The same replies scored by other judges, or again by one that failed."""
-        table, noted = _judged(self.replies, judges)
-        return Evaluation(table, self.side_effects, {**self.settings, **noted})
+        """The same replies scored by other judges, or again by one that failed.
+
+        Args:
+            judges: They replace the judges of this evaluation.
+        """
+        table, outcome = _judged(self.replies, judges)
+        return Evaluation(table, self.side_effects, {**self.settings, **outcome})
 
     def save(self, directory: PathLike) -> None:
-        """Write `scores.parquet`, `side_effects.parquet` and, last, `evaluation.json`."""
+        """Write `scores.parquet`, `side_effects.parquet` and, last, `evaluation.json`.
+
+        Args:
+            directory: Is made if missing; files of these names are replaced.
+        """
         directory = require_writable(directory)
         digests = {}
         for name, table in (("scores", self.table), ("side_effects", self.side_effects)):
@@ -142,24 +150,28 @@ class Evaluation:
 
     @classmethod
     def load(cls, directory: PathLike) -> "Evaluation":
-        """Read what `save` wrote; refuses tables that the JSON was not saved with."""
+        """Read what `save` wrote.
+
+        Raises:
+            SteerlensError: If a table is not the one that `evaluation.json` was saved with.
+        """
         directory = Path(directory)
         content = read_as(directory / "evaluation.json", _File)
         tables = []
         for name in ("scores", "side_effects"):
             path = directory / f"{name}.parquet"
-            held = path.read_bytes() if path.is_file() else b""
-            if digest(held) != getattr(content.sha256, name):
+            stored = path.read_bytes() if path.is_file() else b""
+            if digest(stored) != getattr(content.sha256, name):
                 raise SteerlensError(
-                    f"{str(path)!r} is not the file that evaluation.json was saved with: a save "
-                    "was interrupted or a file was changed; save the evaluation again"
+                    f"got {str(path)!r}, which is not the file that evaluation.json was saved "
+                    "with: a save was interrupted or a file changed; save the evaluation again"
                 )
             tables.append(read_parquet(path))
         return cls(tables[0], tables[1], content.settings.model_dump())
 
 
 class _Settings(Declared):
-    """What a verdict looks at; the rest is kept as it is."""
+    """The settings that a verdict reads; others are kept unchecked."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -182,7 +194,7 @@ class _File(FileModel):
     settings: _Settings
     sha256: _Digests
     verdict: list[str]
-    """For other readers; it is made again of the tables."""
+    """For other programs; `load` computes it again from the tables."""
 
 
 def evaluate(
@@ -201,26 +213,32 @@ def evaluate(
     chat: bool | None = None,
     **run: Unpack[RunOptions],
 ) -> Evaluation:
-    """What a steering does to replies, compared with controls; printing it is a verdict.
+    """The effect of a steering on replies, compared with controls; print it for the verdict.
 
-    Arms: unsteered, steered, negative (the other sign) and the controls, all at all strengths, as
-    rows of one batch. A judge that fails is reported in the verdict; replies are kept.
+    Arms: unsteered, steered, negative (the opposite sign) and the controls, each at every strength,
+    as rows of one batch. A failing judge is reported in the verdict; replies are kept.
 
     Args:
-        judges: The first one's score is what the steering should raise.
-        raises: False where that score should fall.
-        strengths: Default: the steering's own; of strengths by layer, multiples of it.
-        controls: So many random directions of the vector's length; or vectors that
-            `random_directions` and `shuffled_labels` made, or others by name.
-        texts: Neutral text for side effects; default: what ships with steerlens.
+        prompts: Texts, chats, passages or token ids, to be replied to in every arm.
+        judges: The first judge's score is what the steering should raise.
+        raises: False if that score should fall.
+        strengths: Steering coefficients of one sign; default: the steering's own. For a steering
+            with strengths by layer, factors that multiply them.
+        controls: A number of random directions of the vector's length; or vectors from
+            `random_directions` and `shuffled_labels`, or any others by name.
+        texts: Neutral texts for side effects; default: those that ship with steerlens.
         harmless: Prompts for side effects, likewise.
-        sampling: How replies are written; its seed also draws random directions and intervals.
-        run: `batch_size`, `progress`, and an `engine` such as `Ray` that runs the model elsewhere;
-            judges run here.
+        sampling: How replies are sampled; its seed also draws random directions and intervals.
+        chat: Whether prompts go through the chat template; default: if the model has one.
+        run: `batch_size`, `progress`, and an `engine` such as `Ray` that runs the model elsewhere
+            (judges run here).
 
-    >>> found = evaluate(model, steering, prompts, texts=prompts, harmless=prompts)
-    >>> print(found)  # doctest: +SKIP
-    >>> found.verdict.controls.arm.tolist()
+    Raises:
+        SteerlensError: Before anything runs, if strengths, judges or controls do not fit.
+
+    >>> evaluation = evaluate(model, steering, prompts, texts=prompts, harmless=prompts)
+    >>> print(evaluation)  # doctest: +SKIP
+    >>> evaluation.verdict.controls.arm.tolist()
     ['random 1', 'random 2', 'random 3']
     """
     prompts = as_texts(prompts)
@@ -231,49 +249,49 @@ def evaluate(
             "and no name twice"
         )
     doses, seed = _doses(steering, strengths), sampling.seed
-    against = _named_controls(steering, controls, seed)
-    arms = _arms(steering, doses, against)
+    named_controls = _named_controls(steering, controls, seed)
+    arms = _arms(steering, doses, named_controls)
     effects = _side_effects(
         model, arms, texts, harmless, max_new_tokens=max_new_tokens, seed=seed, **run
     )
     replies = generate(
         model,
         list(prompts) * len(arms),
-        stacked([arm.plan for arm in arms], len(prompts)),
+        stacked([arm.steering for arm in arms], len(prompts)),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         chat=chat,
         **run,
     )
-    table, noted = _judged(_reply_table(arms, prompts, steering, replies), judges)
-    own = steering.strength
-    shuffled = any(name.startswith("shuffled") for name in against)
+    table, outcome = _judged(_reply_table(arms, prompts, steering, replies), judges)
+    given = steering.strength
+    shuffled = any(name.startswith("shuffled") for name in named_controls)
     settings = {
         "steering": repr(steering),
         "provenance": dict(steering.vector.provenance),
         "model": model.cfg.model_name,
-        "strength": next((dose for dose in doses if dose == own), max(doses, key=abs)),
+        "strength": next((dose for dose in doses if dose == given), max(doses, key=abs)),
         "strengths": doses,
         "raises": raises,
         "max_new_tokens": max_new_tokens,
         "temperature": sampling.temperature,
         "seed": seed,
         "notes": [] if shuffled else ["no shuffled labels: shuffled_labels() makes such controls"],
-        **noted,
+        **outcome,
     }
     return Evaluation(table, effects, settings)
 
 
 def _doses(steering: Steering, strengths: Sequence[float] | None) -> list[float]:
-    own = steering.strength
+    given = steering.strength
     if strengths is None:
-        strengths = [float(own) if isinstance(own, int | float) else 1.0]
+        strengths = [float(given) if isinstance(given, int | float) else 1.0]
     doses = [float(strength) for strength in strengths]
     one_sign = all(dose > 0 for dose in doses) or all(dose < 0 for dose in doses)
     if not doses or not one_sign or len(set(doses)) < len(doses) or not np.isfinite(doses).all():
         raise SteerlensError(
             f"got strengths={doses}; expected different finite numbers of one sign: 0 (unsteered) "
-            "and the other sign are run as well"
+            "and the opposite sign run as well"
         )
     return doses
 
@@ -281,7 +299,7 @@ def _doses(steering: Steering, strengths: Sequence[float] | None) -> list[float]
 def _named_controls(
     steering: Steering, controls: int | Controls, seed: int
 ) -> dict[str, SteeringVector]:
-    """By the name of their arm; those that come without a name are called what made them."""
+    """By the name of their arm; vectors without a name are named by their provenance."""
     if isinstance(controls, int):
         if controls < 0:
             raise SteerlensError(f"got controls={controls}; expected 0 or more, or vectors")
@@ -298,7 +316,7 @@ def _named_controls(
     taken = sorted({name for name in names if name in ARMS or names.count(name) > 1})
     if taken:
         raise SteerlensError(
-            f"got controls named {taken}; expected names of their own, other than "
+            f"got controls named {taken}; expected names that differ from each other and from "
             f"{', '.join(ARMS)}: give a mapping of name to vector"
         )
     return dict(pairs)
@@ -307,14 +325,14 @@ def _named_controls(
 def _arms(
     steering: Steering, doses: Sequence[float], controls: Mapping[str, SteeringVector]
 ) -> list[_Arm]:
-    """Unsteered, then each vector at each dose, of which strengths by layer are multiplied."""
+    """Unsteered, then each vector at each dose; a dose multiplies strengths by layer."""
     vectors = {STEERED: (steering.vector, 1), NEGATIVE: (steering.vector, -1)}
     vectors |= {name: (control, 1) for name, control in controls.items()}
     by_layer = None if isinstance(steering.strength, int | float) else steering.strengths
     arms = [_Arm(UNSTEERED, 0.0, None)]
     for name, (vector, sign) in vectors.items():
         for dose in (sign * dose for dose in doses):
-            strength = dose if by_layer is None else tuple(dose * own for own in by_layer)
+            strength = dose if by_layer is None else tuple(dose * each for each in by_layer)
             arms.append(_Arm(name, dose, replace(steering, vector=vector, strength=strength)))
     return arms
 
@@ -326,54 +344,54 @@ def _side_effects(
     harmless: Sequence[Readable] | None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """On text for every arm; on prompts, where it needs replies, for the steered ones."""
-    named = {str(i): arm for i, arm in enumerate(arms) if arm.plan is not None}
+    """On text for every arm; on prompts, which needs replies, for the steered arms only."""
+    named = {str(i): arm for i, arm in enumerate(arms) if arm.steering is not None}
     table = measure_side_effects(
         model,
-        {name: arm.plan for name, arm in named.items() if arm.plan is not None},
+        {name: arm.steering for name, arm in named.items() if arm.steering is not None},
         texts=texts,
         harmless=harmless,
         on_prompts=[name for name, arm in named.items() if arm.name == STEERED],
         **settings,
     )
     named[UNSTEERED] = arms[0]
-    table.insert(0, "arm", [named[name].name for name in table.plan])
-    table.insert(1, "strength", [named[name].strength for name in table.plan])
-    return table.drop(columns="plan")
+    table.insert(0, "arm", [named[name].name for name in table.steering])
+    table.insert(1, "strength", [named[name].strength for name in table.steering])
+    return table.drop(columns="steering")
 
 
 def _reply_table(
     arms: Sequence[_Arm], prompts: Sequence[Readable], steering: Steering, replies: Replies
 ) -> pd.DataFrame:
-    opened = np.ones(len(replies), dtype=bool)
+    is_open = np.ones(len(replies), dtype=bool)
     if steering.when is not None:
         gates = {gate.condition: gate.open for gate in replies.gates}
-        opened = steering.when.truth(lambda condition: gates[condition]).cpu().numpy()
-    n, shown = len(prompts), [_shown(prompt) for prompt in prompts]
+        is_open = steering.when.truth(lambda condition: gates[condition]).cpu().numpy()
+    n, texts = len(prompts), [_text_of(prompt) for prompt in prompts]
     return pd.DataFrame({
         "prompt": np.tile(np.arange(n), len(arms)),
-        "text": shown * len(arms),
+        "text": texts * len(arms),
         "arm": np.repeat([arm.name for arm in arms], n),
         "strength": np.repeat([arm.strength for arm in arms], n),
         "reply": list(replies),
         "reply_tokens": [len(tokens) for tokens in replies.tokens],
         "finished": list(replies.finished),
-        "open": opened,
+        "open": is_open,
     })  # fmt: skip
 
 
-def _shown(prompt: Readable) -> str:
-    """A prompt as text, to be read in a table."""
+def _text_of(prompt: Readable) -> str:
+    """A prompt as text for a table; chats and token ids as JSON."""
     if isinstance(prompt, str):
         return prompt
-    listed = prompt.tolist() if isinstance(prompt, torch.Tensor) else list(prompt)
-    return json.dumps(listed, ensure_ascii=False, default=str)
+    items = prompt.tolist() if isinstance(prompt, torch.Tensor) else list(prompt)
+    return json.dumps(items, ensure_ascii=False, default=str)
 
 
 def _judged(
     replies: pd.DataFrame, judges: Sequence[Judge]
 ) -> tuple[pd.DataFrame, dict[str, dict[str, str]]]:
-    """One row per reply and judge; where a judge fails, NaN, and why."""
+    """One row per reply and judge (NaN if the judge failed); the judges' versions and failures."""
     failures, tables = {}, []
     for judge in judges:
         scores, error = try_judge(judge, list(replies.reply))

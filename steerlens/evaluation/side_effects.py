@@ -22,11 +22,12 @@ from steerlens.steering.generation import generate
 from steerlens.steering.steering import Steering
 
 N_HARMLESS = 40
+"""Prompts that `harmless_prompts` returns."""
 
 
 def measure_side_effects(
     model: Model,
-    plans: Steering | Mapping[str, Steering],
+    steering: Steering | Mapping[str, Steering],
     *,
     texts: Sequence[Readable] | None = None,
     harmless: Sequence[Readable] | None = None,
@@ -35,17 +36,25 @@ def measure_side_effects(
     seed: int = 0,
     **run: Unpack[RunOptions],
 ) -> pd.DataFrame:
-    """Effects of one plan, or of each of several alternatives, where there should be none.
+    """Effects of a steering, or of each of several alternatives, where there should be none.
 
-    One row per plan and measure, with its 95 % interval and n: those of `text_effects` and those
-    of `prompt_effects`, which need replies: of all plans, or of those named in `on_prompts`.
-    Without texts and prompts of your own, on those that ship with steerlens.
+    One row per steering and measure, with its 95 % interval and n: the measures of `text_effects`
+    and of `prompt_effects`.
+
+    Args:
+        steering: One, or several by name.
+        texts: Neutral texts, chats, passages or token ids; default: `neutral_texts()`.
+        harmless: Prompts to reply to, likewise; default: `harmless_prompts()`.
+        on_prompts: Names of the steerings to measure on prompts, which needs replies; default: all.
+        max_new_tokens: Length of those replies.
+        seed: Of the bootstrap intervals.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
 
     >>> table = measure_side_effects(model, steering, texts=prompts, harmless=prompts)
     >>> bool(table.set_index("measure").value["kl_mean"] > 0)
     True
     """
-    named = {"steered": plans} if isinstance(plans, Steering) else plans
+    named = {"steered": steering} if isinstance(steering, Steering) else steering
     replying = named if on_prompts is None else {name: named[name] for name in on_prompts}
     of_text = text_effects(model, named, texts, seed=seed, **run)
     of_prompts = prompt_effects(
@@ -56,22 +65,32 @@ def measure_side_effects(
 
 def text_effects(
     model: Model,
-    plans: Mapping[str, Steering],
+    steerings: Mapping[str, Steering],
     texts: Sequence[Readable] | None = None,
     *,
     seed: int = 0,
     **run: Unpack[RunOptions],
 ) -> pd.DataFrame:
-    """Teacher-forced on neutral text, which is read without chat template.
+    """Side effects on neutral text, teacher-forced and read without chat template.
 
     `kl_mean` and `kl_p95`: KL(unsteered ‖ steered) per token, in nats. `perplexity_ratio`: steered
-    over unsteered. `bits_per_character` and its `_change`. `open`: share of texts that the plan's
-    condition fires on. Intervals resample texts, not tokens.
+    over unsteered. `bits_per_character` and its `_change`. `open`: share of texts on which the
+    steering's condition fires. Intervals resample texts, not tokens.
+
+    Args:
+        steerings: By name.
+        texts: Texts, chats, passages or token ids; default: `neutral_texts()`.
+        seed: Of the bootstrap.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
+
+    >>> table = text_effects(model, {"half": steering}, prompts)
+    >>> table.query("steering == 'half'").measure.tolist()[:3]
+    ['kl_mean', 'kl_p95', 'perplexity_ratio']
     """
     rows = tokenize(model, neutral_texts() if texts is None else texts, chat=False)
-    forced = teacher_forced(model, rows, [as_text(plan) for plan in plans.values()], **run)
+    forced = teacher_forced(model, rows, [as_text(one) for one in steerings.values()], **run)
     counts = np.array([[text.surprise.shape[1]] for text in forced], dtype=float)
-    bits = np.array([text.surprise.sum(axis=1) for text in forced]) / np.log(2)  # [text, plan]
+    bits = np.array([text.surprise.sum(axis=1) for text in forced]) / np.log(2)  # [text, steering]
     characters = [[len(model.tokenizer.decode(list(row.ids[1:])))] for row in rows]
     n_characters = np.broadcast_to(np.array(characters, dtype=float), bits.shape)
     changes = bits - bits[:, :1]
@@ -84,7 +103,7 @@ def text_effects(
     p95 = kl_percentiles(forced)
     table = _Table(len(rows), "texts")
     table.note(UNSTEERED, "bits_per_character", per_character[0])
-    for index, name in enumerate(plans):
+    for index, name in enumerate(steerings):
         table.note(name, "kl_mean", kl_means[index])
         table.note(name, "kl_p95", _point(p95[index]))
         table.note(name, "perplexity_ratio", Interval(*np.exp(tuple(logs[index + 1])).tolist()))
@@ -96,27 +115,38 @@ def text_effects(
 
 def prompt_effects(
     model: Model,
-    plans: Mapping[str, Steering],
+    steerings: Mapping[str, Steering],
     prompts: Sequence[Readable] | None = None,
     *,
     max_new_tokens: int = 40,
     seed: int = 0,
     **run: Unpack[RunOptions],
 ) -> pd.DataFrame:
-    """On prompts that should be left as they are: drift, refusals and the length of replies.
+    """Side effects on harmless prompts: drift, refusals and the length of replies.
 
     `drift_mean` and `drift_p95`: KL(unsteered ‖ steered) of the first reply token, in nats;
-    `drift_closed`: the largest where the plan's condition did not fire, which should be 0.
+    `drift_closed`: its maximum where the steering's condition did not fire, which should be 0.
     `open`: share of prompts it fires on. `refusal`: share of refusals. `reply_tokens`: mean length.
-    A plan that steers only generated tokens has no drift, by construction.
+    A steering of generated tokens only has no drift, by construction.
+
+    Args:
+        steerings: By name.
+        prompts: Texts, chats, passages or token ids; default: `harmless_prompts()`.
+        max_new_tokens: Length of the replies.
+        seed: Of the bootstrap.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
+
+    >>> table = prompt_effects(model, {"half": steering}, prompts, max_new_tokens=8)
+    >>> table.query("steering == 'unsteered'").measure.tolist()
+    ['refusal', 'reply_tokens']
     """
     prompts = harmless_prompts() if prompts is None else prompts
     rows = tokenize(model, prompts)
-    forced = teacher_forced(model, rows, list(plans.values()), **run)
-    drift = np.array([prompt.kl[:, -1] for prompt in forced])  # [prompt, plan]
-    opened = np.array([prompt.open for prompt in forced])
+    forced = teacher_forced(model, rows, list(steerings.values()), **run)
+    drift = np.array([prompt.kl[:, -1] for prompt in forced])  # [prompt, steering]
+    is_open = np.array([prompt.open for prompt in forced])
     drift_means = means(drift, seed=seed)
-    cells = [None, *plans.values()]
+    cells = [None, *steerings.values()]
     replies = generate(
         model,
         [prompt for _ in cells for prompt in prompts],
@@ -128,27 +158,35 @@ def prompt_effects(
     reply_tokens = means(lengths.T, seed=seed)
     refusals = np.array([refused(text) for text in replies]).reshape(len(cells), -1)
     table = _Table(len(rows), "prompts")
-    for index, name in enumerate([UNSTEERED, *plans]):
+    for index, name in enumerate([UNSTEERED, *steerings]):
         table.note(name, "refusal", rate(int(refusals[index].sum()), len(rows)))
         table.note(name, "reply_tokens", reply_tokens[index])
-    for index, name in enumerate(plans):
+    for index, name in enumerate(steerings):
         table.note(name, "drift_mean", drift_means[index])
         table.note(name, "drift_p95", _point(percentile(drift[:, index])))
-        closed = drift[~opened[:, index], index]
+        closed = drift[~is_open[:, index], index]
         if len(closed):
             table.note(name, "drift_closed", _point(closed.max()), len(closed))
-        table.note(name, "open", rate(int(opened[:, index].sum()), len(rows)))
+        table.note(name, "open", rate(int(is_open[:, index].sum()), len(rows)))
     return pd.DataFrame(table.rows)
 
 
 def neutral_texts() -> list[str]:
-    """The passages that ship with steerlens: facts, stories and instructions in turn."""
+    """The neutral passages that ship with steerlens: facts, stories and instructions in turn.
+
+    >>> len(neutral_texts()) >= 24
+    True
+    """
     kinds = load_prompts(demo_file("neutral.json")).values()
     return [text for row in zip_longest(*kinds) for text in row if text is not None]
 
 
 def harmless_prompts() -> list[str]:
-    """Everyday requests that ship with steerlens, from the part that nothing is chosen on."""
+    """Everyday requests that ship with steerlens, from the test part: no choice depends on them.
+
+    >>> len(harmless_prompts())
+    40
+    """
     return list(load_prompts(demo_file("questions.json"))["test"][:N_HARMLESS])
 
 
@@ -158,13 +196,14 @@ def _point(value: float) -> Interval:
 
 @dataclass
 class _Table:
-    """Rows of a tidy table, as they come."""
+    """Rows of a tidy table about `n` texts or prompts."""
 
     n: int
     of: str
+    """ "texts" or "prompts"."""
     rows: list[dict[str, object]] = field(default_factory=list)
 
-    def note(self, plan: str, measure: str, value: Interval, n: int | None = None) -> None:
+    def note(self, steering: str, measure: str, value: Interval, n: int | None = None) -> None:
         n = self.n if n is None else n
-        row = {"plan": plan, "measure": measure, **asdict(value), "n": n, "of": self.of}
+        row = {"steering": steering, "measure": measure, **asdict(value), "n": n, "of": self.of}
         self.rows.append(row)

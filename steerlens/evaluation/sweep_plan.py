@@ -1,4 +1,4 @@
-"""A sweep's cells, and the rows that they stand for: what is done to which prompt."""
+"""A sweep's cells and rows: which steering is applied to which prompt."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,13 +31,14 @@ from steerlens.vectors.vector import SteeringVector
 
 @dataclass(frozen=True, eq=False)
 class SweepPlan:
-    """Templates × windows × strengths, and unsteered: each cell for every prompt, row after row."""
+    """The cells (template × window × strength, and unsteered), and their rows, one per prompt."""
 
     templates: Mapping[str, Steering]
-    """By name, each at all layers of all windows; a cell sets its layers and strength."""
+    """Steerings by name, each at all layers of all windows; a cell sets layers and strength."""
     windows: tuple[tuple[int, ...], ...]
+    """Layers that are steered together."""
     strengths: tuple[float, ...] | None
-    """None: each template's own."""
+    """None: each template's own strength."""
     n_prompts: int
 
     def __post_init__(self) -> None:
@@ -53,25 +54,25 @@ class SweepPlan:
                 raise SteerlensError(f"got strengths {strengths}; expected finite numbers")
         if UNSTEERED.vector in self.templates:
             raise SteerlensError(
-                f"got a steering named {UNSTEERED.vector!r}, which stands for no steering; give it "
-                "another name"
+                f"got a steering named {UNSTEERED.vector!r}, the name of the unsteered cell; give "
+                "it another name"
             )
 
     def strengths_of(self, name: str) -> tuple[float, ...]:
         """The strengths that a template is swept over."""
         if self.strengths is not None:
             return self.strengths
-        own = self.templates[name].strength
-        if not isinstance(own, int | float):
+        strength = self.templates[name].strength
+        if not isinstance(strength, int | float):
             raise SteerlensError(
-                f"got {self.templates[name]}; expected one number, as a sweep sets the strength of "
-                "each cell: give strengths="
+                f"got {self.templates[name]} with strengths by layer; expected one number, since a "
+                "sweep sets the strength of each cell: give strengths="
             )
-        return (float(own),)
+        return (float(strength),)
 
     @cached_property
     def positions(self) -> dict[str, str]:
-        """Where each template steers, in words."""
+        """The positions that each template steers, in words."""
         return {name: _position_text(one.positions) for name, one in self.templates.items()}
 
     @cached_property
@@ -92,38 +93,38 @@ class SweepPlan:
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
-        """All that any template looks for: read of every row, steered or not."""
+        """The conditions of all templates; they are evaluated on every row, steered or not."""
         return tuple(dict.fromkeys(c for one in self.templates.values() for c in one.conditions))
 
     @property
     def gates(self) -> list[str]:
-        """The columns of the conditions."""
+        """Column names of the conditions."""
         return [f"gate: {condition}" for condition in self.conditions]
 
     def cells_of(self, rows: range) -> list[Cell]:
-        """What is done to each of these rows."""
+        """The cell of each of these rows."""
         cells = list(self.cells)
         return [cells[row // self.n_prompts] for row in rows]
 
     def prompts_of(self, rows: range) -> list[int]:
-        """Which prompt each of these rows is."""
+        """Index of each row's prompt."""
         return [row % self.n_prompts for row in rows]
 
     def steerings(self, rows: range) -> list[BatchPlan]:
-        """One plan for each template, with a strength for each of these rows and each layer."""
+        """One batch plan per template, with a strength for each row and layer."""
         cells = self.cells_of(rows)
-        made = []
+        plans = []
         for name, template in self.templates.items():
-            own = {i: self.cells[cell] for i, cell in enumerate(cells) if cell.vector == name}
-            if not own and not template.conditions:  # a gate is read of unsteered rows too
+            windows = {i: self.cells[cell] for i, cell in enumerate(cells) if cell.vector == name}
+            if not windows and not template.conditions:  # gates are read on unsteered rows too
                 continue
-            layers = sorted({layer for window in own.values() for layer in window})
+            layers = sorted({layer for window in windows.values() for layer in window})
             layers = layers or [template.layers_steered[-1]]
             strength = torch.zeros(len(cells), len(layers))
-            for i, window in own.items():
+            for i, window in windows.items():
                 strength[i, [layers.index(layer) for layer in window]] = cells[i].strength
-            made.append(BatchPlan(replace(template, layers=layers, strength=1.0), strength))
-        return made
+            plans.append(BatchPlan(replace(template, layers=layers, strength=1.0), strength))
+        return plans
 
 
 def judged_table(
@@ -132,7 +133,7 @@ def judged_table(
     replies: Replies,
     judges: Sequence[Judge],
 ) -> tuple[pd.DataFrame, list[JudgeFailure]]:
-    """The replies of these rows next to what was asked, with scores; and which judges failed."""
+    """The table of these rows (cell, prompt, reply, scores, gates), and the judges that failed."""
     scores, failures = {}, []
     for judge in judges:
         scores[judge.name], error = try_judge(judge, replies.texts)
@@ -157,10 +158,10 @@ def windows_of(
     templates: Mapping[str, Steering],
     layers: Iterable[int | Iterable[int]] | None,
 ) -> Iterator[tuple[int, ...]]:
-    """Each entry as the layers that it stands for; None: those of all templates, one by one."""
+    """Each entry of `layers` as a window; None: every layer that all templates share, alone."""
     if layers is None:
-        each = (set(template.layers_steered) for template in templates.values())
-        layers = sorted(set.intersection(*each)) if templates else []
+        steered = (set(template.layers_steered) for template in templates.values())
+        layers = sorted(set.intersection(*steered)) if templates else []
     for window in layers:
         yield resolve_layers(model, [window] if isinstance(window, int) else window)
 
@@ -168,7 +169,7 @@ def windows_of(
 def manifest_of(
     plan: SweepPlan, model: Model, judges: Sequence[Judge], asked: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All that decides what the rows hold, as JSON; `asked` is what every row has in common."""
+    """Everything that determines the rows, as JSON; `asked` holds what all rows share."""
     templates = plan.templates.items()
     manifest = {
         "rows": plan.n_rows,
@@ -191,7 +192,7 @@ def manifest_of(
 
 
 def _settings_of(template: Steering) -> dict[str, Any]:
-    """What decides what a template does, but for its vector, layers, strength and positions."""
+    """A template's settings other than its vector, layers, strength and positions."""
     reference = template.reference
     return {
         "edit": _name_of(template.edit),
@@ -220,7 +221,7 @@ def _position_text(positions: Positions) -> str:
         return positions
     if isinstance(positions, Tensor):
         raise SteerlensError(
-            "got a mask of positions; expected names, slices or lists of indices in a sweep, whose "
-            "table tells them in words"
+            "got a mask of positions; expected a name, a slice or a list of indices, which a "
+            "sweep's table can show in words"
         )
     return describe(positions).removeprefix("positions ")

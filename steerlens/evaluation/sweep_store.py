@@ -1,4 +1,4 @@
-"""The rows of a sweep, kept in a directory batch by batch, and read back as a table."""
+"""The rows of a sweep: saved to a directory batch by batch, and loaded as a table."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,17 +28,19 @@ PLAN = "plan.json"
 
 
 class Cell(NamedTuple):
-    """What is done to every prompt of a cell."""
+    """One setting of a sweep, applied to every prompt."""
 
     vector: str
+    """Name of the template."""
     layers: str
-    """As people write them: "3", "2-4", "1,4-6"."""
+    """As text: "3", "2-4", "1,4-6"."""
     strength: float
     positions: str
+    """In words."""
 
 
 UNSTEERED = Cell("unsteered", "", 0.0, "")
-"""The cell that every other is compared with; it runs once per prompt."""
+"""The cell that all others are compared with; it runs once per prompt."""
 
 COLUMNS = {
     "row": "int64",
@@ -49,11 +51,11 @@ COLUMNS = {
     "tokens": "int64",
     "finished": "bool",
 }
-"""What a table holds of every row, and Arrow's name of its type."""
+"""The columns of every sweep's table, with Arrow's names of their types."""
 
 
 class JudgeFailure(NamedTuple):
-    """A judge that raised on some rows, whose scores are NaN for that."""
+    """A judge that raised on some rows, whose scores are therefore NaN."""
 
     judge: str
     first_row: int
@@ -63,22 +65,26 @@ class JudgeFailure(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """The rows of a sweep, finished or not, with the plan that they belong to."""
+    """The rows of a sweep, complete or not, and the plan they belong to."""
 
     table: pd.DataFrame
-    """One row per cell and prompt: what was done, the reply, a column per judge and per gate."""
+    """One row per cell and prompt: the cell, the reply, a column per judge and per gate."""
     plan: Mapping[str, Any]
-    """All that decides what the rows hold, as it stands in the manifest."""
+    """Everything that determines the rows, as in the manifest."""
     failures: tuple[JudgeFailure, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every planned row is there."""
+        """Whether every planned row has been written."""
         return len(self.table) == self.plan["rows"]
 
     @classmethod
     def load(cls, path: PathLike) -> "Sweep":
-        """Read the finished rows of the sweep in a directory."""
+        """Read the finished rows of a sweep.
+
+        Args:
+            path: The directory that `sweep(out=...)` wrote to, whether or not it was completed.
+        """
         plan = _read_plan(Path(path))
         columns = schema(plan["judges"], plan["gates"])
         parts = [_read_part(part, columns) for part in sorted(Path(path).glob("part-*.parquet"))]
@@ -93,7 +99,11 @@ class Sweep:
         return cls(table, plan, tuple(failures))
 
     def summary(self, *, seed: int = 0) -> pd.DataFrame:
-        """Mean score of each cell by each judge, with its bootstrap interval over n prompts."""
+        """Mean score of each cell by each judge, with a bootstrap interval over n prompts.
+
+        Args:
+            seed: Of the bootstrap.
+        """
         rows = []
         for cell, group in self.table.groupby([*Cell._fields], sort=False):
             for judge in self.plan["judges"]:
@@ -103,13 +113,13 @@ class Sweep:
         return pd.DataFrame(rows, columns=[*Cell._fields, "judge", "mean", "low", "high", "n"])
 
     def degenerate(self) -> pd.DataFrame:
-        """The share of each cell's replies that are empty or go round in circles."""
+        """The share of each cell's replies that are empty or repeat themselves."""
         broken = self.table.assign(degenerate=self.table["reply"].map(degenerate))
         cells = broken.groupby([*Cell._fields], sort=False)["degenerate"]
         return cells.mean().astype(float).reset_index()
 
     def _repr_html_(self) -> str:
-        """For notebooks: the first cells with their scores, and how many replies fell apart."""
+        """For notebooks: the first cells with their scores and shares of degenerate replies."""
         judges = list(self.plan["judges"])
         first = self.table[self.table.groupby([*Cell._fields], sort=False).ngroup() < MOST_ROWS]
         rows = [
@@ -133,26 +143,26 @@ class Sweep:
         )
 
     def __repr__(self) -> str:
-        judged = ", ".join(self.plan["judges"]) or "nobody"
+        judges = ", ".join(self.plan["judges"]) or "none"
         return (
             f"Sweep({len(self.table)} of {self.plan['rows']} rows, {self.plan['cells']} cells, "
-            f"judged by {judged}, {len(self.failures)} failures)"
+            f"judges: {judges}, {len(self.failures)} failures)"
         )
 
 
 def open_directory(out: Path, plan: dict[str, Any], resume: bool) -> set[int]:
-    """Make the directory, or find it to hold the same plan; the rows that it holds already.
+    """Create the directory, or check that it holds the same plan; returns the rows already done.
 
-    What a sweep that was killed had not finished writing is taken away.
+    Unfinished files of a sweep that was killed are deleted.
     """
     for name in (PLAN, "part-*.parquet"):
-        for left in out.glob(f".{name}.*"):
-            left.unlink(missing_ok=True)
+        for unfinished in out.glob(f".{name}.*"):
+            unfinished.unlink(missing_ok=True)
     if out.is_dir() and any(out.iterdir()):
         if not resume:
             raise SteerlensError(
-                f"{str(out)!r} holds something already; go on with that sweep with resume=True "
-                "(--resume), or choose another directory"
+                f"got out={str(out)!r}, which is not empty; expected a new directory: choose "
+                "another, or continue the sweep in it with resume=True (--resume)"
             )
         _require_same_plan(_read_plan(out), plan, out)
         return set(Sweep.load(out).table["row"])
@@ -168,14 +178,14 @@ def _read_plan(out: Path) -> dict[str, Any]:
     check(_Manifest, plan, out / PLAN)
     if content.hash != digest(json.dumps(plan).encode()):
         raise SteerlensError(
-            f"{str(out / PLAN)!r} was changed after it was written: its rows may be of "
-            "another plan; sweep into another directory"
+            f"got {str(out / PLAN)!r}, which was changed after it was written: the rows may "
+            "belong to another plan; sweep into another directory"
         )
     return plan
 
 
 class _Manifest(Declared):
-    """What of a plan its table is read by; the rest is only compared."""
+    """The entries of a plan that its table is read by; others are only compared."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -192,16 +202,16 @@ class _File(FileModel):
     plan: dict[str, Any]
 
 
-def _require_same_plan(there: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+def _require_same_plan(saved: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
     differing = [
-        f"{key} ({there.get(key)!r:.100} there, {now.get(key)!r:.100} now)"
-        for key in {**there, **now}
-        if there.get(key) != now.get(key)
+        f"{key} ({saved.get(key)!r:.100} saved, {asked.get(key)!r:.100} asked)"
+        for key in {**saved, **asked}
+        if saved.get(key) != asked.get(key)
     ]
     if differing:
         raise SteerlensError(
-            f"{str(out)!r} holds the rows of another sweep; it differs in {'; '.join(differing)}: "
-            "ask for the same again, or sweep into another directory"
+            f"got {str(out)!r} with the rows of another sweep, which differs in "
+            f"{'; '.join(differing)}; ask for the same again, or sweep into another directory"
         )
 
 
@@ -212,7 +222,7 @@ def write_part(
     table: pd.DataFrame,
     failures: Sequence[JudgeFailure],
 ) -> None:
-    """Keep a finished batch; on a full disk, say what is kept and how to go on."""
+    """Save a finished batch; if the disk is full, say what is saved and how to continue."""
     pa, pq = import_pyarrow(), import_pyarrow("pyarrow.parquet")
     columns = schema(plan["judges"], plan["gates"])
     part = pa.Table.from_pandas(table, schema=columns, preserve_index=False)
@@ -222,8 +232,8 @@ def write_part(
         write_atomically(path, lambda temporary: pq.write_table(part, temporary))
     except SteerlensError as error:
         raise SteerlensError(
-            f"rows {rows[0]} to {rows[-1]} could not be written: {error}; the rows before them are "
-            "kept: make room, then go on with resume=True (--resume)"
+            f"rows {rows[0]} to {rows[-1]} could not be written: {error}; earlier rows are saved: "
+            "free some space, then continue with resume=True (--resume)"
         ) from error
 
 
@@ -235,14 +245,14 @@ def _read_part(path: Path, columns: Any) -> Any:
             raise pa.ArrowInvalid(f"its columns are {part.schema.names}")
     except (pa.ArrowException, OSError) as error:
         raise SteerlensError(
-            f"{str(path)!r} is no part of this sweep: {error}; delete it, and resume=True "
-            "(--resume) makes its rows again"
+            f"got {str(path)!r}, which is no part of this sweep: {error}; delete it, then write "
+            "its rows again with resume=True (--resume)"
         ) from error
     return part
 
 
 def schema(judges: Iterable[str], gates: Iterable[str]) -> Any:
-    """The columns of a sweep's table."""
+    """Arrow's schema of a sweep's table."""
     pa = import_pyarrow()
     kinds = {**COLUMNS, **dict.fromkeys(judges, "float64"), **dict.fromkeys(gates, "bool")}
     return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in kinds.items()])

@@ -1,4 +1,4 @@
-"""Layers × strengths × steerings × prompts, as the rows of one generation."""
+"""Sweeps: layers × strengths × steerings × prompts, as the rows of one generation."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -32,31 +32,32 @@ from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
 BATCH_TOKENS = 16_384
-"""Tokens of prompts and replies, padding included, in one batch unless `batch_size` says else."""
+"""Token budget of one batch (prompts, replies and padding) unless `batch_size` is given."""
 
 Swept = Steering | SteeringVector
-Keep = Callable[[range, pd.DataFrame, list[JudgeFailure]], object]
+SaveBatch = Callable[[range, pd.DataFrame, list[JudgeFailure]], object]
 
 
-class _Sweep(NamedTuple):
-    """A sweep that has been found possible."""
+class _Job(NamedTuple):
+    """A sweep's plan, with the tokens, judges and sampling to run it."""
 
     plan: SweepPlan
     rows: Sequence[TokenRow]
+    """The prompts, tokenised."""
     prompts: Sequence[str]
-    """The rows as they are shown in the table."""
+    """The prompts as text, for the table."""
     judges: Sequence[Judge]
     writing: Writing
 
     def task(self, rows: range) -> Task:
-        """Some of its rows, to be written."""
-        asked = self.plan.prompts_of(rows)
+        """The generation task of some of the sweep's rows."""
+        prompts = self.plan.prompts_of(rows)
         plans = self.plan.steerings(rows)
-        return Task([self.rows[index] for index in asked], plans, asked, self.writing)
+        return Task([self.rows[index] for index in prompts], plans, prompts, self.writing)
 
     @property
     def width(self) -> int:
-        """Tokens of the longest prompt and reply."""
+        """Tokens of the longest prompt and its reply."""
         return max(len(row.ids) for row in self.rows) + self.writing.max_new_tokens
 
 
@@ -75,30 +76,38 @@ def sweep(
     resume: bool = False,
     **run: Unpack[RunOptions],
 ) -> Sweep:
-    """Reply to every prompt in every cell and unsteered, with the tokens `generate` would give.
+    """Reply to every prompt in every cell (layers × strength × steering) and unsteered.
 
-    A batch is kept as soon as it is judged: a sweep that was stopped goes on where it was.
+    The replies are those of `generate`. With `out`, a batch is saved as soon as it is judged, and
+    an interrupted sweep continues from there.
 
     Args:
-        steering: The template, of which each cell takes its own layers and strength; a vector
-            stands for `Steering(vector)`. Several by name sweep vectors, positions, edits ….
-        layers: Each a layer or a window of them; None is every layer of the templates by itself.
-        strengths: In place of the templates' own.
-        judges: Each becomes a column of scores. Where one fails, the replies are kept.
-        out: A directory to keep finished batches in.
-        resume: Go on with what stands in `out`; another sweep is refused.
-        run: `batch_size`, `progress`, and an `engine` such as `Ray` that replies elsewhere;
-            judges run here.
+        steering: The template: each cell sets its layers and strength. A vector is short for
+            `Steering(vector)`; several templates by name compare vectors, positions, edits ….
+        prompts: Texts, chats, passages or token ids.
+        layers: Layers and windows of layers, such as `[2, (2, 3)]`; default: each layer of the
+            templates alone.
+        strengths: Steering coefficients; default: each template's own.
+        judges: Each adds a column of scores. If one fails, the replies are kept.
+        sampling: How replies are sampled; greedy unless given.
+        chat: Whether prompts go through the chat template; default: if the model has one.
+        out: Directory to save finished batches in.
+        resume: Continue the sweep in `out`; if it is another sweep, raise.
+        run: `batch_size`, `progress`, and an `engine` such as `Ray` that generates elsewhere
+            (judges run here).
+
+    Raises:
+        SteerlensError: Before anything runs, if a cell cannot run or would do nothing.
 
     >>> v = extract(load_model(), (["I love you."], ["I hate you."]))
     >>> sweep(load_model(), v, ["How do I bake bread?"], layers=[2, (2, 3)], strengths=[-1, 1])
-    Sweep(5 of 5 rows, 5 cells, judged by nobody, 0 failures)
+    Sweep(5 of 5 rows, 5 cells, judges: none, 0 failures)
     """
     options = run_settings(**run)
     named = {"vector": steering} if isinstance(steering, Swept) else dict(steering)
     templates = {
-        name: Steering(one) if isinstance(one, SteeringVector) else one
-        for name, one in named.items()
+        name: Steering(template) if isinstance(template, SteeringVector) else template
+        for name, template in named.items()
     }
     windows = tuple(dict.fromkeys(windows_of(model, templates, layers)))
     rows = tokenize(model, prompts, chat=chat)
@@ -109,8 +118,8 @@ def sweep(
         len(rows),
     )
     texts = [_text_of(model, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
-    found = _Sweep(plan, rows, texts, judges, Writing(max_new_tokens, sampling))
-    _require_possible(model, found)
+    job = _Job(plan, rows, texts, judges, Writing(max_new_tokens, sampling))
+    _require_possible(model, job)
     asked = {
         "prompts": digest(repr(rows).encode()),
         "reply": {"max_new_tokens": max_new_tokens, "chat": chat, **asdict(sampling)},
@@ -118,63 +127,63 @@ def sweep(
     manifest = manifest_of(plan, model, judges, asked)
     if out is None:
         frames: list[pd.DataFrame] = []
-        lost: list[JudgeFailure] = []
+        failures: list[JudgeFailure] = []
 
-        def remember(_: range, table: pd.DataFrame, failures: list[JudgeFailure]) -> None:
+        def collect(_: range, table: pd.DataFrame, failed: list[JudgeFailure]) -> None:
             frames.append(table)
-            lost.extend(failures)
+            failures.extend(failed)
 
-        _run(model, found, set(), remember, options)
+        _run(model, job, set(), collect, options)
         table = pd.concat(frames).sort_values("row", ignore_index=True)
-        return Sweep(table, manifest, tuple(lost))
+        return Sweep(table, manifest, tuple(failures))
     done = open_directory(Path(out), manifest, resume)
-    _run(model, found, done, partial(write_part, Path(out), manifest), options)
+    _run(model, job, done, partial(write_part, Path(out), manifest), options)
     return Sweep.load(out)
 
 
-def _run(model: Model, found: _Sweep, done: set[int], keep: Keep, options: RunSettings) -> None:
-    """Write and judge the rows that are not done yet, batch by batch."""
-    plan = found.plan
-    most = options.batch_size or max(1, BATCH_TOKENS // found.width)
-    every = range(plan.n_rows)
-    cuts = (every[start : start + most] for start in every[::most])
-    left = (consecutive([row for row in cut if row not in done]) for cut in cuts)
-    tasks = ((rows, found.task(rows)) for runs in left for rows in runs)
+def _run(model: Model, job: _Job, done: set[int], save: SaveBatch, options: RunSettings) -> None:
+    """Generate and judge the rows that are not done yet, batch by batch."""
+    plan = job.plan
+    batch_size = options.batch_size or max(1, BATCH_TOKENS // job.width)
+    all_rows = range(plan.n_rows)
+    batches = (all_rows[start : start + batch_size] for start in all_rows[::batch_size])
+    missing = (consecutive([row for row in batch if row not in done]) for batch in batches)
+    tasks = ((rows, job.task(rows)) for spans in missing for rows in spans)
     with progress_bar(plan.n_rows, "row", options.progress, what="sweeping", done=len(done)) as bar:
         for rows, transcript in options.engine.run(model, write, tasks):
-            prompts = [found.prompts[index] for index in plan.prompts_of(rows)]
+            prompts = [job.prompts[index] for index in plan.prompts_of(rows)]
             texts = model.tokenizer.batch_decode(transcript.tokens, skip_special_tokens=True)
             replies = transcript.replies(prompts, texts)
-            keep(rows, *judged_table(plan, rows, replies, found.judges))
+            save(rows, *judged_table(plan, rows, replies, job.judges))
             bar.update(len(rows))
 
 
 def _at_all_layers(template: Steering, windows: Sequence[tuple[int, ...]]) -> Steering:
-    """Refuses layers that its vector lacks, or that lie before what its condition reads."""
-    every = {layer for window in windows for layer in window}
-    return replace(template, layers=every) if every else template
+    """Raises if the vector lacks a layer, or the condition reads a later layer."""
+    layers = {layer for window in windows for layer in window}
+    return replace(template, layers=layers) if layers else template
 
 
-def _require_possible(model: Model, found: _Sweep) -> None:
-    """Refuse, before any work, what could not be told apart or would do nothing."""
-    plan, n_new = found.plan, found.writing.max_new_tokens
-    names = [*COLUMNS, *(judge.name for judge in found.judges), *plan.gates]
+def _require_possible(model: Model, job: _Job) -> None:
+    """Refuse, before any work, ambiguous columns and cells that would do nothing."""
+    plan, n_new = job.plan, job.writing.max_new_tokens
+    names = [*COLUMNS, *(judge.name for judge in job.judges), *plan.gates]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SteerlensError(
-            f"got the column names {twice} for two things each; expected judges and conditions "
-            "with names of their own"
+            f"got the column names {twice} more than once; expected judges and conditions with "
+            "different names"
         )
     if n_new < 1:
         raise SteerlensError(f"got max_new_tokens={n_new}; expected at least 1")
     templates = [*plan.templates.values()]
-    require_fit(model, templates, found.rows, n_new)
+    require_fit(model, templates, job.rows, n_new)
     for template in templates:
-        for index, row in enumerate(found.rows):
+        for index, row in enumerate(job.rows):
             if not touches(template, row, index, n_new):
                 raise SteerlensError(
-                    f"{describe(template.positions)} lie nowhere in prompt {index} "
-                    f"({len(row.ids)} tokens) and {n_new} new ones; change positions="
+                    f"got {describe(template.positions)}, which select no token of prompt {index} "
+                    f"({len(row.ids)} tokens) and its reply ({n_new}); change positions="
                 )
 
 

@@ -1,4 +1,4 @@
-"""Measured effects → the few lines that a careful reviewer would sign."""
+"""Measured effects → a verdict of a few lines that a careful reviewer would accept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ from steerlens.intervals import Interval
 from steerlens.judges.fluency import degenerate
 
 TOO_MANY_DEGENERATE = 0.1
-"""Share of broken replies, beyond which a result says so."""
+"""Share of degenerate replies beyond which a result says so."""
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What may be said of one judge's score at one strength; `str()` says it."""
+    """What one judge's score at one strength supports; `str()` puts it in words."""
 
     effects: pd.DataFrame
+    """As of `Evaluation`, and so are the others."""
     dose: pd.DataFrame
     side_effects: pd.DataFrame
     replies: pd.DataFrame
@@ -32,23 +33,28 @@ class Verdict:
 
     @property
     def judge(self) -> str:
-        """The first: its score is what the steering is meant to change."""
+        """The first judge: its score is what the steering is meant to change."""
         return str(self.effects.judge.iloc[0])
 
     @property
     def strength(self) -> float:
-        """The steering's own strength, or else the strongest."""
+        """The steering's own strength if it was run, otherwise the greatest."""
         return float(self.settings["strength"])
 
     def effect(self, arm: str = STEERED, judge: str | None = None) -> pd.Series:
-        """The row of `effects` of an arm at this strength, by the first judge or another."""
+        """The row of `effects` of an arm at this strength.
+
+        Args:
+            arm: "steered", "negative" or the name of a control.
+            judge: Its name; default: the first.
+        """
         table, judge = self.effects, judge or self.judge
         strength = -self.strength if arm == NEGATIVE else self.strength
         row = table[(table.judge == judge) & (table.arm == arm) & (table.strength == strength)]
         if row.empty:
             raise SteerlensError(
-                f"there is no arm {arm!r} with judge {judge!r}; the arms are "
-                f"{', '.join(table.arm.unique())}, the judges {', '.join(table.judge.unique())}"
+                f"got the arm {arm!r} and the judge {judge!r}; expected one of the arms "
+                f"{', '.join(table.arm.unique())} and judges {', '.join(table.judge.unique())}"
             )
         return row.iloc[0]
 
@@ -57,11 +63,11 @@ class Verdict:
         """The rows of `effects` of the control arms, by the first judge at this strength."""
         table = self.effects
         is_control = ~table.arm.isin(ARMS)
-        here = (table.judge == self.judge) & (table.strength == self.strength)
-        return table[is_control & here].reset_index(drop=True)
+        is_main = (table.judge == self.judge) & (table.strength == self.strength)
+        return table[is_control & is_main].reset_index(drop=True)
 
     def claim(self) -> str:
-        """What may be claimed, in one sentence."""
+        """What the measurements support, in one sentence."""
         row, controls = self.effect(), self.controls
         if not row.n:
             return f"No verdict: {self.judge} gave no scores."
@@ -70,9 +76,9 @@ class Verdict:
         if np.isnan(ends).any():
             return "No interval: one prompt is not enough for a verdict."
         if ends[1] < 0:
-            return "The wrong way: the steering does the opposite of what it is meant to."
+            return "The wrong way: the steering does the opposite of what it is meant to do."
         if ends[0] <= 0:
-            return "No effect shown: the interval holds 0."
+            return "No effect shown: the interval contains 0."
         if np.isnan(largest):
             return "An effect, but no control to compare it with."
         if ends[0] <= largest:
@@ -101,8 +107,8 @@ class Verdict:
             f"{before:.3f} → {row['mean']:.3f} (n = {row.n} prompts, 95 % interval)"
         ]
         kinds = controls.arm.str.replace(r"\s*\d+$", "", regex=True)  # "random" of "random 2"
-        for kind, own in controls.groupby(kinds, sort=False):
-            gains = self._sign * own.effect
+        for kind, arms in controls.groupby(kinds, sort=False):
+            gains = self._sign * arms.effect
             mean, largest = self._sign * gains.mean(), self._sign * gains.max()
             lines.append(f"{len(gains)} {kind}: mean {mean:+.3f}, largest {largest:+.3f}")
         lines.append(f"other sign: {_change(self.effect(NEGATIVE))}")
@@ -155,14 +161,14 @@ class Verdict:
         steered = replies[(replies.arm == STEERED) & (replies.strength == self.strength)]
         empty, n = int((steered.reply.str.strip() == "").sum()), len(steered)
         lines = [
-            f"{judge} failed, and not every reply has its score: {why}"
-            for judge, why in self.settings["failures"].items()
+            f"{judge} failed, so some replies have no score from it: {reason}"
+            for judge, reason in self.settings["failures"].items()
         ]
         lines += [f"{empty} of {n} steered replies are empty"] if empty else []
         if self.degenerate > TOO_MANY_DEGENERATE:
             lines.append(
                 f"{self.degenerate:.0%} of the steered replies are degenerate (empty or repeating "
-                "themselves), and a judge of broken text says little: steer less, or fewer layers"
+                "themselves), and scores of broken text mean little: steer less, or fewer layers"
             )
         lines += list(self.settings["notes"])
         lines.append(

@@ -181,6 +181,12 @@ def show_error(error: Exception) -> None:
 
 def add_callbacks(app: Any, page: Page) -> None:
     """Register the callbacks: their inputs and outputs on the page."""
+    _add_result_callbacks(app, page)
+    _add_setting_callbacks(app, page)
+
+
+def _add_result_callbacks(app: Any, page: Page) -> None:
+    """Sending a prompt, and showing its replies, tokens and conditions."""
     tab = State("tab", "data")
     app.callback(
         output={"asked": Output("asked", "data"), "error": Output("error", "children")},
@@ -227,6 +233,11 @@ def add_callbacks(app: Any, page: Page) -> None:
         },
         state={"ids": State({"cut": "layer", "of": ALL}, "id"), "key": tab},
     )(partial(show_conditions, page))
+
+
+def _add_setting_callbacks(app: Any, page: Page) -> None:
+    """Checking the rule, choosing a vector and uploading one."""
+    tab = State("tab", "data")
     app.callback(
         output={"message": Output("check", "children"), "kind": Output("check", "className")},
         inputs={"settings": _settings(Input)},

@@ -1,4 +1,4 @@
-"""Experiments that write a directory; the report and the paper figures of one."""
+"""Experiments that write a directory of results, and its report and paper figures."""
 
 from steerlens.studies.cast import CastTable, cast_table, nested_subsets
 from steerlens.studies.paper import export, regenerate

@@ -1,4 +1,4 @@
-"""CAST's table: how many harmful and harmless prompts are refused, and what more pairs add."""
+"""CAST's table: refusal rates of harmful and harmless prompts, and the gain from more pairs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,25 +29,33 @@ from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.cast-table/1"
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
-"""Fractions of the residual norm, tried on validation prompts from the weakest on."""
+"""Fractions of the residual norm, tried on validation prompts in this order."""
 MOSTLY_FLUENT = 0.2
 """Share of degenerate replies beyond which no greater strength is tried."""
 MAX_NEW_TOKENS = 40
+"""Length of all replies, unless another is given."""
 
 
 @dataclass(frozen=True, eq=False)
 class CastTable:
-    """Refusal rates on test prompts, and how they grow with the condition's training pairs."""
+    """Refusal rates on test prompts, and their dependence on the condition's training pairs."""
 
     rates: pd.DataFrame
-    """Row (unsteered, always, conditional), group, refused, low, high (Wilson, 95 %), n."""
+    """Columns steering (unsteered, always, conditional), group (harmful, harmless), refused, low,
+    high (Wilson, 95 %), n."""
     saturation: pd.DataFrame
-    """Per number of pairs and draw of them: F1 with its interval, and who is refused."""
+    """Columns pairs, draw, f1 with its interval, harmful_refused, harmless_refused."""
     steering: Steering
+    """Layers and strength as chosen on validation prompts."""
     search: ConditionSearch
+    """Of the condition from all training pairs."""
 
     def save(self, out: PathLike) -> None:
-        """Write cast-table.json, rates.csv and saturation.csv to a directory."""
+        """Write cast-table.json, rates.csv and saturation.csv.
+
+        Args:
+            out: The directory; is made if missing.
+        """
         out = require_writable(out)
         tables = {"rates": self.rates, "saturation": self.saturation}
         content = {"format": FORMAT, "steering": repr(self.steering), "search": repr(self.search)}
@@ -63,23 +71,23 @@ class CastTable:
 
 @dataclass(frozen=True, eq=False)
 class Refusing:
-    """A steering that refuses, and the test prompts that it is tried on."""
+    """A steering that refuses, and the test prompts it is measured on."""
 
     vector: SteeringVector
     steering: Steering
     n_validation: int
-    """Prompts that the steering's layers and strength were chosen on."""
+    """Number of prompts that the steering's layers and strength were chosen on."""
     harmful: tuple[Prompt, ...]
     harmless: tuple[Prompt, ...]
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The harmful ones first."""
+        """All test prompts, harmful ones first."""
         return [*self.harmful, *self.harmless]
 
     @property
     def early(self) -> range:
-        """The layers that a condition may read: gates come before what they gate."""
+        """The layers that a condition may read: those up to the first steered layer."""
         return range(min(self.steering.layers_steered) + 1)
 
 
@@ -91,10 +99,12 @@ def learn_to_refuse(
     limit: int | None = None,
     progress: bool = True,
 ) -> Refusing:
-    """Find the refusal direction, and choose layers and strength on validation prompts.
+    """Extract the refusal direction, and choose layers and strength on validation prompts.
 
-    `refusals` needs a part "train", `harms` "validation" and "test", of which `limit` pairs are
-    kept to be tried on.
+    Args:
+        refusals: Pairs with a part "train".
+        harms: Pairs of harmful and harmless prompts with the parts "validation" and "test".
+        limit: Number of test pairs to keep; None is all.
     """
     vector = extract(model, refusals.train, tokens="suffix", name="refuse", progress=progress)
     trial = list(chain.from_iterable(harms.validation.pairs[:12]))
@@ -117,9 +127,23 @@ def cast_table(
 ) -> CastTable:
     """The refusal table of CAST (arXiv 2409.05907) for any model, and its saturation curve.
 
-    `refusals` needs a part "train", `harms` also "validation" (all choices) and "test" (all
-    figures; `limit` of its pairs). For the curve, conditions are found again from nested subsets
-    of the training pairs, `draws` times (`sizes=None`: doubling from 4).
+    Every choice is made on validation prompts, every number measured on test prompts. For the
+    curve, conditions are searched again from nested subsets of the training pairs.
+
+    Args:
+        refusals: Pairs with a part "train", from which the steering is extracted.
+        harms: Pairs of harmful and harmless prompts with parts "train", "validation", "test".
+        sizes: Numbers of training pairs in the curve; default: 4, 8, 16 … and all.
+        draws: Shuffles of the training pairs.
+        limit: Number of test pairs; None is all.
+        seed: Of the shuffles and bootstrap intervals.
+
+    Raises:
+        SteerlensError: If a part is missing, or `sizes` exceed the training pairs.
+
+    >>> harms = ContrastiveDataset.load(demo_file("harmful.json"))
+    >>> cast_table(model, refusals, harms, draws=1, limit=2, progress=False)  # doctest: +SKIP
+    CastTable(2 harmful, 2 harmless, Steering(...))
     """
     refusing = learn_to_refuse(model, refusals, harms, limit=limit, progress=progress)
     steering, prompts = refusing.steering, refusing.prompts
@@ -130,41 +154,43 @@ def cast_table(
         for plan in (None, steering)
     )
 
-    def found(pairs: ContrastiveDataset) -> tuple[ConditionSearch, np.ndarray]:
-        """A row is either steered or not, so two runs hold what any condition would give."""
+    def gated(pairs: ContrastiveDataset) -> tuple[ConditionSearch, np.ndarray]:
+        """Each reply is steered or not, so the two runs contain those of any condition."""
         search = find_condition(
             model, "harmful", pairs, harms.validation, harms.test, refusing.early, seed,
             progress=progress,
         )  # fmt: skip
         return search, np.where(fires_on(model, search.best, prompts), always, unsteered)
 
-    search, conditional = found(harms.train)
-    rows = {"unsteered": unsteered, "always": always, "conditional": conditional}
+    search, conditional = gated(harms.train)
+    refusals_of = {"unsteered": unsteered, "always": always, "conditional": conditional}
     groups = {"harmful": is_harmful, "harmless": ~is_harmful}
     rates = pd.DataFrame(
         [
-            (row, group, *rate(int(hits[mine].sum()), int(mine.sum())), int(mine.sum()))
-            for row, hits in rows.items()
-            for group, mine in groups.items()
+            (name, group, *rate(int(hits[rows].sum()), int(rows.sum())), int(rows.sum()))
+            for name, hits in refusals_of.items()
+            for group, rows in groups.items()
         ],
         columns=["steering", "group", "refused", "low", "high", "n"],
     )
     curve = []
     for draw in range(draws):
         for pairs in nested_subsets(harms.train, sizes, seed + draw):
-            search_there, hits = found(pairs)
-            curve.append(
-                {"pairs": len(pairs), "draw": draw}
-                | search_there.scores.f1.columns("f1")
-                | {f"{group}_refused": float(hits[mine].mean()) for group, mine in groups.items()}
-            )
+            subset_search, hits = gated(pairs)
+            shares = {f"{name}_refused": float(hits[rows].mean()) for name, rows in groups.items()}
+            f1 = subset_search.scores.f1.columns("f1")
+            curve.append({"pairs": len(pairs), "draw": draw} | f1 | shares)
     return CastTable(rates, pd.DataFrame(curve), steering, search)
 
 
 def nested_subsets(
     data: ContrastiveDataset, sizes: Iterable[int] | None, seed: int
 ) -> list[ContrastiveDataset]:
-    """The first pairs of one shuffle, more and more of them: each subset holds the one before.
+    """Growing subsets of one shuffle of the pairs: each contains the previous one.
+
+    Args:
+        sizes: Numbers of pairs; None is 4, 8, 16 … and all.
+        seed: Of the shuffle.
 
     >>> data = ContrastiveDataset([(str(i), str(-i)) for i in range(10)])
     >>> [len(subset) for subset in nested_subsets(data, None, seed=0)]
@@ -174,7 +200,7 @@ def nested_subsets(
     doubling = [size for size in (4 * 2**k for k in range(n.bit_length())) if size < n]
     numbers = sorted({*doubling, n} if sizes is None else set(sizes))
     if not numbers or not 2 <= numbers[0] <= numbers[-1] <= n:
-        raise SteerlensError(f"subsets of {numbers} of {n} pairs were asked for; give 2 to {n}")
+        raise SteerlensError(f"got the subset sizes {numbers}; expected 2 to {n}, all pairs")
     order = np.random.default_rng(seed).permutation(n)
     return [
         replace(data, pairs=[data.pairs[index] for index in order[:size]], parts={})
@@ -183,13 +209,20 @@ def nested_subsets(
 
 
 def fires_on(model: Model, condition: Condition, prompts: Sequence[Prompt]) -> np.ndarray:
-    """Which prompts a condition fires on, without generating anything."""
+    """Whether a condition fires on each prompt, without generating.
+
+    Args:
+        condition: Its tokens, site and layers are read.
+
+    >>> fires_on(model, Condition(vector, 2, above=-1.0), prompts[:2])
+    array([ True,  True])
+    """
     layers = condition.layers_read
     pooled = read_residual(
         model, prompts, layers, tokens=condition.tokens, site=condition.site_read, progress=False
     )
-    seen = [condition.measure(pooled[:, column], layer) for column, layer in enumerate(layers)]
-    return condition.fires(torch.stack(seen, dim=1)).numpy()
+    columns = [condition.measure(pooled[:, index], layer) for index, layer in enumerate(layers)]
+    return condition.fires(torch.stack(columns, dim=1)).numpy()
 
 
 def find_condition(
@@ -203,10 +236,18 @@ def find_condition(
     *,
     progress: bool = True,
 ) -> ConditionSearch:
-    """A condition from a discriminant at the prompt's last token, where all of it has been read.
+    """A condition from a linear discriminant at the last token, which attends to the whole prompt.
 
-    Of the estimators, tokens and similarities tried, this was the best on tiny-chat's validation
-    prompts; CAST's own choice is `pca_pairwise`, "all" and `cast_similarity`.
+    Of the estimators, tokens and similarities tried, these were best on tiny-chat's validation
+    prompts; CAST itself uses `pca_pairwise`, "all" and `cast_similarity`.
+
+    Args:
+        name: Of the condition and its vector.
+        train: Pairs to extract the vector from.
+        validation: Pairs to choose layer and threshold on.
+        test: Pairs to score the condition on.
+        layers: Layers to extract and search.
+        seed: Of the bootstrap intervals.
     """
     vector = extract(
         model,
@@ -224,10 +265,13 @@ def find_condition(
 
 
 def choose_steering(model: Model, vector: SteeringVector, prompts: Sequence[Prompt]) -> Steering:
-    """The layers and the weakest strength that make most prompts be refused, in fluent words.
+    """The pair of layers and the least strength at which most prompts are refused fluently.
 
-    Starts from a quarter to half of the depth; of equals, the latest, which leaves most layers to
-    the conditions that are read before.
+    The first layer lies between a quarter and half of the depth. Ties go to the latest, which
+    leaves most layers to conditions.
+
+    Args:
+        prompts: Validation prompts; the model replies to them under each trial.
     """
     n_layers = len(vector)
     best, best_score = None, -1.0
@@ -241,6 +285,6 @@ def choose_steering(model: Model, vector: SteeringVector, prompts: Sequence[Prom
             if good > best_score:
                 best, best_score = trial, good
             if broken > MOSTLY_FLUENT:
-                break  # stronger is only worse
+                break  # greater strengths break more replies
     assert best is not None
     return best

@@ -1,4 +1,4 @@
-"""What a study found, in the sentences that stand first on its page."""
+"""The findings of a study in sentences, for the top of its report."""
 
 from collections.abc import Iterator
 
@@ -20,12 +20,12 @@ PARTS = {
 
 
 def findings(study: Study) -> list[str]:
-    """One line for each evaluation and each run of the demo; or that nothing here is a finding."""
-    lines = [f"{name}: {_claim(found.verdict)}" for name, found in study.evaluations.items()]
+    """One line per evaluation and demo run; "No verdict" if the study has neither."""
+    lines = [f"{name}: {_claim(each.verdict)}" for name, each in study.evaluations.items()]
     for content in study.results.values():
         lines += _refusals(pd.DataFrame(content["rows"]))
     if not lines:
-        return ["No verdict: this directory holds no evaluation, and no results of the demo."]
+        return ["No verdict: this directory holds no evaluation and no results of the demo."]
     return lines
 
 
@@ -36,7 +36,7 @@ def _claim(verdict: Verdict) -> str:
 
 
 def _refusals(rows: pd.DataFrame) -> Iterator[str]:
-    """What the condition changed for those it should catch, and for those it should spare."""
+    """What the condition changed for prompts it should refuse, and for prompts it should not."""
     if not {"part", "group", "measure", "value", "low", "high"} <= set(rows.columns):
         return
     refused = rows[rows["measure"] == "refused"].drop_duplicates(["part", "group"])
@@ -47,29 +47,31 @@ def _refusals(rows: pd.DataFrame) -> Iterator[str]:
         )
     }
     if {("II", "harmful"), ("II", "harmless")} <= share.keys():
-        caught = _change(share, "harmful")
-        spared = _change(share, "harmless")
-        yield f"Refusing only harmful prompts (part II): {caught}; {spared}."
+        harmful, harmless = _change(share, "harmful"), _change(share, "harmless")
+        yield f"Refusing only harmful prompts (part II): {harmful}; {harmless}."
     if {("III", "named"), ("III", "others")} <= share.keys():
         named, others = share["III", "named"], share["III", "others"]
-        apart = "apart" if named.low > others.high or others.low > named.high else "not told apart"
+        differ = named.low > others.high or others.low > named.high
+        verdict = (
+            "a difference beyond chance" if differ else "no difference shown: the intervals overlap"
+        )
         yield (
             f"Refusing by topic (part III): {_percent(named)} of the named topics' prompts refused "
-            f"and {_percent(others)} of the others: {apart}."
+            f"and {_percent(others)} of the others ({verdict})."
         )
 
 
 def _change(share: dict[tuple[str, str], Interval], group: str) -> str:
     after, before = share["II", group], share.get(("unsteered", group))
-    said = f"{_percent(after)} of {group} prompts refused"
+    rates = f"{_percent(after)} of {group} prompts refused"
     if before is None:
-        return said
-    said += f", {_percent(before)} unsteered"
+        return rates
+    rates += f", {_percent(before)} unsteered"
     if after.low > before.high:
-        return f"{said} (more than chance)"
+        return f"{rates} (an increase beyond chance)"
     if after.high < before.low:
-        return f"{said} (fewer than chance)"
-    return f"{said} (no difference shown: the intervals overlap)"
+        return f"{rates} (a decrease beyond chance)"
+    return f"{rates} (no difference shown: the intervals overlap)"
 
 
 def _percent(share: Interval) -> str:

@@ -1,4 +1,4 @@
-"""Figures, tables and texts → one HTML page that works offline, by keyboard and in the dark."""
+"""Figures, tables and texts → one HTML page: offline, keyboard-accessible, light and dark."""
 
 import base64
 import gzip
@@ -25,26 +25,35 @@ from steerlens.dashboards.theme import (
 )
 
 MOST_ROWS = 50
-"""Rows of a table that a page shows."""
+"""Rows that a page shows of a table."""
 LONGEST_CELL = 2000
-"""Characters of a text that a table shows."""
+"""Characters that a table shows of a text."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A table, of which the first cell of each row is its heading."""
+    """A table; the first cell of each row is the row's heading."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     folded: bool = False
-    """Behind a summary that opens it."""
+    """Collapsed until its caption is clicked."""
 
     @classmethod
     def of(
         cls, table: pd.DataFrame, caption: str, *, most: int = MOST_ROWS, folded: bool = False
     ) -> "Listing":
-        """The first rows of a table, numbers with four digits; how many are left out is said."""
+        """The first rows of a table, numbers with four digits.
+
+        Args:
+            caption: Gets the number of rows appended if some are left out.
+            most: Rows to show.
+            folded: Whether it starts collapsed.
+
+        >>> Listing.of(pd.DataFrame({"F1": [0.87654]}), "Scores").rows
+        (('0.8765',),)
+        """
         rows = tuple(
             tuple(_cell(value) for value in row)
             for row in table.head(most).itertuples(index=False, name=None)
@@ -55,51 +64,57 @@ class Listing:
 
 @dataclass(frozen=True)
 class Code:
-    """Commands or other text that is shown as it is."""
+    """Commands or other preformatted text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks behind a summary that opens them; its figures are drawn only then."""
+    """Blocks collapsed behind a summary; their figures are drawn when it is opened."""
 
     summary: str
     blocks: Sequence["Block"]
 
 
 Block: TypeAlias = go.Figure | Listing | Code | Fold | str
-"""What a section is made of; a string is a paragraph."""
+"""One element of a section; a string is a paragraph."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading with its blocks."""
 
     title: str
     blocks: Sequence[Block]
     about: str = ""
-    """What a reader sees here, in a sentence."""
+    """What the section shows, in a sentence."""
     folded: bool = False
-    """Closed, until its heading is clicked."""
+    """Collapsed until its heading is clicked."""
     foldable: bool = True
+    """Whether its heading can be clicked."""
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """One self-contained page; all text is escaped.
 
-    Figures take the reader's colour scheme; their sliders and menus become the page's own controls,
-    which keyboards and screen readers can use.
+    Figures follow the reader's colour scheme; their sliders and menus become HTML controls, which
+    work with keyboards and screen readers.
+
+    Args:
+        title: Of the page.
+        lead: Text below the title.
+        sections: Those without blocks are left out.
 
     >>> "<h1>Mine</h1>" in page("Mine", "All of it.", [Section("One", ["A paragraph."])])
     True
     """
-    shown = [
+    rendered = [
         (f"section-{number}", section, [_block(block) for block in section.blocks])
         for number, section in enumerate(sections, start=1)
         if section.blocks
     ]
-    look = {
+    theme = {
         "templates": {"light": TEMPLATE.to_plotly_json(), "dark": DARK.to_plotly_json()},
         "solid": ON_DARK,
         "faded": FADED_ON_DARK,
@@ -107,8 +122,8 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     return _TEMPLATES.get_template("page.html.jinja").render(
         title=title,
         lead=lead,
-        sections=shown,
-        look=_json_for_html(json.dumps(look)),
+        sections=rendered,
+        look=_json_for_html(json.dumps(theme)),
         plotly=_packed_plotly(),
         has_figures=any(map(_has_figures, sections)),
     )
@@ -123,7 +138,7 @@ def _has_figures(part: Section | Fold) -> bool:
 
 @cache
 def _packed_plotly() -> str:
-    """Plotly's own library at two fifths of its size; browsers unpack it."""
+    """Plotly's JavaScript, compressed to two fifths of its size; browsers unpack it."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
@@ -131,13 +146,13 @@ def _block(block: Block) -> dict[str, Any]:
     if isinstance(block, go.Figure):
         return {"kind": "figure", **_figure(block)}
     if isinstance(block, Fold):
-        return {"kind": "fold", "it": block, "blocks": [_block(one) for one in block.blocks]}
+        return {"kind": "fold", "it": block, "blocks": [_block(inner) for inner in block.blocks]}
     kind = {Listing: "listing", Code: "code", str: "paragraph"}[type(block)]
     return {"kind": kind, "it": block}
 
 
 def _figure(figure: go.Figure) -> dict[str, Any]:
-    """A figure without title and controls, and these as text."""
+    """A figure without title and controls, and these as data for the page's HTML."""
     bare = go.Figure(figure)
     layout = bare.layout
     height = layout.height or 450
@@ -181,7 +196,7 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
 
 
 def _step(label: str, args: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a control's step changes: traces that are seen, the title, the caption."""
+    """What one step of a control sets: visible traces, title, caption."""
     return {
         "label": unescape(label),
         "visible": list(args[0]["visible"]),
@@ -191,12 +206,12 @@ def _step(label: str, args: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _unbroken(note: str | None) -> str:
-    """A caption breaks its own lines."""
+    """A note without Plotly's line breaks: HTML wraps it."""
     return (note or "").replace(BREAK, " ")
 
 
 def _json_for_html(text: str) -> str:
-    """JSON that no `</script>` inside it can end."""
+    """JSON escaped so that no `</script>` in it ends the script."""
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

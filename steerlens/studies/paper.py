@@ -1,4 +1,4 @@
-"""Figures and tables for papers: column widths, one font size, and the numbers beside each."""
+"""Figures and tables for papers: column widths, one font size, and a CSV of each one's data."""
 
 import os
 import re
@@ -19,21 +19,21 @@ from steerlens.files import PathLike, require_writable, write_atomically, write_
 from steerlens.studies.study import Study, read_study
 
 WIDTHS = {"single": 3.25, "double": 6.75}
-"""Inches of one column, and of a page of two."""
+"""Widths in inches of one column, and of two."""
 POINTS = 8
-"""Size of all text."""
+"""Size of all text, in points."""
 FORMATS = ("svg", "pdf", "png")
 _PIXELS = 96
-"""CSS pixels in an inch."""
+"""CSS pixels per inch."""
 _PNG_SCALE = 3
-"""Makes 288 dots an inch."""
+"""288 dots per inch."""
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _DRAWN = ("x", "y", "z", "q1", "median", "q3", "lowerfence", "upperfence")
-"""The numbers of a trace that are seen."""
+"""The attributes of a trace that hold visible numbers."""
 
 
 class NoBrowserWarning(UserWarning):
-    """No Chromium was found, which draws the pictures; pages were written instead."""
+    """No Chromium was found to draw pictures; HTML pages were written instead."""
 
 
 @dataclass(frozen=True)
@@ -49,67 +49,88 @@ class Plate:
     def __post_init__(self) -> None:
         if self.width not in WIDTHS or not 0 < self.height <= 11:
             raise SteerlensError(
-                f"width={self.width!r}, height={self.height}: the width is one of "
-                f"{', '.join(WIDTHS)}, the height in inches, at most 11"
+                f"got width={self.width!r} and height={self.height}; expected one of "
+                f"{', '.join(WIDTHS)} and more than 0 to 11 inches"
             )
 
 
 @dataclass(frozen=True)
 class LatexTable:
-    """Numbers for a booktabs table."""
+    """A table for booktabs."""
 
     data: pd.DataFrame
+    """Its text is escaped."""
     caption: str = ""
-    """LaTeX, so that it may hold maths; the data are text, and escaped."""
+    """LaTeX, which is not escaped, so that it may contain maths."""
     label: str = ""
+    """For `\\ref`."""
 
     def __post_init__(self) -> None:
         loose = re.search(r"(?<!\\)[%#&]", self.caption)
         if loose:
             raise SteerlensError(
-                f"got the caption {self.caption!r}; expected LaTeX, in which {loose[0]!r} means "
-                f"something else than itself: write '\\{loose[0]}'"
+                f"got the caption {self.caption!r}; expected LaTeX, in which {loose[0]!r} is a "
+                f"special character: write '\\{loose[0]}'"
             )
 
 
 def regenerate(
     scripts: PathLike, study: PathLike, out: PathLike, formats: Sequence[str] = ("svg",)
 ) -> list[Path]:
-    """Run every script of a directory on a study's results; what was written.
+    """Run every figure script of a directory on a study's results; returns the files written.
 
-    A script `name.py` has a function `make(study)` that returns a `Plate` or a `LatexTable`; from
-    it come `name.svg` (or the formats asked for) and `name.csv`, or `name.tex` and `name.csv`.
+    A script `name.py` defines `make(study)`, which returns a `Plate` or a `LatexTable`. A plate is
+    written as `name.csv` and a picture in each format, a table as `name.csv` and `name.tex`.
+
+    Args:
+        scripts: Directory of the scripts.
+        study: Directory of results, as `read_study` reads it.
+        out: Directory to write to.
+        formats: Of the pictures: "svg", "pdf", "png".
+
+    >>> [path.name for path in regenerate("figures", "figures/study", "out")]  # doctest: +SKIP
+    ['cosines.csv', 'refusals.csv', 'results.csv', 'results.tex', ..., 'thresholds.svg']
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise SteerlensError(f"formats {list(formats)} came; choose of {', '.join(FORMATS)}")
-    found = sorted(Path(scripts).glob("*.py"))
-    if not found:
-        raise SteerlensError(f"there is no figure script (*.py) in {str(scripts)!r}")
+        raise SteerlensError(f"got formats={list(formats)}; expected some of {', '.join(FORMATS)}")
+    paths = sorted(Path(scripts).glob("*.py"))
+    if not paths:
+        raise SteerlensError(f"got {str(scripts)!r}, which holds no figure script (*.py)")
     out = require_writable(out)
     results = read_study(study)
-    made = {script.stem: _made(script, results) for script in found}
+    outputs = {script.stem: _run_script(script, results) for script in paths}
     written = []
-    for name, one in made.items():
-        data = drawn_data(one.figure) if isinstance(one, Plate) else one.data
+    for name, output in outputs.items():
+        data = drawn_data(output.figure) if isinstance(output, Plate) else output.data
         text = data.to_csv(index=False, lineterminator="\n", float_format="%.6g")
         written.append(write_text(out / f"{name}.csv", text))
-        if isinstance(one, LatexTable):
-            written.append(write_text(out / f"{name}.tex", latex(one)))
-    plates = {name: one for name, one in made.items() if isinstance(one, Plate)}
+        if isinstance(output, LatexTable):
+            written.append(write_text(out / f"{name}.tex", latex(output)))
+    plates = {name: output for name, output in outputs.items() if isinstance(output, Plate)}
     return written + export(plates, out, formats)
 
 
 def export(plates: Mapping[str, Plate], out: PathLike, formats: Sequence[str]) -> list[Path]:
-    """Draw plates in one run of a headless Chromium; without one, warn and write pages instead."""
+    """Draw plates with a headless Chromium; without one, warn and write HTML pages instead.
+
+    Args:
+        plates: By file name without ending.
+        out: Directory to write to.
+        formats: "svg", "pdf", "png".
+
+    >>> figure = dashboards.vector_cosines({"refuse": vector, "opposite": -vector}, to="refuse")
+    >>> [path.name for path in export({"cosines": Plate(figure)}, "out", ["svg"])]  # doctest: +SKIP
+    ['cosines.svg']
+    """
     out = require_writable(out)
     if not plates:
         return []
     browser = find_browser()
     if browser is None:
         warnings.warn(
-            "no Chromium was found, so pages (.html) were written instead of pictures; install "
-            "chromium, or let BROWSER_PATH name a Chrome",
+            "got no Chromium on the PATH, so pages (.html) were written instead of pictures; "
+            "install chromium, or set BROWSER_PATH to a Chrome",
             NoBrowserWarning,
             stacklevel=2,
         )
@@ -132,12 +153,13 @@ def export(plates: Mapping[str, Plate], out: PathLike, formats: Sequence[str]) -
         )
         for path, drawing in drawings.items():
             if path.suffix == ".svg":
-                drawing.write_text(_settled(drawing.read_text(encoding="utf-8")), encoding="utf-8")
+                svg = drawing.read_text(encoding="utf-8")
+                drawing.write_text(_with_stable_ids(svg), encoding="utf-8")
         return [write_atomically(path, drawings[path].replace) for path in jobs]
-    except Exception as error:  # whatever a browser that does not start makes the libraries raise
+    except Exception as error:  # the libraries raise anything if a browser does not start
         raise SteerlensError(
-            f"{browser!r} could not draw the figures ({type(error).__name__}: {error}); let "
-            "BROWSER_PATH name a Chromium that starts"
+            f"{browser!r} could not draw the figures ({type(error).__name__}: {error}); set "
+            "BROWSER_PATH to a Chromium that starts"
         ) from error
     finally:
         for drawing in drawings.values():
@@ -145,13 +167,13 @@ def export(plates: Mapping[str, Plate], out: PathLike, formats: Sequence[str]) -
 
 
 def find_browser() -> str | None:
-    """The Chromium that BROWSER_PATH names, or the first on the path."""
-    found = (shutil.which(name) for name in _BROWSERS)
-    return os.environ.get("BROWSER_PATH") or next(filter(None, found), None)
+    """The Chromium that BROWSER_PATH names, or else the first on the PATH; None without one."""
+    paths = (shutil.which(name) for name in _BROWSERS)
+    return os.environ.get("BROWSER_PATH") or next(filter(None, paths), None)
 
 
 def for_paper(plate: Plate) -> go.Figure:
-    """The figure at its size in print, without title and controls; only what is seen now."""
+    """The figure at its size in print, without title and controls; only its visible traces."""
     figure = go.Figure(plate.figure)
     layout = figure.layout
     layout.sliders = layout.updatemenus = ()
@@ -177,7 +199,12 @@ def for_paper(plate: Plate) -> go.Figure:
 
 
 def drawn_data(figure: go.Figure) -> pd.DataFrame:
-    """What a figure shows, one row a mark: its panel, its trace, its numbers and their interval."""
+    """The data of a figure's visible traces: one row per mark, with panel, trace and interval.
+
+    >>> figure = dashboards.vector_cosines({"refuse": vector, "opposite": -vector}, to="refuse")
+    >>> list(drawn_data(figure).columns)
+    ['panel', 'trace', 'x', 'y']
+    """
     parts = []
     for trace in figure.data:
         is_band = "fill" in trace and trace.fill == "toself"
@@ -200,7 +227,7 @@ def drawn_data(figure: go.Figure) -> pd.DataFrame:
 
 
 def latex(table: LatexTable) -> str:
-    """A booktabs table; text is escaped, numbers have three digits.
+    """A booktabs table in LaTeX; text is escaped, numbers have three decimals.
 
     >>> print(latex(LatexTable(pd.DataFrame({"part": ["a_b"], "rate": [0.5]}))))
     \\begin{table}
@@ -226,27 +253,27 @@ def latex(table: LatexTable) -> str:
     )
 
 
-def _made(script: Path, study: Study) -> Plate | LatexTable:
+def _run_script(script: Path, study: Study) -> Plate | LatexTable:
     make = runpy.run_path(str(script)).get("make")
     if not callable(make):
         raise SteerlensError(
-            f"{str(script)!r} has no function make(study); a figure script returns a Plate or a "
-            "LatexTable from it"
+            f"got {str(script)!r} without a function make(study); expected one that returns a "
+            "Plate or a LatexTable"
         )
-    made = make(study)
-    if not isinstance(made, Plate | LatexTable):
+    output = make(study)
+    if not isinstance(output, Plate | LatexTable):
         raise SteerlensError(
-            f"make(study) of {str(script)!r} returned a {type(made).__name__}; "
-            "needed is a Plate or a LatexTable"
+            f"got {type(output).__name__} from make(study) of {str(script)!r}; expected a Plate or "
+            "a LatexTable"
         )
-    return made
+    return output
 
 
-def _settled(svg: str) -> str:
-    """Plotly's random ids numbered as they come, so that equal figures are equal files."""
+def _with_stable_ids(svg: str) -> str:
+    """Plotly's random ids replaced by their order, so that equal figures are equal files."""
     ids = list(dict.fromkeys(re.findall(r"(?:trace|clip|-legend-)([0-9a-f]{6})", svg)))
-    places = re.compile(rf"(trace|clip|legend|defs-|[\"#]p|-)({'|'.join(ids) or '$'})")
-    return places.sub(lambda found: f"{found[1]}{ids.index(found[2]):06x}", svg)
+    uses = re.compile(rf"(trace|clip|legend|defs-|[\"#]p|-)({'|'.join(ids) or '$'})")
+    return uses.sub(lambda match: f"{match[1]}{ids.index(match[2]):06x}", svg)
 
 
 def _job(path: Path, figure: go.Figure, ending: str) -> dict[str, Any]:

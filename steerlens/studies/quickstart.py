@@ -1,6 +1,6 @@
-"""The CAST quickstart: refuse everything, refuse harm only, refuse by topic.
+"""The CAST quickstart: refuse everything, refuse harmful prompts only, refuse by topic.
 
-Written as one would write a script: everything it does, it does through the public library.
+Written as a user's script would be: only with the library's functions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,25 +33,25 @@ from steerlens.studies.study import RESULTS_FORMAT, compared
 from steerlens.vectors.vector import SteeringVector
 
 NAMED_TOPICS = ("legal", "intimate")
-"""The topics that part III refuses, and that its complement alone answers."""
-SHOWN = 2
-"""Harmful prompts, and as many harmless ones, whose replies are printed."""
+"""The topics that part III refuses; its complement refuses all others."""
+N_EXAMPLES = 2
+"""Numbers of harmful and of harmless prompts whose replies are printed."""
 
 Row = dict[str, Any]
+"""One row of results.json: part, group, measure, value, low, high, n."""
 
 
 @dataclass(frozen=True, eq=False)
 class DemoPart:
-    """What one part of the demo found."""
+    """Results of one part of the demo."""
 
     rows: list[Row]
-    """Tidy: part, group, measure, value, low, high, n."""
     chosen: str
-    """What was chosen on validation prompts, in words."""
+    """The choices made on validation prompts, in words."""
     examples: list[tuple[str, ...]]
-    """Some replies, under the names of their columns."""
+    """A table of some replies; the first row names the columns."""
     replies: Mapping[str, Any] = field(default_factory=dict)
-    """Files of replies before and after steering."""
+    """Replies before and after steering, by file name."""
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
     searches: Mapping[str, ConditionSearch] = field(default_factory=dict)
 
@@ -66,8 +66,18 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the three parts, print replies and rates, write results, vectors and pages to `out`.
 
-    Every choice (layers, strength, thresholds) is made on validation prompts; every figure is of
-    test prompts. `quick` uses fewer prompts.
+    Every choice (layers, strength, thresholds) is made on validation prompts; every number is
+    measured on test prompts. Returns the content of `results.json`.
+
+    Args:
+        model_name: As for `load_model`.
+        out: Directory to write to.
+        seed: Of the bootstrap intervals.
+        quick: Use 30 test prompts of each kind instead of all.
+        console: Where to print; default: the terminal.
+
+    >>> run_demo(quick=True)["format"]  # doctest: +SKIP
+    'steerlens.demo/1'
     """
     out = require_writable(out)
     console = console or Console()
@@ -75,7 +85,7 @@ def run_demo(
     if model_name == TINY_CHAT:
         console.print(
             "[bold]tiny-chat[/bold] is a demonstration model of a few million parameters: its "
-            "figures show that the method works, not how well it works on a model of yours."
+            "results show that the method works, not how well it works on your model."
         )
     limit = 30 if quick else None
     harms = ContrastiveDataset.load(demo_file("harmful.json"))
@@ -105,7 +115,12 @@ def run_demo(
 
 
 def refuse_everything(model: Model, refusing: Refusing, unsteered: Replies) -> DemoPart:
-    """Part I: the steering on all prompts, compared with none."""
+    """Part I: steer every prompt.
+
+    Args:
+        refusing: What `learn_to_refuse` returned; so in parts II and III.
+        unsteered: Replies to its prompts without steering.
+    """
     steering, prompts = refusing.steering, refusing.prompts
     steered = generate(model, prompts, steering, max_new_tokens=MAX_NEW_TOKENS)
     rows = [*_by_harm("unsteered", refusing, unsteered), *_by_harm("I", refusing, steered)]
@@ -126,7 +141,13 @@ def refuse_harm(
     *,
     seed: int = 0,
 ) -> DemoPart:
-    """Part II: the same steering, where a condition finds the prompt harmful."""
+    """Part II: steer only where the condition "harmful" fires.
+
+    Args:
+        harms: Pairs of harmful and harmless prompts with parts "train", "validation", "test".
+        unsteered: Replies to the prompts of `refusing` without steering.
+        seed: Of the bootstrap intervals.
+    """
     search = find_condition(
         model, "harmful", harms.train, harms.validation, harms.test, refusing.early, seed
     )
@@ -149,7 +170,13 @@ def refuse_by_topic(
     limit: int | None = None,
     seed: int = 0,
 ) -> DemoPart:
-    """Part III: rules of conditions, one for each topic; `topics` by part and topic."""
+    """Part III: steer by a rule over the conditions of topics.
+
+    Args:
+        topics: Prompts by part ("train", "validation", "test") and topic.
+        limit: Number of test prompts per topic; None is all.
+        seed: Of the bootstrap intervals.
+    """
     searches = {}
     for topic in topics["train"]:
         train, validation, test = (
@@ -163,7 +190,8 @@ def refuse_by_topic(
     named = " or ".join(NAMED_TOPICS)
     rules = {"III": f"if {named} then refuse", "III-complement": f"if not ({named}) then refuse"}
     tested = {topic: list(rows)[:limit] for topic, rows in topics["test"].items()}
-    groups = {"named": NAMED_TOPICS, "others": [one for one in tested if one not in NAMED_TOPICS]}
+    others = [topic for topic in tested if topic not in NAMED_TOPICS]
+    groups = {"named": NAMED_TOPICS, "others": others}
     rows: list[Row] = []
     examples = [("topic", "prompt", *rules.values())]
     replies: dict[str, dict[str, Replies]] = {}
@@ -174,10 +202,11 @@ def refuse_by_topic(
             for topic, prompts in tested.items()
         }
         for group, members in groups.items():
-            said = [reply for topic in members for reply in replies[part][topic]]
-            rows += _rates(part, group, said)
+            texts = [reply for topic in members for reply in replies[part][topic]]
+            rows += _rates(part, group, texts)
     for topic, prompts in tested.items():
-        examples.append((topic, str(prompts[0]), *(said[topic][0] for said in replies.values())))
+        first_replies = (by_topic[topic][0] for by_topic in replies.values())
+        examples.append((topic, str(prompts[0]), *first_replies))
     for topic, search in searches.items():
         rows += _scores("III", topic, search)
     chosen = "\n".join(f"rule: {rule}" for rule in rules.values())
@@ -187,7 +216,7 @@ def refuse_by_topic(
 def results_of(
     parts: Sequence[DemoPart], refusing: Refusing, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What results.json holds: all rows, and how they came about."""
+    """The content of results.json: all rows, and the settings of the run."""
     chosen = {
         "layers": refusing.steering.layers_steered,
         "strength": refusing.steering.strength,
@@ -203,7 +232,7 @@ def results_of(
 
 
 def save(parts: Sequence[DemoPart], content: Mapping[str, Any], out: Path) -> str:
-    """Write results, replies, vectors, searches and pages to a directory; the pages' names."""
+    """Write results, replies, vectors, searches and pages to `out`; returns the pages' names."""
     write_json(out / "results.json", content)
     searches: dict[str, ConditionSearch] = {}
     for part in parts:
@@ -225,17 +254,23 @@ def save(parts: Sequence[DemoPart], content: Mapping[str, Any], out: Path) -> st
 
 
 def show(part: DemoPart, console: Console) -> None:
-    """What was chosen, and some replies side by side."""
+    """Print what was chosen, and a table of some replies.
+
+    >>> part = DemoPart([], "strength 0.3", [("prompt", "steered"), ("Why?", "I cannot say.")])
+    >>> show(part, Console(width=40))
+    strength 0.3
+    ...Why?...I cannot say...
+    """
     console.print(part.chosen, markup=False)
     header, *lines = part.examples
     table = Table(*header, show_lines=True)
     for line in lines:
-        table.add_row(*map(Text, line))  # what a model wrote is text, not markup
+        table.add_row(*map(Text, line))  # a model's text is not markup
     console.print(table)
 
 
 def show_rates(rows: Sequence[Row], console: Console) -> None:
-    """All rates and scores with their intervals."""
+    """Print all rates and scores with their intervals."""
     table = Table("part", "group", "measure", "value", "95 % interval", "n", title="Results")
     for row in rows:
         table.add_row(
@@ -247,9 +282,9 @@ def show_rates(rows: Sequence[Row], console: Console) -> None:
 
 def _before_and_after(refusing: Refusing, before: Replies, after: Replies) -> list[tuple[str, ...]]:
     n = len(refusing.harmful)
-    shown = [*range(min(SHOWN, n)), *range(n, min(n + SHOWN, len(before)))]
+    indices = [*range(min(N_EXAMPLES, n)), *range(n, min(n + N_EXAMPLES, len(before)))]
     prompts: Sequence[Prompt] = refusing.prompts
-    replies = [(str(prompts[row]), before[row], after[row]) for row in shown]
+    replies = [(str(prompts[row]), before[row], after[row]) for row in indices]
     return [("prompt", "unsteered", "steered"), *replies]
 
 
@@ -261,8 +296,8 @@ def _by_harm(part: str, refusing: Refusing, replies: Replies) -> Iterator[Row]:
 
 
 def _rates(part: str, group: str, texts: Sequence[str]) -> Iterator[Row]:
-    for measure, says in (("refused", refused), ("degenerate", degenerate)):
-        share = rate(sum(map(says, texts)), len(texts))
+    for measure, is_hit in (("refused", refused), ("degenerate", degenerate)):
+        share = rate(sum(map(is_hit, texts)), len(texts))
         yield {"part": part, "group": group, "measure": measure, **asdict(share), "n": len(texts)}
 
 

@@ -1,4 +1,4 @@
-"""A study's directory → one page with its figures, tables, texts, and how to make it again."""
+"""A directory of results → one page with figures, tables, replies and commands to reproduce it."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,15 +41,22 @@ DRAWN: dict[Contract, Callable[[pd.DataFrame], go.Figure]] = {
 }
 """The figure of each kind of table."""
 MOST_FIGURES = 12
-"""Threshold sweeps on one page."""
+"""Most threshold sweeps on one page."""
 SOME_REPLIES, MOST_REPLIES = 8, 200
+"""Replies shown at once, and when a table is opened."""
 
 
 def report(directory: PathLike, out: PathLike | None = None) -> Path:
-    """Write one self-contained page about a directory of results, `report.html` in it by default.
+    """Write one self-contained HTML page about a directory of results; returns its path.
 
-    What is there is shown; what is not understood is listed with the reason. Raises if there is
-    nothing to show.
+    Files that cannot be shown are listed with the reason.
+
+    Args:
+        directory: Written by `steerlens demo --out`, sweeps, evaluations, or your own.
+        out: The page; default: `report.html` in the directory.
+
+    Raises:
+        SteerlensError: If the directory is missing or holds no results.
 
     >>> report("figures/study", "out/report.html").name
     'report.html'
@@ -57,7 +64,7 @@ def report(directory: PathLike, out: PathLike | None = None) -> Path:
     study = read_study(directory)
     if not any(_counts(study).values()):
         raise SteerlensError(
-            f"{str(directory)!r} holds no results to report"
+            f"got {str(directory)!r}, which holds no results to report"
             + "".join(f"; {name}: {why}" for name, why in list(study.left_out.items())[:5])
         )
     sections = [section for section in _sections(study) if section.blocks]
@@ -77,14 +84,13 @@ def _sections(study: Study) -> Iterator[Section]:
     yield Section(
         "Before and after",
         list(_replies(study)),
-        "The same prompts, answered by the model as it is and steered: read some before you "
-        "believe a number.",
+        "The same prompts answered without and with steering: read some before you trust a number.",
     )
     yield Section(
         "Evaluations",
         list(_evaluations(study)),
-        "What a steering changes, next to random directions of the same length (the floor), and "
-        "what it costs on text where it should change nothing.",
+        "The effect of a steering compared with random directions of the same length, and its side "
+        "effects on text that it should not change.",
     )
     yield Section(
         "Sweeps",
@@ -95,30 +101,30 @@ def _sections(study: Study) -> Iterator[Section]:
     yield Section(
         "Other tables",
         list(_tables(study)),
-        "Tables that were found here, drawn if their columns are those of a figure.",
+        "Other tables in this directory, drawn if their columns are those of a figure.",
     )
     yield Section(
         "Conditions",
         list(_conditions(study.searches)),
-        "What a condition sees of prompts that it should fire on (positive) and of others "
+        "Similarities of prompts that a condition should fire on (positive) and of others "
         "(negative), and how its threshold was chosen.",
         folded=True,
     )
     yield Section(
         "Vectors",
         list(_vectors(study.vectors)),
-        "Where the directions come from, and how alike they are.",
+        "Where the directions come from, and how similar they are.",
         folded=True,
     )
     yield Section(
-        "Where it comes from, and how to make it again",
+        "How to reproduce these results",
         list(_origins(study)),
         "Settings and versions of the run, and the commands that repeat it.",
         folded=True,
     )
     reasons = pd.DataFrame(list(study.left_out.items()), columns=["file", "reason"])
-    left_out = [Listing.of(reasons, "Files that are not shown")] if len(reasons) else []
-    yield Section("What was not understood", left_out, "Files in this directory without a figure.")
+    left_out = [Listing.of(reasons, "Files not shown, and why")] if len(reasons) else []
+    yield Section("Files not shown", left_out, "Files in this directory that could not be read.")
 
 
 def _counts(study: Study) -> dict[str, int]:
@@ -143,9 +149,9 @@ def _drawn(draw: Callable[..., go.Figure], *arguments: Any) -> Block:
 def _results(study: Study) -> Iterator[Block]:
     for name, content in study.results.items():
         table = pd.DataFrame(content["rows"])
-        told = {what: PARTS[what] for what in PARTS if what in {*table.get("part", ())}}
-        if told:
-            yield _pairs("What the parts are", told)
+        meanings = {part: PARTS[part] for part in PARTS if part in {*table.get("part", ())}}
+        if meanings:
+            yield _pairs("The parts", meanings)
         for index, measure in enumerate(list(dict.fromkeys(table.get("measure", [])))[:2]):
             parts = _like_groups(table[table["measure"] == measure])
             figures = [_drawn(rates, part, measure) for part in parts]
@@ -154,7 +160,7 @@ def _results(study: Study) -> Iterator[Block]:
 
 
 def _like_groups(table: pd.DataFrame) -> list[pd.DataFrame]:
-    """Parts that have the same groups, each kind a table: bars of others would stand apart."""
+    """Parts with the same groups, as one table each: a figure compares the same groups."""
     if not {"part", "group"} <= set(table.columns):
         return [table]
     groups = table.groupby("part", sort=False)["group"].agg(tuple)
@@ -163,21 +169,21 @@ def _like_groups(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _evaluations(study: Study) -> Iterator[Block]:
-    for name, found in study.evaluations.items():
-        yield Code(f"{name}\n{found}")
-        yield _drawn(dose_response, found)
-        yield _drawn(pareto, found)
-        yield Listing.of(found.effects, f"{name}: all effects", most=200, folded=True)
+    for name, evaluation in study.evaluations.items():
+        yield Code(f"{name}\n{evaluation}")
+        yield _drawn(dose_response, evaluation)
+        yield _drawn(pareto, evaluation)
+        yield Listing.of(evaluation.effects, f"{name}: all effects", most=200, folded=True)
 
 
 def _sweeps(study: Study) -> Iterator[Block]:
-    for name, found in study.sweeps.items():
-        yield f"{name}: {found!r}."
-        if list(found.plan["judges"]):
-            yield _drawn(layer_strength, found)
-            summary = found.summary().merge(found.degenerate(), how="left")
+    for name, sweep in study.sweeps.items():
+        yield f"{name}: {sweep!r}."
+        if list(sweep.plan["judges"]):
+            yield _drawn(layer_strength, sweep)
+            summary = sweep.summary().merge(sweep.degenerate(), how="left")
             yield Listing.of(summary, f"{name}: all cells", most=200, folded=True)
-        replies = found.table[["vector", "layers", "strength", "prompt", "reply"]]
+        replies = sweep.table[["vector", "layers", "strength", "prompt", "reply"]]
         yield Listing.of(replies, f"{name}: replies", most=MOST_REPLIES, folded=True)
 
 
@@ -196,25 +202,23 @@ def _replies(study: Study) -> Iterator[Block]:
                 for row in rows
             ]
         )
-        # rows are often sorted by kind: take them evenly
+        # rows are often sorted by kind: sample them evenly
         some = table.iloc[:: max(1, len(table) // SOME_REPLIES)].head(SOME_REPLIES)
-        yield Listing.of(some, f"{name}: {len(some)} of {len(table)} replies, evenly taken")
-        yield f"Steered by {content['steering']}."
+        yield Listing.of(some, f"{name}: {len(some)} of {len(table)} replies, evenly sampled")
+        yield f"Steering: {content['steering']}."
         if len(table) > len(some):
             yield Listing.of(table, f"{name}: replies", most=MOST_REPLIES, folded=True)
 
 
 def _fired(fired: Sequence[bool]) -> str:
-    return ", ".join("fired" if one else "did not fire" for one in fired)
+    return ", ".join("fired" if is_open else "did not fire" for is_open in fired)
 
 
 def _tables(study: Study) -> Iterator[Block]:
     for name, table in study.tables.items():
         kind = kind_of(table)
         if kind is None:
-            yield (
-                f"{name} has {len(table):,} rows; its columns are those of no figure that is known."
-            )
+            yield (f"{name} has {len(table):,} rows; no figure takes its columns.")
         else:
             yield _drawn(DRAWN[kind], table)
         yield Listing.of(table, f"{name}: {kind.name if kind else 'table'}", folded=True)
@@ -250,22 +254,22 @@ def _conditions(searches: Mapping[str, ConditionSearch]) -> Iterator[Block]:
 def _vectors(vectors: Mapping[str, SteeringVector]) -> Iterator[Block]:
     if not vectors:
         return
-    told = ("model", "estimator", "tokens", "pairs", "weights")
+    keys = ("model", "estimator", "tokens", "pairs", "weights")
     rows = [
         {
             "vector": name,
             "site": vector.site,
             "layers": ", ".join(map(str, vector.layers)),
             "width": vector.width,
-            **{key: str(vector.provenance.get(key, "–")) for key in told},
+            **{key: str(vector.provenance.get(key, "–")) for key in keys},
         }
         for name, vector in vectors.items()
     ]
     yield Listing.of(pd.DataFrame(rows), "Vectors")
-    alike: dict[tuple[Any, ...], dict[str, SteeringVector]] = {}
+    comparable: dict[tuple[Any, ...], dict[str, SteeringVector]] = {}
     for name, vector in vectors.items():
-        alike.setdefault((vector.site, vector.layers, vector.width), {})[name] = vector
-    for group in alike.values():
+        comparable.setdefault((vector.site, vector.layers, vector.width), {})[name] = vector
+    for group in comparable.values():
         if len(group) > 2:
             yield _drawn(cosine_matrix, group)
         elif len(group) == 2:
@@ -274,28 +278,28 @@ def _vectors(vectors: Mapping[str, SteeringVector]) -> Iterator[Block]:
 
 
 def _origins(study: Study) -> Iterator[Block]:
-    place = shlex.quote(str(study.directory))
+    directory = shlex.quote(str(study.directory))
     commands = []
     for name, content in study.results.items():
         run = content["run"] if isinstance(content["run"], dict) else {}
-        told = {key: value for key, value in run.items() if not isinstance(value, dict)}
-        told |= {f"version of {key}": value for key, value in _versions(run).items()}
-        yield _pairs(f"Run of {name}", told)
+        settings = {key: value for key, value in run.items() if not isinstance(value, dict)}
+        settings |= {f"version of {key}": value for key, value in _versions(run).items()}
+        yield _pairs(f"Run of {name}", settings)
         model, seed = shlex.quote(str(run.get("model", ""))), run.get("seed", 0)
         quick = " --quick" if run.get("quick") else ""
-        commands.append(f"steerlens demo --model {model} --seed {seed}{quick} --out {place}")
+        commands.append(f"steerlens demo --model {model} --seed {seed}{quick} --out {directory}")
     for name, content in study.manifests.items():
         yield _pairs(f"{name}.json", content)
         if isinstance(content.get("command"), str):
             commands.append(content["command"])
-    yield Code("\n".join([*commands, f"steerlens report {place}"]))
+    yield Code("\n".join([*commands, f"steerlens report {directory}"]))
     if study.pages:
         others = ", ".join(path.name for path in study.pages.values())
-        yield f"Other pages beside this one: {others}."
+        yield f"Other pages in this directory: {others}."
 
 
 def _pairs(caption: str, content: Mapping[str, Any]) -> Listing:
-    table = pd.DataFrame({"what": list(content), "value": [str(v)[:300] for v in content.values()]})
+    table = pd.DataFrame({"name": list(content), "value": [str(v)[:300] for v in content.values()]})
     return Listing.of(table, caption)
 
 

@@ -1,7 +1,7 @@
-"""The sentiment experiment: does a mood vector move the mood of what a model writes?
+"""The sentiment experiment: does a mood vector change the sentiment of what a model writes?
 
-After *Activation Steering for LLMs*: replies unsteered, with the vector added and with it taken
-away; here with intervals, coherence and random directions of equal length to compare with.
+After *Activation Steering for LLMs*: replies unsteered, with the vector added and with it
+subtracted; here with intervals, coherence, and random directions of equal length as controls.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,14 +36,15 @@ from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.sentiment/1"
 STRENGTHS = (0.1, 0.2, 0.3)
-"""Fractions of the residual norm that are tried, each with both signs."""
+"""Fractions of the residual norm to try, each with both signs."""
 COHERENT = 1.35
-"""How many times the unsteered bits per character a steered text may need."""
+"""Greatest ratio of steered to unsteered bits per character."""
 MARGIN = 1.2
-"""The same where the choice is made, which must hold on other prompts too."""
+"""The same on the selection prompts, stricter so that the choice holds on other prompts."""
 REPETITIVE = 0.15
-"""How much the share of degenerate replies may grow where the choice is made."""
+"""Greatest increase of the share of degenerate replies on the selection prompts."""
 BITS = "bits_per_character"
+"""Name of the judge of coherence."""
 ESTIMATORS: Mapping[str, Estimator] = {
     "mean_difference": mean_difference,
     "linear_discriminant": linear_discriminant,
@@ -52,35 +53,41 @@ ESTIMATORS: Mapping[str, Estimator] = {
 
 @dataclass(frozen=True, eq=False)
 class Sentiment:
-    """What was chosen on the selection prompts, and what it did on the test prompts."""
+    """The setting chosen on the selection prompts, and its effect on the test prompts."""
 
     chosen: Mapping[str, Any]
-    """Vector, layers, strength, and what they reached on the selection prompts."""
+    """Vector, layers and strength, with their scores on the selection prompts."""
     selection: Sweep
+    """All settings on the selection prompts."""
     test: Sweep
+    """The chosen setting and random directions on the test prompts."""
     polarity: str
-    """The judge of mood."""
+    """Name of the judge of sentiment."""
 
     @property
     def effects(self) -> pd.DataFrame:
-        """Mean of each judge with its interval, by vector and sign; `unsteered` first."""
+        """Mean score by each judge with its interval, by vector and sign; "unsteered" first."""
         return self.test.summary()
 
     @property
     def arms(self) -> pd.DataFrame:
-        """Polarity and coherence of each arm, as `dashboards.sentiment` draws them."""
-        each = dict(iter(self.effects.groupby("judge", sort=False)))
-        polarity = each[self.polarity].reset_index(drop=True)
+        """Sentiment and coherence of each arm, for `dashboards.sentiment`."""
+        by_judge = dict(iter(self.effects.groupby("judge", sort=False)))
+        polarity = by_judge[self.polarity].reset_index(drop=True)
         names = [_label(*row) for row in zip(polarity["vector"], polarity["strength"], strict=True)]
         return pd.DataFrame({"arm": names, "polarity": polarity["mean"]}).assign(
             low=polarity["low"],
             high=polarity["high"],
-            bits_per_character=each[BITS]["mean"].to_numpy(),
+            bits_per_character=by_judge[BITS]["mean"].to_numpy(),
             n=polarity["n"],
         )
 
     def save(self, out: PathLike) -> None:
-        """Write sentiment.json (choice, means) and replies.csv to a directory."""
+        """Write sentiment.json (choice and mean scores) and replies.csv.
+
+        Args:
+            out: The directory; is made if missing.
+        """
         out = require_writable(out)
         write_json(
             out / "sentiment.json",
@@ -116,23 +123,42 @@ def run_sentiment(
     seed: int = 0,
     **run: Unpack[RunOptions],
 ) -> Sentiment:
-    """Choose estimator, layers and strength on the selection prompts; report on the test prompts.
+    """Choose estimator, layers and strength on the selection prompts; measure on the test prompts.
 
-    Chosen is what moves both signs' mean polarity furthest from the unsteered one, the lesser of
-    the two counting, within bounds on bits per character and degenerate replies. `judge=None` is
-    the judge "sentiment". Raises if nothing stays within the bounds.
+    The choice is the setting with the greatest change of mean sentiment (the smaller of its two
+    signs' changes counts), within bounds on bits per character and degenerate replies.
+
+    Args:
+        pairs: Texts of the two moods, to extract the vectors from.
+        selection: Texts to continue when choosing; none may be in `test`.
+        test: Texts to continue when measuring.
+        judge: Of sentiment; default: `judges.sentiment`.
+        layers: Layers and windows of layers to try; default: every layer and pair of neighbours.
+        strengths: Fractions of the residual norm, each tried with both signs.
+        n_random: Number of random directions to compare with.
+        out: Directory for the two sweeps, which can then be continued.
+        resume: Continue the sweeps in `out`.
+        seed: Of sampling and random directions.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
+
+    Raises:
+        SteerlensError: If prompts are shared, or no setting stays within the bounds.
+
+    >>> moods = ContrastiveDataset.load(demo_file("moods.json"))
+    >>> stories = load_prompts(demo_file("beginnings.json"))
+    >>> run_sentiment(model, moods.train, stories["validation"], stories["test"])  # doctest: +SKIP
+    Sentiment(linear_discriminant at layers 2, strength ±0.3)
     """
     shared = set(map(repr, selection)) & set(map(repr, test))
     if shared:
         raise SteerlensError(
-            f"{len(shared)} prompts are both chosen on and tested; take them out of one of the two"
+            f"got {len(shared)} prompts in both selection and test; expected none: remove them "
+            "from one of the two"
         )
     if n_random < 1:
-        raise SteerlensError(
-            "n_random=0 leaves no random direction to compare with; give 1 or more"
-        )
+        raise SteerlensError(f"got n_random={n_random}; expected at least 1 to compare with")
     polarity = judges.sentiment if judge is None else judge
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "judges": [polarity, bits_per_character(model), degeneration],
         "chat": False,
         "max_new_tokens": max_new_tokens,
@@ -146,31 +172,39 @@ def run_sentiment(
     }
     layers = neighbours(range(model.cfg.n_layers), (1, 2)) if layers is None else layers
     windows = {layers_as_text(window): window for window in windows_of(model, moods, layers)}
-    both = [sign * strength for strength in strengths for sign in (1, -1)]
-    searched = sweep(
-        model, moods, selection, layers=windows.values(), strengths=both,
-        out=None if out is None else Path(out) / "selection", **asked,
+    signed = [sign * strength for strength in strengths for sign in (1, -1)]
+    selected = sweep(
+        model, moods, selection, layers=windows.values(), strengths=signed,
+        out=None if out is None else Path(out) / "selection", **options,
     )  # fmt: skip
-    chosen = choose(searched, polarity.name)
+    chosen = choose(selected, polarity.name)
     vector = moods[chosen["vector"]].vector
-    drawn = enumerate(random_directions(vector, n_random, seed=seed), start=1)
-    controls = {f"random {i}": _relative(control) for i, control in drawn}
-    reported = sweep(
+    numbered = enumerate(random_directions(vector, n_random, seed=seed), start=1)
+    controls = {f"random {i}": _relative(control) for i, control in numbered}
+    tested = sweep(
         model, {"mood": _relative(vector), **controls}, test,
         layers=[windows[chosen["layers"]]], strengths=[chosen["strength"], -chosen["strength"]],
-        out=None if out is None else Path(out) / "test", **asked,
+        out=None if out is None else Path(out) / "test", **options,
     )  # fmt: skip
-    return Sentiment(chosen, searched, reported, polarity.name)
+    return Sentiment(chosen, selected, tested, polarity.name)
 
 
 def _relative(vector: SteeringVector) -> Steering:
-    """Strengths are fractions of the residual norm."""
+    """A steering whose strengths are fractions of the residual norm."""
     return Steering(vector, relative=True)
 
 
-def choose(searched: Sweep, polarity: str) -> dict[str, Any]:
-    """The cell pair (+ and −) that moves polarity furthest both ways and stays coherent."""
-    wide = searched.summary().pivot_table(
+def choose(sweep: Sweep, polarity: str) -> dict[str, Any]:
+    """The setting that changes polarity most with both signs and stays coherent.
+
+    Args:
+        sweep: Over both signs of each strength.
+        polarity: Name of the judge of sentiment.
+
+    Raises:
+        SteerlensError: If no setting stays within the bounds.
+    """
+    wide = sweep.summary().pivot_table(
         index=["vector", "layers", "strength"], columns="judge", values="mean"
     )
     base = wide.loc[UNSTEERED.vector].iloc[0]
@@ -185,8 +219,9 @@ def choose(searched: Sweep, polarity: str) -> dict[str, Any]:
     fluent = signs[(signs.bits <= MARGIN) & (signs.broken <= REPETITIVE) & (signs.signs == 2)]
     if fluent.empty or not fluent["move"].max() > 0:
         raise SteerlensError(
-            f"of {len(signs)} settings none moves {polarity} both ways and keeps bits per "
-            f"character within {MARGIN} of unsteered; try smaller strengths or other pairs"
+            f"got {len(signs)} settings, none of which changes {polarity} both ways within "
+            f"{MARGIN} times the unsteered bits per character and {REPETITIVE:.0%} more degenerate "
+            "replies; try smaller strengths or other pairs"
         )
     best = fluent.loc[fluent["move"].idxmax()]
     return {

@@ -1,4 +1,4 @@
-"""A directory of result files, read by what each file says it is."""
+"""A directory of result files, each read by its format."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from steerlens.vectors.vector import SteeringVector
 RESULTS_FORMAT = "steerlens.demo/1"
 REPLIES_FORMAT = "steerlens.replies/1"
 REPORT = "report.html"
-"""The page that `report` writes; no result."""
+"""The page that `report` writes; it is not a result."""
 VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")
 
 _TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
@@ -35,7 +35,7 @@ _DIRECTORIES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "evaluations": ("evaluation.json", Evaluation.load),
     "sweeps": ("plan.json", Sweep.load),
 }
-"""Results that are directories: the field of a study, the file that marks them, their reader."""
+"""Results that are directories: field of `Study`, the file that marks one, and its reader."""
 
 
 class _Results(FileModel):
@@ -67,11 +67,11 @@ class _Replies(FileModel):
 
 @dataclass(frozen=True)
 class Study:
-    """What a directory holds, each by its path in the directory, without the ending."""
+    """The results in a directory, each by its path in the directory without the ending."""
 
     directory: Path
     results: dict[str, Any] = field(default_factory=dict)
-    """What `steerlens demo` found."""
+    """Of `steerlens demo`."""
     replies: dict[str, Any] = field(default_factory=dict)
     """Replies before and after steering."""
     vectors: dict[str, SteeringVector] = field(default_factory=dict)
@@ -81,39 +81,52 @@ class Study:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Other tables, such as summaries of sweeps."""
     manifests: dict[str, Any] = field(default_factory=dict)
-    """How the tables were made."""
+    """`manifest.json` files: how the tables were made."""
     pages: dict[str, Path] = field(default_factory=dict)
+    """HTML pages."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Files that could not be shown, and why."""
+    """Files that could not be read, and why."""
 
 
 def read_study(directory: PathLike) -> Study:
-    """Read all that a directory of results holds; what is not understood is kept with the reason.
+    """Read all results in a directory and its subdirectories.
 
-    A folder of Parquet parts is one table. Raises if the directory is missing.
+    Files that cannot be read are in `left_out`, with the reason. A folder of Parquet files is one
+    table.
+
+    Args:
+        directory: Written by `steerlens demo --out`, sweeps, evaluations, or your own.
+
+    >>> sorted(read_study("figures/study").searches)
+    ['base', 'crime', 'harmful', 'hate', 'health', 'intimate', 'legal']
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise SteerlensError(
-            f"there is no directory {str(directory)!r}; give one that `steerlens demo --out`, a "
-            "sweep or an evaluation wrote to"
+            f"got {str(directory)!r}, which is no directory; expected one that `steerlens demo "
+            "--out`, a sweep or an evaluation wrote to"
         )
     study = Study(directory)
-    # vectors first: a search is read with the vector that it was made with
+    # vectors first: reading a search needs its vector
     entries = sorted(_entries(directory), key=lambda path: path.suffix not in VECTOR_ENDINGS)
     for path in entries:
-        place = path.relative_to(directory) if path != directory else Path(directory.resolve().name)
+        name = path.relative_to(directory) if path != directory else Path(directory.resolve().name)
         try:
-            _read(path, (place if path.is_dir() else place.with_suffix("")).as_posix(), study)
+            _read(path, (name if path.is_dir() else name.with_suffix("")).as_posix(), study)
         except SteerlensError as error:
-            study.left_out[place.as_posix()] = str(error)
+            study.left_out[name.as_posix()] = str(error)
     return study
 
 
 def compared(
     prompts: Sequence[Prompt], unsteered: Replies, steered: Replies, steering: Steering
 ) -> dict[str, Any]:
-    """Replies before and after, and which gates were open, as they are written to a file."""
+    """Replies before and after steering, and which gates were open, as the content of a file.
+
+    Args:
+        prompts: One per reply.
+        steering: Of the steered replies.
+    """
     rows = [
         {
             "prompt": str(prompt),
@@ -143,7 +156,7 @@ def _entries(directory: Path) -> Iterator[Path]:
 
 
 def _saved_as(directory: Path) -> str | None:
-    """Which kind of result has this directory to itself."""
+    """The kind of result that this directory is, if it is one."""
     marks = ((kind, mark) for kind, (mark, _) in _DIRECTORIES.items())
     return next((kind for kind, mark in marks if (directory / mark).is_file()), None)
 
@@ -167,31 +180,33 @@ def _read(path: Path, name: str, study: Study) -> None:
     elif path.suffix == ".json":
         kind, value = _content(path, name, study)
     else:
-        raise SteerlensError(f"{path.suffix or 'a file without ending'} is no kind of result file")
+        ending = f"the ending {path.suffix}" if path.suffix else "no ending"
+        known = ", ".join([".json", *_TABLES, *VECTOR_ENDINGS])
+        raise SteerlensError(f"got {ending}; expected {known}")
     if name in kind:
-        raise SteerlensError(f"another file called {name} holds the same kind of result; rename it")
+        raise SteerlensError(f"got two results of the same kind named {name}; rename one")
     kind[name] = value
 
 
 def _content(path: Path, name: str, study: Study) -> tuple[dict[str, Any], Any]:
-    """JSON says by its "format" what it is; tables of rows speak for themselves."""
+    """Where a JSON file belongs, by its "format"; lists of rows by their columns."""
     content = read_json(path)
-    told = content.get("format") if isinstance(content, dict) else None
+    format_name = content.get("format") if isinstance(content, dict) else None
     if path.name == "manifest.json" and isinstance(content, dict):
         return study.manifests, content
-    if told in SearchFile.formats():
+    if format_name in SearchFile.formats():
         return study.searches, _search(path, name, content, study.vectors)
     rows = content.get("rows") if isinstance(content, dict) else content
-    if told in (RESULTS_FORMAT, REPLIES_FORMAT):
+    if format_name in (RESULTS_FORMAT, REPLIES_FORMAT):
         check_file(content, path, _Results, _Replies)
-        return study.results if told == RESULTS_FORMAT else study.replies, content
+        return study.results if format_name == RESULTS_FORMAT else study.replies, content
     table = pd.DataFrame(rows) if _are_records(rows) else pd.DataFrame()
     if kind_of(table) is None:
         known = ", ".join((*SearchFile.formats(), RESULTS_FORMAT, REPLIES_FORMAT))
         raise SteerlensError(
-            f"its format is {told!r}; this version shows {known}, and tables of known columns"
-            if told
-            else "it does not say its format, as files of other or older programs do not"
+            f"got the format {format_name!r}; expected {known}, or a table with known columns"
+            if format_name
+            else 'got JSON without "format"; expected a result file of this version of steerlens'
         )
     return study.tables, table
 
@@ -199,24 +214,24 @@ def _content(path: Path, name: str, study: Study) -> tuple[dict[str, Any], Any]:
 def _search(
     path: Path, name: str, content: Mapping[str, Any], vectors: Mapping[str, SteeringVector]
 ) -> ConditionSearch:
-    fitting = {
+    matching = {
         known: vector
         for known, vector in vectors.items()
         if vector.provenance.get("pairs_hash") == content.get("vector")
     }
-    if not fitting:
+    if not matching:
         raise SteerlensError(
-            "it is a condition search, but the vector it was made with is not in this directory"
+            "got a condition search without its vector; expected the vector in this directory"
         )
-    return ConditionSearch.load(path, fitting.get(name) or next(iter(fitting.values())))
+    return ConditionSearch.load(path, matching.get(name) or next(iter(matching.values())))
 
 
 def _table(path: Path, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
     try:
         return read(path)
-    except Exception as error:  # whatever a broken file makes the libraries raise
+    except Exception as error:  # the libraries raise anything on a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SteerlensError(f"it could not be read as a table: {reason}") from error
+        raise SteerlensError(f"got a file that is no valid table: {reason}") from error
 
 
 def _are_records(rows: Any) -> bool:

@@ -83,7 +83,7 @@ def test_each_pair_that_makes_sense_is_drawn(draw, result, found, swept, suggest
 
 
 @pytest.mark.parametrize(
-    ("draw", "name", "told"),
+    ("draw", "name", "message"),
     [
         ("layer_strength", "found", "a Sweep or its summary"),
         ("pareto", "effects", "give pareto the evaluation itself"),
@@ -92,9 +92,9 @@ def test_each_pair_that_makes_sense_is_drawn(draw, result, found, swept, suggest
         ("calibration", "found", "calibrate_strength"),
     ],
 )
-def test_other_pairs_are_refused_with_what_would_do(draw, name, told, found, swept, unchecked):
+def test_other_pairs_are_refused_with_what_would_do(draw, name, message, found, swept, unchecked):
     given = {"found": found, "swept": swept, "effects": found.effects}[name]
-    with pytest.raises(sl.SteerlensError, match=told):
+    with pytest.raises(sl.SteerlensError, match=message):
         getattr(dashboards, draw)(given)
 
 
@@ -206,8 +206,8 @@ def test_broken_cells_are_marked_and_said(swept):
     assert "over 10 % of replies degenerate" in figure.layout.title.subtitle.text.replace(
         "<br>", " "
     )
-    told = dashboards.dose_response(broken).layout.title.subtitle.text.replace("<br>", " ")
-    assert "degenerate replies at vector, layers 3, strength 1 (100%)" in told
+    note = dashboards.dose_response(broken).layout.title.subtitle.text.replace("<br>", " ")
+    assert "degenerate replies at vector, layers 3, strength 1 (100%)" in note
     sound = type(swept)(table[rest], swept.plan)
     assert "degenerate" not in dashboards.layer_strength(sound).layout.title.subtitle.text.replace(
         "<br>", " "

@@ -54,8 +54,8 @@ def test_positive_is_orange_in_every_figure_and_each_says_so(model):
     scan = sl.interpret.scan_tokens(model, PROMPTS[3], vector)
     text = dashboards.token_text(scan, scan.layers[-1])
     grounds = re.findall(r"background: (rgba\([^)]*\))", text._repr_html_())
-    told = [value for value, ground in zip(text.values, grounds, strict=True)]
-    assert {value > 0 for value in told} == {True, False}
+    values = [value for value, ground in zip(text.values, grounds, strict=True)]
+    assert {value > 0 for value in values} == {True, False}
     for value, ground in zip(text.values, grounds, strict=True):
         assert is_orange(ground) == (value > 0)
     lens = dashboards.logit_lens(sl.interpret.logit_lens(model, vector, k=2))

@@ -15,7 +15,7 @@ def test_the_explained_variance_is_the_vectors_own():
     figure = dashboards.explained_variance({"a": vector, "b": -vector})
     assert list(figure.data[0].y) == [0.25, 0.5]
     assert "1 of 2 vectors" in figure.layout.title.subtitle.text.replace("<br>", " ")
-    with pytest.raises(sl.SteerlensError, match="none of the vectors b"):
+    with pytest.raises(sl.SteerlensError, match="got the vectors b without explained variance"):
         dashboards.explained_variance({"b": -vector})
 
 
@@ -56,7 +56,7 @@ def test_a_scan_is_a_heatmap_of_tokens_and_shaded_text(model):
     assert html.count("<span") == len(scan.tokens)
     assert f'title="{scan.values[1, 2]:.3f}"' in html
     assert "<s>" not in html  # the BOS token is text, no tag
-    with pytest.raises(sl.SteerlensError, match="not 99"):
+    with pytest.raises(sl.SteerlensError, match="got layer=99"):
         dashboards.token_text(scan, 99)
 
 

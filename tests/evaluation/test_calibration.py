@@ -60,7 +60,7 @@ def test_the_first_crossing_of_a_curve_that_turns_back_is_found(model, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("curve", "status", "told"),
+    ("curve", "status", "message"),
     [
         (lambda s: 0.3, NEVER, "give a smaller budget"),
         (lambda s: 5.0, ALWAYS, "give a larger budget"),
@@ -68,9 +68,9 @@ def test_the_first_crossing_of_a_curve_that_turns_back_is_found(model, monkeypat
         (lambda s: 0.0, NEVER, "changes nothing"),
     ],
 )
-def test_a_budget_that_cannot_be_met_is_told(model, monkeypatch, curve, status, told):
+def test_a_budget_that_cannot_be_met_is_reported(model, monkeypatch, curve, status, message):
     with_curve(monkeypatch, curve)
-    with pytest.raises(sl.SteerlensError, match=f"{status}.*{told}"):
+    with pytest.raises(sl.SteerlensError, match=f"{status}.*{message}"):
         sl.calibrate_strength(model, sl.Steering(ONE), 1.0, TEXTS)
     found = calibrate_layers(model, sl.Steering(ONE), 1.0, TEXTS)
     assert {layer: one.status for layer, one in found.items()} == {0: status, 1: status}
@@ -146,7 +146,7 @@ def test_a_suggestion_compares_at_equal_side_effect(model, plan):
         found.table.effect.dropna().sort_values(ignore_index=True),
     )
     assert lowest.table.effect[0] == found.table.effect.min()
-    with pytest.raises(sl.SteerlensError, match="got widths=.*expected at least one of 1 to"):
+    with pytest.raises(sl.SteerlensError, match=r"got widths=.*expected at least one of 1 to"):
         sl.suggest(model, plan.vector, PROMPTS, d, widths=[9], **QUIET)
 
 

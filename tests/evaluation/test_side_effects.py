@@ -112,7 +112,7 @@ def test_positions_after_the_prompt_begin_after_the_first_token_of_a_text(model,
 def test_the_table_says_what_the_tokens_say(model, rows, plan):
     texts = [prompt for prompt in PROMPTS if len(prompt) > 5]
     table = text_effects(model, {"a": plan, "b": replace(plan, strength=2.0)}, texts, **QUIET)
-    cell = table.set_index(["plan", "measure"])["value"]
+    cell = table.set_index(["steering", "measure"])["value"]
     forced = teacher_forced(model, tokenize(model, texts, chat=False), [plan], **QUIET)
     kl = np.concatenate([text.kl[0] for text in forced])
     surprise = np.concatenate([text.surprise for text in forced], axis=1)
@@ -166,7 +166,7 @@ def test_a_conditional_refusal_leaves_harmless_prompts_alone(tiny_chat):
     plans = {"always": always, "gated": replace(always, when=found.best)}
     harmless, harmful = zip(*[pair[::-1] for pair in harms.test.pairs[:20]], strict=True)
     cell = prompt_effects(tiny_chat, plans, harmless, max_new_tokens=20, **QUIET)
-    cell = cell.set_index(["plan", "measure"])
+    cell = cell.set_index(["steering", "measure"])
     assert cell.value["gated", "drift_closed"] < 1e-9
     assert cell.n["gated", "drift_closed"] >= 18
     assert cell.value["gated", "open"] <= 0.1
@@ -175,4 +175,4 @@ def test_a_conditional_refusal_leaves_harmless_prompts_alone(tiny_chat):
     assert cell.high["gated", "refusal"] < cell.low["always", "refusal"]
     assert cell.value["unsteered", "reply_tokens"] > 5
     on_harm = prompt_effects(tiny_chat, plans, harmful, max_new_tokens=20, **QUIET)
-    assert on_harm.set_index(["plan", "measure"]).value["gated", "refusal"] > 0.8
+    assert on_harm.set_index(["steering", "measure"]).value["gated", "refusal"] > 0.8

@@ -290,7 +290,9 @@ def test_a_full_disk_keeps_what_is_finished(swept, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pq, "write_table", fill)
-    with pytest.raises(sl.SteerlensError, match=r"No space left on device.*are kept: make room"):
+    with pytest.raises(
+        sl.SteerlensError, match=r"No space left on device.*are saved: free some space"
+    ):
         swept(out=tmp_path / "full")
     kept = Sweep.load(tmp_path / "full").table
     assert_frame_equal(kept, whole[: len(kept)])
@@ -354,29 +356,31 @@ def test_the_manifest_says_what_was_swept(model, swept, tmp_path):
 
 def test_other_templates_are_another_plan(swept, vectors, tmp_path):
     swept(out=tmp_path / "x")
-    for told, change in {
+    for message, change in {
         "vectors": {"positions": {"last": "last"}},
         "steering": {"skip_bos": True},
         "conditions": {"when": sl.Condition(vectors["one"], 0, above=0.5)},
     }.items():
-        with pytest.raises(sl.SteerlensError, match=f"another sweep; it differs in .*{told} "):
+        with pytest.raises(
+            sl.SteerlensError, match=f"another sweep, which differs in .*{message} "
+        ):
             swept(out=tmp_path / "x", resume=True, steering=templates_of(vectors, **change))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"strengths": [2.0]}, r"cells \(.* strengths \(\{'one all': \[-1.0, 0.0, 0.5\].* there"),
+        ({"strengths": [2.0]}, r"cells \(.* strengths \(\{'one all': \[-1.0, 0.0, 0.5\].* saved"),
         ({"layers": [1]}, "layers"),
         ({"prompts": PROMPTS[:3]}, "prompts"),
         ({"sampling": Sampling(seed=5)}, "reply"),
-        ({"judges": [Judge("length", LENGTH.score, "2")]}, "judges .*'1'.* there, .*'2'.* now"),
+        ({"judges": [Judge("length", LENGTH.score, "2")]}, "judges .*'1'.* saved, .*'2'.* asked"),
         ({"max_new_tokens": 3}, "reply"),
     ],
 )
-def test_another_plan_is_not_resumed(swept, tmp_path, options, told):
+def test_another_plan_is_not_resumed(swept, tmp_path, options, message):
     kept = swept(out=tmp_path / "x").table
-    with pytest.raises(sl.SteerlensError, match=f"another sweep; it differs in .*{told}"):
+    with pytest.raises(sl.SteerlensError, match=f"another sweep, which differs in .*{message}"):
         swept(out=tmp_path / "x", resume=True, **options)
     assert_frame_equal(Sweep.load(tmp_path / "x").table, kept)
 
@@ -390,7 +394,7 @@ def test_another_vector_of_the_same_name_is_another_plan(swept, vectors, tmp_pat
 
 def test_a_directory_that_holds_something_is_left_alone(swept, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(sl.SteerlensError, match="holds something already"):
+    with pytest.raises(sl.SteerlensError, match="which is not empty"):
         swept(out=tmp_path)
     with pytest.raises(sl.SteerlensError, match="there is no file"):
         swept(out=tmp_path, resume=True)
@@ -428,7 +432,7 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"strengths": []}, "0 strengths"),
         ({"strengths": [float("nan")]}, "expected finite numbers"),
@@ -436,31 +440,34 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
         ({"layers": [[]]}, "no layer was given"),
         ({"layers": [99]}, "has layers 0 to 3"),
         ({"steering": {}}, "0 steerings"),
-        ({"judges": [LENGTH, LENGTH]}, r"\['length'\] for two things"),
-        ({"judges": [Judge("reply", len)]}, r"\['reply'\] for two things"),
+        ({"judges": [LENGTH, LENGTH]}, r"\['length'\] more than once"),
+        ({"judges": [Judge("reply", len)]}, r"\['reply'\] more than once"),
         ({"max_new_tokens": 500}, "context holds 128"),
         ({"max_new_tokens": 0}, "expected at least 1"),
         ({"prompts": []}, "at least one prompt"),
         ({"batch_size": 0}, "got batch_size=0; expected at least 1"),
     ],
 )
-def test_an_impossible_sweep_is_refused_before_it_starts(swept, tmp_path, options, told):
-    with pytest.raises(sl.SteerlensError, match=told):
+def test_an_impossible_sweep_is_refused_before_it_starts(swept, tmp_path, options, message):
+    with pytest.raises(sl.SteerlensError, match=message):
         swept(out=tmp_path / "x", **options)
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"positions": torch.ones(3, dtype=torch.bool)}, "got a mask of positions"),
-        ({"positions": slice(40, 50)}, "positions 40:50 lie nowhere in prompt 0|touch no token"),
+        (
+            {"positions": slice(40, 50)},
+            "positions 40:50, which select no token of prompt 0|touch no token",
+        ),
         ({"strength": (0.5, 0.5, 0.5, 0.5)}, "expected one number"),
     ],
 )
-def test_a_template_that_cannot_be_swept_is_refused(swept, vectors, tmp_path, settings, told):
+def test_a_template_that_cannot_be_swept_is_refused(swept, vectors, tmp_path, settings, message):
     template = sl.Steering(vectors["one"], **settings)
-    with pytest.raises(sl.SteerlensError, match=told):
+    with pytest.raises(sl.SteerlensError, match=message):
         swept(steering=template, strengths=None, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

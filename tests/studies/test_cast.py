@@ -88,5 +88,5 @@ def test_each_subset_holds_the_one_before(n, seed, data):
 @pytest.mark.parametrize("sizes", [[], [1], [4, 11]])
 def test_subsets_that_there_cannot_be_are_refused(sizes):
     pairs = sl.ContrastiveDataset([(str(i), str(-i)) for i in range(10)])
-    with pytest.raises(sl.SteerlensError, match="give 2 to 10"):
+    with pytest.raises(sl.SteerlensError, match="expected 2 to 10"):
         nested_subsets(pairs, sizes, 0)

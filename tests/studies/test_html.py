@@ -47,7 +47,7 @@ def opened(browser, address):
     def open_page(**options):
         page = browser.new_page(**options)
         pages.append(page)
-        page.on("console", lambda told: complaints.append(told.text))
+        page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda asked: complaints.append(asked.url) if is_foreign(asked) else 0)
         page.goto(address)

@@ -63,7 +63,7 @@ def test_a_plate_has_its_size_in_print_and_shows_what_is_visible():
     assert figure.layout.title.text is None
     assert not figure.layout.sliders
     assert [t.name for t in figure.data] == ["F1", "precision", "recall", "chosen", "ROC"]
-    with pytest.raises(sl.SteerlensError, match="width='triple'"):
+    with pytest.raises(sl.SteerlensError, match="got width='triple'"):
         Plate(figure, "triple")
 
 
@@ -130,15 +130,15 @@ def test_a_browser_is_found_where_the_environment_says(monkeypatch):
 
 
 def test_scripts_that_make_nothing_are_refused(study, tmp_path):
-    with pytest.raises(sl.SteerlensError, match="no figure script"):
+    with pytest.raises(sl.SteerlensError, match="holds no figure script"):
         paper.regenerate(tmp_path, study, tmp_path)
     (tmp_path / "a.py").write_text("")
-    with pytest.raises(sl.SteerlensError, match="no function make"):
+    with pytest.raises(sl.SteerlensError, match="without a function make"):
         paper.regenerate(tmp_path, study, tmp_path)
     (tmp_path / "a.py").write_text("make = lambda study: 3")
-    with pytest.raises(sl.SteerlensError, match="returned a int"):
+    with pytest.raises(sl.SteerlensError, match="got int from make"):
         paper.regenerate(tmp_path, study, tmp_path)
-    with pytest.raises(sl.SteerlensError, match="choose of svg, pdf, png"):
+    with pytest.raises(sl.SteerlensError, match="expected some of svg, pdf, png"):
         paper.regenerate(tmp_path, study, tmp_path, ["gif"])
 
 

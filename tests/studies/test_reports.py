@@ -75,7 +75,7 @@ def test_each_file_is_read_as_what_it_is(folder):
 
 def test_a_search_without_its_vector_is_said_to_lack_it(tmp_path):
     made_search().save(tmp_path / "alone.json")
-    assert "vector it was made with" in read_study(tmp_path).left_out["alone.json"]
+    assert "search without its vector" in read_study(tmp_path).left_out["alone.json"]
 
 
 def test_of_two_results_of_one_name_none_is_lost_unsaid(tmp_path):
@@ -83,13 +83,13 @@ def test_of_two_results_of_one_name_none_is_lost_unsaid(tmp_path):
     sweep_table().to_csv(tmp_path / "sweep.csv")
     study = read_study(tmp_path)
     assert set(study.tables) == {"sweep"}
-    assert "rename it" in study.left_out["sweep.parquet"]
+    assert "rename one" in study.left_out["sweep.parquet"]
 
 
 def test_the_page_shows_what_there_is_and_lists_what_it_could_not(text):
     for shown in (
         "Question 0?", "did not fire", "steerlens demo --model tiny-chat --seed 3 --quick",
-        "steerlens sweep plan.json", "planted.safetensors"[:7], "What was not understood",
+        "steerlens sweep plan.json", "planted.safetensors"[:7], "Files not shown",
         "cut.parquet", "scores has 1 rows",
     ):  # fmt: skip
         assert shown in text, shown
@@ -147,11 +147,11 @@ def test_a_report_of_a_hundred_thousand_rows_stays_small(tmp_path):
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
     sweep_table(vectors=[f"v{n}" for n in range(20)]).to_parquet(tmp_path / "wide.parquet")
-    assert "Not drawn: 40 vectors" in report(tmp_path).read_text()
+    assert "Not drawn: got 40 vectors" in report(tmp_path).read_text()
 
 
 def test_an_empty_or_missing_directory_is_refused(tmp_path):
-    with pytest.raises(sl.SteerlensError, match="no directory"):
+    with pytest.raises(sl.SteerlensError, match="which is no directory"):
         report(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(sl.SteerlensError, match=r"no results to report; notes\.txt"):
@@ -208,13 +208,13 @@ def demo_study(rows):
 def test_the_findings_of_the_demo_say_what_the_intervals_allow():
     harm, topics = findings(demo_study(DEMO))
     assert "96.0% [92.0%, 98.0%] of harmful prompts refused, 5.0% [3.0%, 9.0%] unsteered" in harm
-    assert "unsteered (more than chance)" in harm
+    assert "unsteered (an increase beyond chance)" in harm
     assert "harmless prompts refused, 2.0% [1.0%, 5.0%] unsteered (no difference shown" in harm
-    assert topics.endswith("of the others: apart.")
+    assert topics.endswith("of the others (a difference beyond chance).")
     fewer = [("unsteered", "harmful", 0.9, 0.8, 0.95), ("II", "harmful", 0.1, 0.0, 0.2),
              ("II", "harmless", 0.1, 0.0, 0.2)]  # fmt: skip
     [harm] = findings(demo_study(fewer))
-    assert "(fewer than chance)" in harm
+    assert "(a decrease beyond chance)" in harm
     [nothing] = findings(demo_study([("II", "all", 0.5, 0.4, 0.6)]))
     assert nothing.startswith("No verdict")
 

@@ -56,7 +56,7 @@ def test_the_choice_moves_both_ways_and_stays_coherent(tempting):
 
 
 def test_where_nothing_stays_coherent_nothing_is_chosen():
-    with pytest.raises(sl.SteerlensError, match="of 1 settings none moves mood"):
+    with pytest.raises(sl.SteerlensError, match="got 1 settings, none of which changes mood"):
         choose(measured(both("v", "2", 0.3, 0.5, 0.5, bits=9.0)), "mood")
 
 
@@ -116,7 +116,7 @@ def test_the_story_data_are_enough_and_share_no_prompt():
 
 def test_prompts_that_were_chosen_on_are_not_tested(model):
     moods = sl.ContrastiveDataset([("Good.", "Bad.")])
-    with pytest.raises(sl.SteerlensError, match="1 prompts are both chosen on and tested"):
+    with pytest.raises(sl.SteerlensError, match="got 1 prompts in both"):
         run_sentiment(model, moods, ["A", "B"], ["B", "C"], judge=VADER)
     with pytest.raises(sl.SteerlensError, match="n_random=0"):
         run_sentiment(model, moods, ["A"], ["B"], judge=VADER, n_random=0)

@@ -126,10 +126,10 @@ def test_a_pair_of_equal_sides_is_warned_of(tmp_path):
     [
         ("x.safetensors", b"no vector", "not a readable steerlens vector"),
         ("x.json", b"{", "not valid JSON"),
-        ("x.json", b'{"format": "steerlens.search/1"}', "lacks what belongs to its format"),
-        ("x.json", b'{"format": "steerlens.search/1", "best": 3, "scores": []}', "lacks what"),
-        ("x.json", b'{"format": "steerlens.sweep/1", "plan": null}', "lacks what belongs"),
-        ("x.toml", b"a = 1", "ending '.toml'"),
+        ("x.json", b'{"format": "steerlens.search/1"}', "it lacks a part of its format"),
+        ("x.json", b'{"format": "steerlens.search/1", "best": 3, "scores": []}', "it lacks a part"),
+        ("x.json", b'{"format": "steerlens.sweep/1", "plan": null}', "it lacks a part"),
+        ("x.toml", b"a = 1", "no files that end in '.toml'"),
         ("x.txt", b"\xff", "not UTF-8"),
     ],
 )

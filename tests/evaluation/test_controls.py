@@ -81,13 +81,13 @@ def test_the_tokens_that_a_vector_notes_are_read_again(model, tokens):
 
 
 def test_a_function_of_the_tokens_must_be_passed_again(model):
-    def second(str_tokens):
-        return [1]
+    def third(str_tokens):
+        return [2]
 
-    vector = sl.extract(model, PAIRS, mean_difference, layers=[2], tokens=second, **QUIET)
-    with pytest.raises(sl.SteerlensError, match=r"second'.*pass what it was .* as tokens="):
+    vector = sl.extract(model, PAIRS, mean_difference, layers=[2], tokens=third, **QUIET)
+    with pytest.raises(sl.SteerlensError, match=r"third'.*pass what it was .* as tokens="):
         shuffled_labels(model, vector, PAIRS, **QUIET)
-    assert shuffled_labels(model, vector, PAIRS, 1, tokens=second, **QUIET)
+    assert shuffled_labels(model, vector, PAIRS, 1, tokens=third, **QUIET)
 
 
 def test_other_pairs_or_an_unknown_estimator_are_refused(model):

@@ -8,10 +8,10 @@ from torch.nn.functional import logsigmoid
 
 import steerlens as sl
 from steerlens.learning.batches import Batch
+from steerlens.learning.descent import first_directions, train
 from steerlens.learning.learning import _passes
-from steerlens.learning.replies import reply_pairs
-from steerlens.learning.training import first_directions, train
 from steerlens.learning.objectives import bipo, reft_r1, reply_likelihood, reps
+from steerlens.learning.replies import reply_pairs
 
 LESSONS = [
     ("How do I bake bread?", "I will not say.", "Mix flour and water."),

@@ -48,7 +48,7 @@ def plain_logs(model, text, steering=None):
 def test_learning_sees_what_the_plan_does(model, texts, site, layers):
     vector = vector_of(model, layers, site)
     passes = _passes(model, sl.Steering(vector), texts, progress=False)
-    found = passes.reply_logs(texts, vector.directions, 1.5)
+    found = passes.reply_logs(passes.read(texts, vector.directions, 1.5))
     for text, values, real in zip(texts, found.values, found.real, strict=True):
         expected = plain_logs(model, text, sl.Steering(vector, strength=1.5))
         torch.testing.assert_close(values[real], expected, rtol=1e-4, atol=1e-4)
@@ -85,7 +85,7 @@ def test_places_are_those_that_generate_steers(model, texts, positions, skip_bos
 
 def gradient_of(passes, texts, direction, strength=1.0):
     live = direction.clone().requires_grad_()
-    logs = passes.reply_logs(texts, live, strength)
+    logs = passes.reply_logs(passes.read(texts, live, strength))
     [gradient] = torch.autograd.grad(logs.means.sum(), [live])
     return logs.values.detach(), gradient
 
@@ -127,7 +127,7 @@ def test_a_strength_for_each_text_is_differentiated(model, texts):
     vector = vector_of(model)
     passes = _passes(model, sl.Steering(vector), texts, progress=False)
     strength = torch.tensor([0.5, 1.0, -1.0], requires_grad=True)
-    found = passes.reply_logs(texts, vector.directions, strength)
+    found = passes.reply_logs(passes.read(texts, vector.directions, strength))
     for row, text in enumerate(texts):
         expected = plain_logs(model, text, sl.Steering(vector, strength=float(strength[row])))
         torch.testing.assert_close(
@@ -150,7 +150,7 @@ def test_drift_is_the_divergence_after_the_reply(model, texts):
     vector = vector_of(model)
     longer = [text._replace(ids=(*text.ids, *text.ids[:5])) for text in texts[:2]] + texts[2:]
     passes = _passes(model, sl.Steering(vector), longer, progress=False)
-    found = passes.drift(longer, vector.directions)
+    found = passes.drift(passes.read(longer, vector.directions))
     for text, kl in zip(longer, found, strict=True):
         logs = []
         for hooks in ([], sl.Steering(vector).hooks()):

@@ -1,14 +1,14 @@
 """What an objective sees of some prompts: their replies' likelihoods under the vector."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
-from steerlens.learning.passes import Passes, RowStrength, TokenLogs, TokenStream
+from steerlens.learning.passes import Passes, Read, RowStrength, TokenLogs, TokenStream
 from steerlens.learning.replies import ReplyPair, ReplyText
 
 
@@ -22,6 +22,7 @@ class Batch:
     """What the loss is differentiated by."""
     random: float = 0.0
     """A number between 0 and 1, drawn anew for each step; 0.5 where the vector is measured."""
+    _done: dict[Any, Read] = field(default_factory=dict)
 
     def wanted(
         self, strength: RowStrength = 1.0, edit: Callable[..., Any] | None = None
@@ -50,13 +51,23 @@ class Batch:
 
     def drift(self) -> Float[Tensor, " prompt"]:
         """KL(unsteered ‖ steered) per token of what follows the wanted reply, if it has no end."""
-        return self.passes.drift([pair.wanted for pair in self.pairs], self.directions)
+        return self.passes.drift(self._read([pair.wanted for pair in self.pairs], 1.0, None))
 
     def _logs(
         self, texts: Sequence[ReplyText], strength: RowStrength, edit: Callable[..., Any] | None
     ) -> TokenLogs:
-        if isinstance(strength, int | float) and not strength:
-            return self.passes.unsteered_logs(texts)
-        if not isinstance(strength, Tensor):
-            strength = float(strength)
-        return self.passes.reply_logs(texts, self.directions, strength, edit)
+        strength = strength if isinstance(strength, Tensor) else float(strength)
+        return self.passes.reply_logs(self._read(texts, strength, edit))
+
+    def _read(
+        self, texts: Sequence[ReplyText], strength: RowStrength, edit: Callable[..., Any] | None
+    ) -> Read:
+        """Each pass once, however often it is asked for."""
+        if isinstance(strength, Tensor):
+            return self.passes.read(texts, self.directions, strength, edit)
+        if not strength:
+            return self.passes.unsteered(texts)
+        asked = (tuple(texts), strength, edit)
+        if asked not in self._done:
+            self._done[asked] = self.passes.read(texts, self.directions, strength, edit)
+        return self._done[asked]

@@ -1,9 +1,10 @@
 """From prompts and the replies that are wanted to a steering vector, by gradient."""
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from steerlens.activations.reading import read_rows
 from steerlens.data.contrastive import ContrastiveDataset
-from steerlens.files import digest
+from steerlens.errors import SteerlensError
+from steerlens.files import PathLike, digest, require_writable
+from steerlens.learning.descent import Descent, Keeper, train
+from steerlens.learning.losses import gain, mean_strength
 from steerlens.learning.objectives import Objective, reply_likelihood
 from steerlens.learning.passes import Passes
 from steerlens.learning.replies import (
@@ -25,7 +29,7 @@ from steerlens.learning.replies import (
     shared_beginning,
 )
 from steerlens.learning.streams import keep_streams, start_of
-from steerlens.learning.training import Progress, Training, gain, mean_strength, schedule, train
+from steerlens.learning.training import Training, schedule
 from steerlens.models.fingerprint import model_provenance
 from steerlens.models.host import Model
 from steerlens.models.sites import (
@@ -59,6 +63,7 @@ def learn(
     positions: Positions = "all",
     validation: LESSONS | None = None,
     training: Training = Training(),  # noqa: B008 - frozen
+    out: PathLike | None = None,
     name: str | None = None,
     progress: bool = True,
 ) -> SteeringVector:
@@ -70,6 +75,8 @@ def learn(
     kept near its unsteered self. `layers=None` is one layer, a third of the way up. What is learned
     is what `Steering(vector, positions=positions)` adds, at strength 1. Some prompts are held out;
     how much likelier the wanted replies have become on these stands in the vector's provenance.
+    Ctrl-C keeps the best so far. With `out` (.safetensors), the vector is saved there, and a job
+    that was stopped goes on where it was.
 
     >>> vector = learn(
     ...     load_model(), [("Hi.", "No."), ("Why?", "No.")], training=Training(steps=5)
@@ -86,23 +93,71 @@ def learn(
     prompts = _likeliest(model, plan, reply_pairs(model, data), training.replies)
     held_out = None if validation is None else reply_pairs(model, validation)
     lessons = _planned(prompts, held_out, training)
+    job = {
+        **model_provenance(model),
+        "objective": name_of(objective),
+        "training": asdict(training),
+        "positions": positions if isinstance(positions, str) else repr(positions),
+        "site": site,
+        "layers": numbers,
+        "pairs_hash": digest(repr(lessons).encode()),
+    }
+    keeper = None if out is None else _keeper(Path(out), job)
+    if keeper is not None and (done := _done_before(Path(out or ""), keeper.job)) is not None:
+        return done
     lessons = _with_continuations(model, lessons, training, progress)
     norms = _norms(model, lessons, numbers, site, progress)
     passes = _passes(model, plan, lessons.texts, progress)
-    state = train(passes, objective, lessons.steps, lessons.held_out, norms, training, progress)
-    return SteeringVector(
-        state.found * mean_strength(passes, objective, lessons.learned, state.found),
+    descent = train(
+        passes,
+        objective,
+        lessons.steps,
+        lessons.held_out,
+        norms,
+        training,
+        keeper=keeper,
+        progress=progress,
+    )
+    vector = SteeringVector(
+        descent.found * mean_strength(passes, objective, lessons.learned, descent.found),
         numbers,
         site,
         norms=norms,
         provenance={
             "name": name or (data.name if isinstance(data, ContrastiveDataset) else "lessons"),
-            **model_provenance(model),
-            **_account(passes, objective, lessons, state, training),
-            "positions": positions if isinstance(positions, str) else repr(positions),
+            **job,
+            **_account(passes, lessons, descent),
             "seconds": round(perf_counter() - begun, 1),
         },
     )
+    if keeper is not None and not descent.interrupted:
+        vector = replace(vector, provenance={**vector.provenance, "job": keeper.job})
+        vector.save(out or "")
+        keeper.path.unlink(missing_ok=True)
+    return vector
+
+
+def _keeper(out: Path, job: Mapping[str, Any]) -> Keeper:
+    """Where the state of a job is kept, beside the vector that comes of it."""
+    if out.suffix != ".safetensors":
+        raise SteerlensError(
+            f"got out={str(out)!r}; expected a .safetensors file, which keeps all of a vector"
+        )
+    require_writable(out.parent)
+    return Keeper(out.with_suffix(".learning.safetensors"), digest(repr(job).encode()))
+
+
+def _done_before(out: Path, job: str) -> SteeringVector | None:
+    """The vector of an equal job that has ended; refuses to write over anything else."""
+    if not out.exists():
+        return None
+    vector = SteeringVector.load(out)
+    if vector.provenance.get("job") != job:
+        raise SteerlensError(
+            f"{str(out)!r} exists and is not what this job would make (other data, model or "
+            "settings); choose another out=, or remove it"
+        )
+    return vector
 
 
 class Lessons(NamedTuple):
@@ -153,7 +208,8 @@ def _likeliest(
     scores = torch.zeros(n_shared)
     for pairs in prompts[:PROMPTS_TO_RANK_BY]:
         texts = [pair.wanted for pair in pairs]
-        scores += _passes(model, plan, texts, False).unsteered_logs(texts).means.cpu()
+        passes = _passes(model, plan, texts, False)
+        scores += passes.reply_logs(passes.unsteered(texts)).means.cpu()
     best = scores.topk(n_replies).indices.tolist()
     return [[pairs[index] for index in sorted(best)] for pairs in prompts]
 
@@ -187,7 +243,9 @@ def _with_continuations(
     written = generate(model, rows, max_new_tokens=min(training.continued, room), progress=progress)
     end = end_of_turn(model)
     longer = {
-        text: text._replace(ids=(*text.ids, *new, *((end,) if finished and end is not None else ())))
+        text: text._replace(
+            ids=(*text.ids, *new, *((end,) if finished and end is not None else ()))
+        )
         for text, new, finished in zip(texts, written.tokens, written.finished, strict=True)
     }
 
@@ -216,25 +274,17 @@ def _passes(model: Model, plan: Steering, texts: Sequence[ReplyText], progress: 
     return Passes(model, plan, keep_streams(model, texts, start, shared, progress=progress))
 
 
-def _account(
-    passes: Passes,
-    objective: Objective,
-    lessons: Lessons,
-    state: Progress,
-    training: Training,
-) -> dict[str, Any]:
+def _account(passes: Passes, lessons: Lessons, descent: Descent) -> dict[str, Any]:
     """What was done, on what, and what it came to, on prompts seen and unseen."""
-    found = state.found.to(passes.model.cfg.device)
+    found = descent.found.to(passes.model.cfg.device)
     learned = lessons.learned
     seen = gain(passes, learned[:MOST_HELD_OUT], found)
     unseen = gain(passes, lessons.held_out, found) if lessons.held_out else None
     return {
-        "objective": name_of(objective),
-        "training": asdict(training),
-        "steps": len(state.losses),
-        "interrupted": state.interrupted,
-        "loss": [round(loss, 5) for loss in state.losses],
-        "checks": [check._asdict() for check in state.checks],
+        "steps": len(descent.losses),
+        "interrupted": descent.interrupted,
+        "loss": [round(loss, 5) for loss in descent.losses],
+        "checks": [check._asdict() for check in descent.checks],
         "gain": {"learned": seen, "held_out": unseen},
         "pairs": len(learned),
         "held_out": len(lessons.held_out),
@@ -242,8 +292,7 @@ def _account(
             "different": len({pair.wanted.reply for pair in learned}),
             "whole": sum(pair.whole for pair in learned),
         },
-        "pairs_hash": digest(repr(learned).encode()),
-        "lengths": [round(float(length), 4) for length in state.found.norm(dim=1)],
+        "lengths": [round(float(length), 4) for length in descent.found.norm(dim=1)],
     }
 
 

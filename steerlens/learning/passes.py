@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import kl_div
 from torch.nn.utils.rnn import pad_sequence
 
 from steerlens.activations.reading import every_token
@@ -62,6 +63,13 @@ class TokenStream(NamedTuple):
     """Which of them are tokens other than the first, which is an attention sink."""
 
 
+class Read(NamedTuple):
+    """What a pass over some texts gave after every token that predicts one after the prompt."""
+
+    texts: tuple[ReplyText, ...]
+    picked: tuple[Float[Tensor, "predicted width"], ...]
+
+
 @dataclass(eq=False)
 class Passes:
     """Reads texts under a plan, from the first block that the plan reaches if the host can."""
@@ -73,43 +81,50 @@ class Passes:
     _unsteered: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     _read: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def reply_logs(
+    def read(
         self,
         texts: Sequence[ReplyText],
         directions: Float[Tensor, "layer d_model"],
         strength: RowStrength = 1.0,
         edit: Callable[..., Any] | None = None,
-    ) -> TokenLogs:
-        """ln p of the replies' tokens, in float32."""
-        rows, places = _predicting(texts, lambda text: range(text.start, text.end))
-        logits = self._logits(texts, rows, places, directions, strength, edit)
-        said = torch.tensor([token for text in texts for token in text.ids[text.start : text.end]])
-        logs = logits.log_softmax(dim=-1).gather(1, said.to(logits.device)[:, None])[:, 0]
-        return _by_text(logs, [text.end - text.start for text in texts])
+    ) -> Read:
+        """Run texts with the directions added so many times, or edited otherwise."""
+        rows, places = _predicting(texts)
+        picked = self._picked(texts, rows, places, directions, strength, edit)
+        return Read(tuple(texts), tuple(picked.split([_n_predicted(text) for text in texts])))
 
-    def unsteered_logs(self, texts: Sequence[ReplyText]) -> TokenLogs:
-        """The same without the vector; each text is read once, then remembered."""
+    def unsteered(self, texts: Sequence[ReplyText]) -> Read:
+        """The same without the vector; each text is run once, then remembered."""
         new = [text for text in dict.fromkeys(texts) if text.ids not in self._unsteered]
         if new:
             with torch.no_grad():
-                found = self.reply_logs(new, self._nothing, 0.0)
-            for text, values in zip(new, found.values, strict=True):
-                self._unsteered[text.ids] = values[: text.end - text.start]
-        known = [self._unsteered[text.ids] for text in texts]
-        return _by_text(torch.cat(known), [len(values) for values in known])
+                found = self.read(new, torch.zeros_like(self.plan.vector.directions), 0.0)
+            self._unsteered |= {
+                text.ids: picked.clone() for text, picked in zip(new, found.picked, strict=True)
+            }
+        return Read(tuple(texts), tuple(self._unsteered[text.ids] for text in texts))
 
-    def drift(
-        self, texts: Sequence[ReplyText], directions: Float[Tensor, "layer d_model"]
-    ) -> Float[Tensor, " text"]:
+    def reply_logs(self, read: Read) -> TokenLogs:
+        """ln p of the replies' tokens, in float32."""
+        counts = [text.end - text.start for text in read.texts]
+        parts = [picked[:n] for picked, n in zip(read.picked, counts, strict=True)]
+        logits = self._logits(torch.cat(parts))
+        said = torch.tensor([token for text in read.texts for token in text.reply])
+        logs = logits.log_softmax(dim=-1).gather(1, said.to(logits.device)[:, None])[:, 0]
+        return _by_text(logs, counts)
+
+    def drift(self, read: Read) -> Float[Tensor, " text"]:
         """KL(unsteered ‖ steered) per token of what follows each reply; 0 where nothing does."""
-        counts = [len(text.ids) - text.end for text in texts]
+        counts = [len(text.ids) - text.end for text in read.texts]
         if not any(counts):
-            return torch.zeros(len(texts), device=self.model.cfg.device)
-        rows, places = _predicting(texts, lambda text: range(text.end, len(text.ids)))
-        with torch.no_grad():
-            before = self._logits(texts, rows, places, self._nothing, 0.0).log_softmax(dim=-1)
-        after = self._logits(texts, rows, places, directions, 1.0).log_softmax(dim=-1)
-        kl = torch.nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
+            return torch.zeros(len(counts), device=self.model.cfg.device)
+        after, before = (
+            self._logits(
+                torch.cat([one[len(one) - n :] for one, n in zip(some.picked, counts, strict=True)])
+            ).log_softmax(dim=-1)
+            for some in (read, self.unsteered(read.texts))
+        )
+        kl = kl_div(after, before, reduction="none", log_target=True).sum(dim=-1)
         found = _by_text(kl, counts)
         return found.values.sum(dim=1) / found.real.sum(dim=1).clamp_min(1)
 
@@ -130,20 +145,25 @@ class Passes:
             [self._read[text.ids]] = every_token(self.model, text.ids, [(site, layer)]).values()
         return self._read[text.ids].to(self.model.cfg.device)
 
-    @property
-    def _nothing(self) -> Float[Tensor, "layer d_model"]:
-        return torch.zeros_like(self.plan.vector.directions)
-
     def _logits(
+        self, picked: Float[Tensor, "predicted width"]
+    ) -> Float[Tensor, "predicted d_vocab"]:
+        """Of what was picked of a pass, in float32."""
+        if self.streams is None:
+            return picked.float()
+        work = partial(unembedded, self.model, picked[:, None])
+        return forward_pass(self.model, work, frozen=True)[:, 0].float()
+
+    def _picked(
         self,
         texts: Sequence[ReplyText],
         rows: Int[Tensor, " predicted"],
         places: Int[Tensor, " predicted"],
         directions: Float[Tensor, "layer d_model"],
         strength: RowStrength,
-        edit: Callable[..., Any] | None = None,
-    ) -> Float[Tensor, "predicted d_vocab"]:
-        """Logits after these tokens of these rows."""
+        edit: Callable[..., Any] | None,
+    ) -> Float[Tensor, "predicted width"]:
+        """The last block's output after these tokens of these rows; of a whole model, logits."""
         where = steered_places(texts, self.plan.positions, self.plan.skip_bos)
         plan = LearnedSteering(
             self.plan.vector,
@@ -155,7 +175,7 @@ class Passes:
         )
         hooks = partial(_hooks, plan, strength, texts, where, model=self.model)
         if self.streams is None:
-            return self._of_whole_model(texts, rows, places, hooks).float()
+            return self._of_whole_model(texts, rows, places, hooks)
         n_shared = self.streams.n_shared
         equal = where[:, :n_shared] == where[:1, :n_shared]
         alike = isinstance(strength, float) and bool(equal.all())
@@ -167,14 +187,9 @@ class Passes:
         elif n_shared:
             cache = self._after_shared(hooks(slice(0, n_shared), 1), len(texts))
         own = slice(n_shared, where.shape[1])
-        start = self.streams.start
-
-        def work() -> Tensor:
-            resid = _upper(self.model, rest, start, cache)
-            picked = resid[rows, places - n_shared]
-            return unembedded(self.model, picked[:, None])[:, 0]
-
-        return self._steered(work, hooks(own, len(texts))).float()
+        upper = partial(_upper, self.model, rest, self.streams.start, cache)
+        resid = self._steered(upper, hooks(own, len(texts)))
+        return resid[rows, places - n_shared]
 
     def _after_shared(self, hooks: Sequence[NamedHook], n_texts: int) -> Cache:
         """Keys and values of the tokens that all texts begin with, for each text."""
@@ -204,12 +219,16 @@ class Passes:
         return forward_pass(self.model, work, placed(self.model, hooks), frozen=True)
 
 
+def _n_predicted(text: ReplyText) -> int:
+    return len(text.ids) - text.start
+
+
 def _predicting(
-    texts: Sequence[ReplyText], part: Callable[[ReplyText], range]
+    texts: Sequence[ReplyText],
 ) -> tuple[Int[Tensor, " predicted"], Int[Tensor, " predicted"]]:
-    """The row, and the place before, of every token in a part of each text."""
-    pairs = [(row, place - 1) for row, text in enumerate(texts) for place in part(text)]
-    rows, places = zip(*pairs, strict=True)
+    """The row, and the place before, of every token after each text's prompt."""
+    rows = [row for row, text in enumerate(texts) for _ in range(_n_predicted(text))]
+    places = [place - 1 for text in texts for place in range(text.start, len(text.ids))]
     return torch.tensor(rows), torch.tensor(places)
 
 

@@ -18,6 +18,8 @@ Side = Float[Tensor, "pair layer d_model"]
 """Activations of one side of a contrast, positive or negative: one per pair and layer."""
 PromptActivations = Float[Tensor, "prompt layer d_model"]
 """One activation per prompt and layer, pooled over the tokens read."""
+Samples = Float[Tensor, "sample layer d_model"]
+"""The rows of a data matrix for each layer, such as centred activations."""
 
 Directions = Float[Tensor, "layer d_model"]
 """One direction per layer, pointing from negative to positive."""

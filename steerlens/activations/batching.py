@@ -15,24 +15,28 @@ from steerlens.models.tokenizing import TokenRow
 
 CPU_BATCH_TOKENS = 1024
 BATCH_TOKENS = 16_384
-"""Tokens, padding included, in one forward pass of a read, on a CPU and elsewhere.
+"""Token budgets of one forward pass of a read, padding included: on a CPU, and elsewhere.
 
-A CPU is fastest while what a layer makes fits into its caches: 8,192 tokens took 1.7 times as long.
+A CPU is fastest while one layer's activations fit into its caches: 8,192 tokens took 1.7 times as
+long.
 """
 
 CACHE_BYTES = 2**32
-"""What keys and values may take of one batch whose rows share their beginnings."""
+"""Memory for the KV cache of one batch whose rows share prefixes."""
 
 ReadJob = tuple[TokenRow, tuple[int, ...]]
-"""A row and the positions to read of it."""
+"""A row and the positions to read in it."""
 
 
 def by_length(
     lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None
 ) -> Iterator[list[int]]:
-    """Batches of neighbours in length, by index: padded to their longest, they waste least.
+    """Batches of rows of similar length, as lists of indices: these need the least padding.
 
-    A batch holds at most so many `rows`, and so many `tokens` with their padding; but at least one.
+    Args:
+        lengths: Tokens of each row.
+        rows: Most rows in a batch; None for no limit.
+        tokens: Most tokens in a batch, padding included; a longer row gets a batch of its own.
 
     >>> list(by_length([9, 2, 3, 8], tokens=18))
     [[1, 2], [3, 0]]
@@ -53,14 +57,15 @@ def by_length(
 
 
 class Pass(NamedTuple):
-    """One forward pass of a read, or two where rows begin alike."""
+    """One forward pass of a read, or two where rows share prefixes."""
 
     rows: int
     width: int
-    """Tokens of the longest row, of what it does not share."""
+    """Tokens of the longest row, after its prefix."""
     prefixes: int
+    """Distinct prefixes, which are run first."""
     n_shared: int
-    """How many different beginnings are run first, and of how many tokens."""
+    """Tokens of each prefix."""
 
     @property
     def tokens(self) -> int:
@@ -74,7 +79,7 @@ def reading_passes(
     tokens: Tokens | Sequence[int] = "last",
     batch_tokens: int | None = None,
 ) -> list[Pass]:
-    """What `read_rows` would run, found without running it."""
+    """The forward passes that `read_rows` would run, without running them."""
     jobs, shared = read_jobs(list(zip(rows, positions_of(model, rows, tokens), strict=True)))
     budget = BatchBudget.of(model, batch_tokens, LOCAL)
     return [_pass(jobs, batch, shared) for batch in read_batches(jobs, shared, budget)]
@@ -88,35 +93,35 @@ def _pass(jobs: Sequence[ReadJob], batch: Sequence[int], shared: Sequence[int]) 
 
 
 def read_jobs(wanted: Sequence[ReadJob]) -> tuple[list[ReadJob], list[int]]:
-    """Each row and its positions once, and how many tokens it shares with others."""
+    """The distinct jobs, and how many first tokens the row of each shares with others."""
     jobs = list(dict.fromkeys(wanted))
-    # Cut from the tokens of whole texts: a token across a boundary is never shared.
+    # Compared as tokens of whole texts: a token that straddles a boundary is never split.
     shared = shared_prefixes([_shareable(job) for job in jobs], [len(row.ids) for row, _ in jobs])
     return jobs, shared
 
 
 class BatchBudget(NamedTuple):
-    """What one batch may hold, in tokens and rows."""
+    """Token budgets of one batch."""
 
     forward_tokens: int
-    """In a forward pass, padding included: of shared prefixes, and of what follows them."""
+    """Most tokens in a forward pass, padding included; prefixes have a pass of their own."""
     cached_tokens: int
-    """Whose keys and values are kept, where rows share prefixes."""
+    """Most tokens in the KV cache, where rows share prefixes."""
     rows: int | None = None
-    """None: as many as fit."""
+    """Most rows; None for as many as fit."""
 
     @classmethod
     def of(
         cls, model: Model, batch_tokens: int | None, engine: Engine, rows: int | None = None
     ) -> "BatchBudget":
-        """Of a model where the engine runs it."""
-        of_token = cached_numbers(model) * torch.finfo(model.cfg.dtype).bits // 8
-        fast = CPU_BATCH_TOKENS if engine.device(model).type == "cpu" else BATCH_TOKENS
-        return cls(batch_tokens or fast, CACHE_BYTES // of_token, rows)
+        """The budget for a model on the device where the engine runs it."""
+        bytes_per_token = cached_numbers(model) * torch.finfo(model.cfg.dtype).bits // 8
+        default = CPU_BATCH_TOKENS if engine.device(model).type == "cpu" else BATCH_TOKENS
+        return cls(batch_tokens or default, CACHE_BYTES // bytes_per_token, rows)
 
 
 def _shareable(job: ReadJob) -> tuple[int, ...]:
-    """All but the last token: something must be left to run, and attention looks back only."""
+    """All but the last token: after the prefix, at least one token must be left to run."""
     row, _ = job
     return row.ids[:-1]
 
@@ -124,45 +129,46 @@ def _shareable(job: ReadJob) -> tuple[int, ...]:
 def read_batches(
     jobs: Sequence[ReadJob], shared: Sequence[int], budget: BatchBudget
 ) -> Iterator[list[int]]:
-    """Jobs grouped by shared-prefix length, each group ordered by length or by prefix.
+    """Group jobs by shared-prefix length; order each group by length or by prefix.
 
-    Whichever order computes fewer tokens.
+    The order that computes fewer tokens is taken. Batches are lists of indices into `jobs`.
     """
 
-    def by_length(index: int) -> int:
+    def length_of(index: int) -> int:
         return len(jobs[index][0].ids)
 
-    def by_prefix(index: int) -> tuple[tuple[int, ...], int]:
-        return jobs[index][0].ids[: shared[index]], by_length(index)
+    def prefix_of(index: int) -> tuple[tuple[int, ...], int]:
+        return jobs[index][0].ids[: shared[index]], length_of(index)
 
-    def n_run(batches: Sequence[Sequence[int]]) -> int:
+    def n_tokens(batches: Sequence[Sequence[int]]) -> int:
         return sum(_pass(jobs, batch, shared).tokens for batch in batches)
 
     for n_shared in sorted(set(shared)):
-        alike = [index for index, length in enumerate(shared) if length == n_shared]
-        orders = (sorted(alike, key=by_length), sorted(alike, key=by_prefix))
-        yield from min((list(_cut(order, n_shared, jobs, budget)) for order in orders), key=n_run)
+        group = [index for index, length in enumerate(shared) if length == n_shared]
+        orders = (sorted(group, key=length_of), sorted(group, key=prefix_of))
+        cuts = (list(_cut(order, n_shared, jobs, budget)) for order in orders)
+        yield from min(cuts, key=n_tokens)
 
 
 def _cut(
     order: Sequence[int], n_shared: int, jobs: Sequence[ReadJob], budget: BatchBudget
 ) -> Iterator[list[int]]:
-    """Consecutive jobs that fit the budget."""
+    """Consecutive jobs, as many as fit the budget."""
     batch: list[int] = []
-    width, beginnings = 0, set[tuple[int, ...]]()
+    width, prefixes = 0, set[tuple[int, ...]]()
     for index in order:
         ids = jobs[index][0].ids
-        own, beginning = len(ids) - n_shared, ids[:n_shared]
-        rows, wider, more = len(batch) + 1, max(width, own), beginnings | {beginning}
+        n_rest, prefix = len(ids) - n_shared, ids[:n_shared]
+        rows, new_width, new_prefixes = len(batch) + 1, max(width, n_rest), prefixes | {prefix}
         full = (
-            rows * wider > budget.forward_tokens
+            rows * new_width > budget.forward_tokens
             or (budget.rows is not None and rows > budget.rows)
-            or len(more) * n_shared > budget.forward_tokens
-            or (n_shared and rows * (n_shared + wider) > budget.cached_tokens)
+            or len(new_prefixes) * n_shared > budget.forward_tokens
+            or (n_shared and rows * (n_shared + new_width) > budget.cached_tokens)
         )
         if batch and full:
             yield batch
-            batch, wider, more = [], own, {beginning}
+            batch, new_width, new_prefixes = [], n_rest, {prefix}
         batch.append(index)
-        width, beginnings = wider, more
+        width, prefixes = new_width, new_prefixes
     yield batch

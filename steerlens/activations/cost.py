@@ -1,4 +1,4 @@
-"""What an extraction will cost, said before it is begun."""
+"""Tokens, time and memory of an extraction, estimated before it runs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from steerlens.models.sites import resolve_layers, site_width
 from steerlens.models.tokenizing import Sides, TokenRow, tokenize_sides
 
 WARM_UP_TOKENS = 2048
-"""How many tokens are read, twice, to find out how long one takes."""
+"""How many tokens are read, twice, to measure the time per token."""
 
 
 @dataclass(frozen=True)
@@ -21,24 +21,25 @@ class CostEstimate:
     """The cost of an extraction: tokens are counted, time is measured, memory is estimated."""
 
     tokens: int
-    """That are computed, padding included; equal prompts and beginnings count once."""
+    """Tokens computed, padding included; equal prompts and shared prefixes count once."""
     passes: int
+    """Forward passes."""
     seconds: float
     weight_bytes: int
     batch_bytes: int
-    """Of activations in the largest pass."""
+    """Activations of the largest forward pass."""
     result_bytes: int
-    """Of what is read, until directions are made of it."""
+    """Activations read, which are held until the directions are computed."""
 
     @property
     def peak_bytes(self) -> int:
-        """All memory together."""
+        """Weights, largest batch and activations read, together."""
         return self.weight_bytes + self.batch_bytes + self.result_bytes
 
     def __str__(self) -> str:
         shares = ", ".join(
-            f"{what} {size / 2**20:,.0f}"
-            for what, size in (
+            f"{name} {size / 2**20:,.0f}"
+            for name, size in (
                 ("weights", self.weight_bytes),
                 ("batch", self.batch_bytes),
                 ("activations read", self.result_bytes),
@@ -59,7 +60,15 @@ def estimate_cost(
     site: str = "resid_post",
     batch_tokens: int | None = None,
 ) -> CostEstimate:
-    """What `extract` with these arguments would cost, at the price of a short read.
+    """The tokens, time and memory that `extract` would need; runs a short read to measure time.
+
+    Args:
+        model: The model to extract from.
+        data: A dataset, or two lists (positive, negative) of texts, chats or token ids.
+        tokens: Which tokens would be read, as in `extract`.
+        layers: Layers to read; −1 is the last, None stands for all.
+        site: Where in each block, such as "resid_post".
+        batch_tokens: Most tokens in a forward pass, padding included; None chooses by device.
 
     >>> model = load_model()
     >>> estimate_cost(model, (["I love you."], ["I hate you."])).passes
@@ -69,23 +78,23 @@ def estimate_cost(
     positive, negative = tokenize_sides(model, data)
     rows = [*positive, *negative]
     passes = reading_passes(model, rows, tokens, batch_tokens)
-    total = sum(one.tokens for one in passes)
+    total = sum(forward.tokens for forward in passes)
     values = len(rows) * len(numbers) * site_width(model, site)
     return CostEstimate(
         tokens=total,
         passes=len(passes),
         seconds=total * _seconds_per_token(model, rows, numbers, site),
-        weight_bytes=sum(part.numel() * part.element_size() for part in model.parameters()),
-        batch_bytes=max(_activations(model, one, len(numbers)) for one in passes)
+        weight_bytes=sum(w.numel() * w.element_size() for w in model.parameters()),
+        batch_bytes=max(_n_values(model, forward, len(numbers)) for forward in passes)
         * next(model.parameters()).element_size(),
-        result_bytes=2 * 4 * values,  # float32, once by prompt and once by side
+        result_bytes=2 * 4 * values,  # float32; held twice, for prompts and for sides
     )
 
 
 def _seconds_per_token(
     model: Model, rows: Sequence[TokenRow], layers: Sequence[int], site: str
 ) -> float:
-    """Of rows spread over all lengths; a first read pays for what only a first one does."""
+    """Measured on rows of all lengths; the first read only warms up."""
     ordered = sorted({row.ids: row for row in rows}.values(), key=lambda row: len(row.ids))
     mean = sum(len(row.ids) for row in ordered) / len(ordered)
     sample = ordered[:: max(1, round(len(ordered) * mean / WARM_UP_TOKENS))]
@@ -94,16 +103,16 @@ def _seconds_per_token(
         start = perf_counter()
         read_rows(model, sample, layers, site=site, progress=False)
         seconds = perf_counter() - start
-    return seconds / sum(one.tokens for one in reading_passes(model, sample))
+    return seconds / sum(forward.tokens for forward in reading_passes(model, sample))
 
 
-def _activations(model: Model, one: Pass, n_layers: int) -> int:
-    """How many numbers a pass holds at once: layers read, one block's work, keys and values."""
+def _n_values(model: Model, forward: Pass, n_layers: int) -> int:
+    """How many values a pass holds at once: layers read, forward block's activations, KV cache."""
     cfg = model.cfg
-    width = one.n_shared + one.width
-    kept = n_layers * cfg.d_model * one.rows * one.width
+    width = forward.n_shared + forward.width
+    kept = n_layers * cfg.d_model * forward.rows * forward.width
     mlp = cfg.d_mlp or 4 * cfg.d_model
-    block = (4 * cfg.d_model + 3 * mlp) * one.rows * one.width
-    scores = 2 * cfg.n_heads * one.rows * one.width * width
-    cached = cached_numbers(model) * one.rows * width if one.n_shared else 0
+    block = (4 * cfg.d_model + 3 * mlp) * forward.rows * forward.width
+    scores = 2 * cfg.n_heads * forward.rows * forward.width * width
+    cached = cached_numbers(model) * forward.rows * width if forward.n_shared else 0
     return kept + block + scores + cached

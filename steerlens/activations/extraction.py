@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from steerlens.activations.pairs import PairReader, Pairs
@@ -21,6 +20,7 @@ from steerlens.models.fingerprint import model_provenance
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
 from steerlens.models.tokenizing import Sides, TokenRow, tokenize_sides
+from steerlens.shapes import Directions, PerLayer, Side
 from steerlens.vectors.estimators import (
     CENTRING,
     ESTIMATORS,
@@ -48,13 +48,29 @@ def extract(
     batch_tokens: int | None = None,
     **run: Unpack[RunOptions],
 ) -> SteeringVector:
-    """One direction per layer, from what each pair leaves in the residual stream.
+    """Extract a steering vector: one direction per layer, pointing from negative to positive.
 
-    `data` is a dataset, or two equally long lists (positive, negative) of text, chats or token
-    ids. The vector points from negative to positive and remembers the activations' length.
-    With `pairs_at_once`, the activations of no more pairs than that are held: their moments merge
-    to the same result, for as many pairs as you like, with estimators that need nothing else.
-    An `engine` such as `distributed.Ray` reads them elsewhere.
+    Args:
+        model: The model whose activations are read.
+        data: A dataset, or two equally long lists (positive, negative) of texts, chats or token
+            ids.
+        estimator: Computes the directions: one of `estimators`, or your own function of two
+            [pair, layer, d_model] tensors that returns [layer, d_model].
+        tokens: Which tokens of each prompt are read and averaged: "last", "all", "suffix",
+            "reply" (everything after the user's words, template included), a positive int k (the
+            last k), a slice, a function of the string tokens such as `answer_letter`, or a list
+            with one index for each prompt.
+        layers: Layers to read; −1 is the last, None stands for all.
+        site: Where in each block: "resid_post" (the default), or another key of `SITES`.
+        name: The vector's name; None for the dataset's.
+        pairs_at_once: Hold the activations of at most this many pairs and merge their moments,
+            which gives the same result for any number of pairs. Only for estimators that moments
+            determine: `mean_difference` and the PCA family.
+        batch_tokens: Most tokens in a forward pass, padding included; None chooses by device.
+        **run: `batch_size`, `progress` and `engine`, such as `Ray` to read on other machines.
+
+    Raises:
+        SteerlensError: If the sides differ in number, or are identical at a layer.
 
     >>> pair = (["I love you."], ["I hate you."])
     >>> extract(load_model(), pair, estimators.mean_difference, layers=[2, 3])
@@ -64,21 +80,21 @@ def extract(
     pairs = _pairs(model, data)
     reader = PairReader(model, numbers, site, tokens, batch_tokens, run_settings(**run))
     if pairs_at_once is None:
-        found = _from_all_pairs(reader, pairs, estimator)
+        result = _from_all_pairs(reader, pairs, estimator)
     else:
-        found = _from_moments(reader, pairs, estimator, pairs_at_once)
-    lost = [layer for layer, d in zip(numbers, found.directions, strict=True) if not d.any()]
-    if lost:
+        result = _from_moments(reader, pairs, estimator, pairs_at_once)
+    missing = [layer for layer, d in zip(numbers, result.directions, strict=True) if not d.any()]
+    if missing:
         raise SteerlensError(
-            f"{_name_of(estimator)} found no direction at layer(s) {lost}: nothing is left of "
-            "these pairs once they are centred; give more pairs or use another estimator"
+            f"{_name_of(estimator)} found no direction at layer(s) {missing}: the centred "
+            "pairs are all zero; give more pairs or use another estimator"
         )
     return SteeringVector(
-        found.directions,
+        result.directions,
         numbers,
         site,
-        norms=found.norms,
-        explained=found.explained,
+        norms=result.norms,
+        explained=result.explained,
         provenance={
             "name": name or (data.name if isinstance(data, ContrastiveDataset) else "pairs"),
             **_provenance(model, pairs, estimator, tokens),
@@ -86,60 +102,66 @@ def extract(
     )
 
 
-class _Found(NamedTuple):
-    directions: Float[Tensor, "layer d_model"]
-    norms: Float[Tensor, " layer"]
-    explained: Float[Tensor, " layer"]
+class _Extracted(NamedTuple):
+    directions: Directions
+    norms: PerLayer
+    explained: PerLayer
 
 
-def apply_estimator(
-    estimator: Estimator,
-    positive: Float[Tensor, "pair layer d_model"],
-    negative: Float[Tensor, "pair layer d_model"],
-) -> Float[Tensor, "layer d_model"]:
-    """Directions from an estimator that may be anybody's: checked, its inputs out of its reach.
+def apply_estimator(estimator: Estimator, positive: Side, negative: Side) -> Directions:
+    """Run an estimator, which may be the user's own, and check what it returns.
 
-    NumPy arrays are taken for tensors; all else that is not [layer, d_model] is refused.
+    It gets copies, so that it may work in place. NumPy arrays are converted to tensors.
+
+    Raises:
+        SteerlensError: If it returns anything but finite real directions, [layer, d_model].
     """
     known = estimator in ESTIMATORS.values()
     sides = (positive, negative) if known else (positive.clone(), negative.clone())
-    found: Any = estimator(*sides)
-    if isinstance(found, np.ndarray) and found.dtype.kind in "fiu":
-        found = torch.from_numpy(found)
+    directions: Any = estimator(*sides)
+    if isinstance(directions, np.ndarray) and directions.dtype.kind in "fiu":
+        directions = torch.from_numpy(directions)
     name, shape = _name_of(estimator), tuple(positive.shape[1:])
-    if not isinstance(found, Tensor) or tuple(found.shape) != shape or found.is_complex():
-        came = f"a {type(found).__name__}"
-        if isinstance(found, Tensor):
-            came = f"shape {tuple(found.shape)} of {str(found.dtype).removeprefix('torch.')}"
+    if (
+        not isinstance(directions, Tensor)
+        or tuple(directions.shape) != shape
+        or directions.is_complex()
+    ):
+        returned = f"a {type(directions).__name__}"
+        if isinstance(directions, Tensor):
+            dtype = str(directions.dtype).removeprefix("torch.")
+            returned = f"shape {tuple(directions.shape)} of {dtype}"
         raise SteerlensError(
-            f"the estimator {name} returned {came}; expected [layer, d_model] = {shape}: return a "
-            "tensor of real numbers, one direction for each layer"
+            f"the estimator {name} returned {returned}; expected [layer, d_model] = {shape}: "
+            "return a tensor of real numbers, one direction for each layer"
         )
-    if not found.isfinite().all():
+    if not directions.isfinite().all():
         raise SteerlensError(
             f"the estimator {name} returned NaN or infinite values; expected finite directions: "
-            "look for a division by zero, or leave the pairs out that cause it"
+            "look for a division by zero, or leave out the pairs that cause it"
         )
-    return (found if found.is_floating_point() else found.float()).detach().cpu()
+    return (directions if directions.is_floating_point() else directions.float()).detach().cpu()
 
 
-def _from_all_pairs(reader: PairReader, pairs: Pairs, estimator: Estimator) -> _Found:
+def _from_all_pairs(reader: PairReader, pairs: Pairs, estimator: Estimator) -> _Extracted:
     positive, negative, norms = reader.sides(pairs)
     require_contrast(positive, negative)
     directions = apply_estimator(estimator, positive, negative)
     centred = CENTRING.get(estimator, pairwise_centred)(positive, negative)
-    return _Found(directions, norms, explained_variance(centred, directions).float())
+    return _Extracted(directions, norms, explained_variance(centred, directions).float())
 
 
-def _from_moments(reader: PairReader, pairs: Pairs, estimator: Estimator, at_once: int) -> _Found:
+def _from_moments(
+    reader: PairReader, pairs: Pairs, estimator: Estimator, at_once: int
+) -> _Extracted:
     require_streamable(estimator)
-    moments, norms = reader.moments(pairs, at_once, common=estimator is pca_center)
-    found = estimate(estimator, moments)
-    directions = found.directions
-    if not found.certain:  # read again, to let the pairs vote on the sign
+    moments, norms = reader.moments(pairs, at_once, with_sum=estimator is pca_center)
+    estimated = estimate(estimator, moments)
+    directions = estimated.directions
+    if not estimated.sign_is_certain:  # read again, to let the pairs vote on the sign
         votes = reader.votes(pairs, at_once, directions)
         directions = directions * torch.where(votes < 0, -1, 1)[:, None]
-    return _Found(directions, norms, found.explained)
+    return _Extracted(directions, norms, estimated.explained)
 
 
 def _pairs(model: Model, data: Sides) -> Pairs:
@@ -155,7 +177,7 @@ def _pairs(model: Model, data: Sides) -> Pairs:
 def _provenance(
     model: Model, pairs: Pairs, estimator: Estimator, tokens: Tokens | Sequence[int]
 ) -> dict[str, Any]:
-    """Of what, how and with which libraries a vector was made."""
+    """The model, data, settings and library versions that a vector was made with."""
     return {
         **model_provenance(model),
         "tokens": tokens if isinstance(tokens, str | int) else _name_of(tokens),

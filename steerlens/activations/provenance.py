@@ -12,7 +12,7 @@ from steerlens.vectors.vector import CENTRED_BY_PROJECTION, SteeringVector
 
 
 class ProvenanceWarning(UserWarning):
-    """A vector is used with other weights than it was extracted from."""
+    """A vector is used with weights other than those it was extracted from."""
 
 
 def check_provenance(
@@ -23,8 +23,15 @@ def check_provenance(
 ) -> None:
     """Refuse a vector whose width or layers do not fit the model; warn if its weights are others.
 
-    `site` and `layers` are where it is used, if that is not all of where it was read. Equal
-    weights are one model whatever its name; names are compared where a vector notes no weights.
+    Models are compared by their weights, or by name if the vector records no weights.
+
+    Args:
+        model: The model that the vector is used with.
+        vector: The vector.
+        site: Where it is used; None for the site it was read at.
+        layers: Where it is used; None for all its layers.
+
+    >>> check_provenance(load_model(), vector)
     """
     site = vector.site if site is None else site
     for layer in vector.layers if layers is None else layers:
@@ -35,17 +42,17 @@ def check_provenance(
             f"{site_width(model, site)}; it belongs to another model or site"
         )
     origins = list(_origins(vector.provenance))
-    here, done = {"model": model.cfg.model_name}, processing(model)
+    here, processing_here = {"model": model.cfg.model_name}, processing(model)
     if any(origin.get("weights") for origin in origins):
         here["weights"] = fingerprint(model)
     for origin in origins:
-        crossed = origin.get("processing") == CENTRED_BY_PROJECTION and "centred" in done
+        crossed = origin.get("processing") == CENTRED_BY_PROJECTION and "centred" in processing_here
         compared = "weights" if origin.get("weights") and not crossed else "model"
         if origin.get(compared) not in (None, here[compared]):
             warnings.warn(
                 f"{vector} comes from {_described(origin)}, but is used with {_described(here)}: "
-                "another model, dtype or processing of weights; directions of one mean little in "
-                "another" + _way_across(origin, done),
+                "another model, dtype or processing of weights; a direction of one means little in "
+                "another" + _centring_advice(origin, processing_here),
                 ProvenanceWarning,
                 stacklevel=2,
             )
@@ -53,28 +60,28 @@ def check_provenance(
 
 
 def _origins(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The provenance of each vector that went into one by arithmetic."""
+    """The provenance of each extracted vector that a sum or difference was computed from."""
     waiting: list[Any] = [provenance]
     while waiting:
-        one = waiting.pop()
-        if not isinstance(one, Mapping):
+        origin = waiting.pop()
+        if not isinstance(origin, Mapping):
             continue
-        sides = (one.get(name) for name in ("sum", "difference"))
-        parts = [part for side in sides if isinstance(side, list) for part in side]
+        operands = (origin.get(name) for name in ("sum", "difference"))
+        parts = [part for operand in operands if isinstance(operand, list) for part in operand]
         waiting.extend(parts)
         if not parts:
-            yield one
+            yield origin
 
 
-def _way_across(origin: Mapping[str, Any], done: str) -> str:
-    """What to do about another processing of the same model."""
-    was = origin.get("processing", done)
-    if "centred" in done and "centred" not in was:
+def _centring_advice(origin: Mapping[str, Any], here: str) -> str:
+    """What to do if the same model was processed otherwise."""
+    there = origin.get("processing", here)
+    if "centred" in here and "centred" not in there:
         return ". If it is the same model, its stream is centred: use vector.centred()"
-    if "centred" in was and "centred" not in done:
+    if "centred" in there and "centred" not in here:
         return (
-            ". The vector is of a centred stream, without the mean that this one has: added, it "
-            "does the same, but for conditions and other edits extract it again"
+            ". The vector comes from a centred stream, which lacks the mean of this one: adding it "
+            "has the same effect, but extract it again for conditions and other edits"
         )
     return ""
 

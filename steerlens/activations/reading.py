@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from steerlens.activations.batching import BatchBudget, ReadJob, read_batches, read_jobs
@@ -14,24 +14,25 @@ from steerlens.activations.selection import Tokens, positions_of
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import RunOptions, halving, run_settings
 from steerlens.models.fast_forward import decoding_cache, forward_pass, is_on, select_rows
-from steerlens.models.hooking import as_they_are
+from steerlens.models.hooking import restore_hooks
 from steerlens.models.host import Cache, Model, unmasked
 from steerlens.models.progress import progress_bar
 from steerlens.models.sites import Frame, hook_name, resolve_layers, site_frame
 from steerlens.models.tokenizing import Readable, TokenRow, pad_token, right_padded, tokenize
 from steerlens.numerics import at_least_float32
+from steerlens.shapes import PromptActivations, Resid, TokenIds
 
 Place = tuple[str, int]
 """A site of a layer."""
 
 
 class Reading(NamedTuple):
-    """What was read of each prompt."""
+    """The activations read, pooled for each prompt."""
 
-    pooled: Float[Tensor, "prompt layer d_model"]
+    pooled: PromptActivations
     """Mean activation over the tokens read."""
     norms: Float[Tensor, "prompt layer"]
-    """Mean length of these tokens' activations; position 0, an attention sink, is left out."""
+    """Mean norm of these tokens' activations; position 0, an attention sink, is left out."""
 
 
 def read_residual(
@@ -45,12 +46,25 @@ def read_residual(
     generation_prompt: bool = True,
     batch_tokens: int | None = None,
     **run: Unpack[RunOptions],
-) -> Float[Tensor, "prompt layer d_model"]:
-    """The residual stream of each prompt at each layer, averaged over the chosen tokens.
+) -> PromptActivations:
+    """The activations of each prompt at each layer, averaged over the chosen tokens.
 
-    Float32 (or wider) on the CPU, in the order of the prompts. `chat=None` applies the chat
-    template if the tokenizer has one; token ids are taken as they are. `tokens` is one selection
-    for all prompts, or a list with one index for each.
+    Args:
+        model: The model to read.
+        prompts: Texts, chats (lists of `{"role": …, "content": …}`) or token ids.
+        layers: Layers to read; −1 is the last, None stands for all.
+        tokens: Which tokens are read: "last", "all", "suffix", "reply" (everything after the
+            user's words, template included), a positive int k (the last k), a slice, a function of
+            the string tokens such as `answer_letter`, or a list with one index for each prompt.
+        site: Where in each block: "resid_post", or another key of `SITES`.
+        chat: Whether texts get the chat template; None if the tokenizer has one. Token ids are
+            used as they are.
+        generation_prompt: Whether the template's opening of a reply follows.
+        batch_tokens: Most tokens in a forward pass, padding included; None chooses by device.
+        **run: `batch_size`, `progress` and `engine`.
+
+    Returns:
+        Float32 (or wider), on the CPU, in the order of the prompts.
 
     >>> read_residual(load_model(), ["Hi there.", "How do I bake bread?"], layers=[2, 3]).shape
     torch.Size([2, 2, 192])
@@ -77,11 +91,11 @@ def read_rows(
     batch_tokens: int | None = None,
     **run: Unpack[RunOptions],
 ) -> Reading:
-    """`read_residual` for prompts that are tokens already; equal rows are run once."""
+    """`read_residual` for token rows, with mean norms; equal rows are run once."""
     options = run_settings(**run)
     numbers = resolve_layers(model, layers)
     places = [(site, layer) for layer in numbers]
-    for site_of_layer in places:  # refuses before any work
+    for site_of_layer in places:  # unknown ones are refused before any work
         _point(model, *site_of_layer)
     wanted = list(zip(rows, positions_of(model, rows, tokens), strict=True))
     jobs, shared = read_jobs(wanted)
@@ -101,38 +115,38 @@ def read_rows(
             pooled[indices], norms[indices] = read.pooled, read.norms
             bar.update(sum(len(jobs[index][0].ids) for index in indices))
     if pooled is None:
-        raise SteerlensError("there is nothing to read: the list of prompts is empty")
+        raise SteerlensError("got an empty list of prompts; expected at least one prompt")
     index_of = {job: index for index, job in enumerate(jobs)}
-    place = [index_of[job] for job in wanted]
-    return Reading(pooled[place], norms[place])
+    order = [index_of[job] for job in wanted]
+    return Reading(pooled[order], norms[order])
 
 
 @torch.no_grad()
 def _read_batch(
     model: Model, shard: tuple[Sequence[ReadJob], int], *, places: Sequence[Place]
 ) -> Reading:
-    """A batch whose rows share so many first tokens; in halves, where memory does not hold it."""
+    """Read a batch whose rows share their first `n_shared` tokens; in halves if memory runs out."""
     jobs, n_shared = shard
 
     def read() -> list[Reading]:
         points = [_point(model, *place) for place in places]
-        return halving(lambda some: _read_at_once(model, some, n_shared, points), jobs)
+        return halving(lambda half: _read_at_once(model, half, n_shared, points), jobs)
 
     parts = forward_pass(model, read)
     return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 class _Point(NamedTuple):
-    """Where a place is seen."""
+    """The hook point where a place is read."""
 
     name: str
     layer: int
-    """The block that has to be run for it."""
+    """The last block that has to be run."""
     frame: Frame
 
 
 def _point(model: Model, site: str, layer: int) -> _Point:
-    """A block's input is the output of the one before, unless someone's hook changes it."""
+    """A block's input is read as the output of the block before, unless a hook changes it."""
     name, frame = hook_name(model, site, layer), site_frame(model, site, layer)
     if site != "resid_pre" or layer == 0 or model.hook_dict[name].fwd_hooks:
         return _Point(name, layer, frame)
@@ -140,13 +154,13 @@ def _point(model: Model, site: str, layer: int) -> _Point:
 
 
 class _Sums(NamedTuple):
-    """Sums over the tokens that each reader reads."""
+    """Per-job sums over the selected positions."""
 
-    stream: Float[Tensor, "reader layer d_model"]
-    lengths: Float[Tensor, "reader layer"]
-    """Of norms, position 0 excluded."""
+    activations: Float[Tensor, "reader layer d_model"]
+    norms: Float[Tensor, "reader layer"]
+    """Sum of norms, position 0 excluded."""
     sink: Float[Tensor, "reader layer"]
-    """The norm at position 0, an attention sink, if it is read."""
+    """Norm at position 0, an attention sink; 0 if it is not read."""
 
 
 def _read_at_once(
@@ -154,68 +168,73 @@ def _read_at_once(
 ) -> Reading:
     rest = [row.ids[n_shared:] for row, _ in jobs]
     tokens, _ = right_padded(rest, pad_token(model), model.cfg.device)
-    own = [[at for at in positions if at >= n_shared] for _, positions in jobs]
+    readers = [
+        (row, [position for position in positions if position >= n_shared])
+        for row, (_, positions) in enumerate(jobs)
+    ]
     if n_shared:
-        before, of_prefixes = _after_prefixes(model, jobs, n_shared, tokens.shape[1], points)
-        of_rest = _summed(model, tokens, list(enumerate(own)), points, before, n_shared)
-        sums = _Sums(*map(torch.add, of_prefixes, of_rest))
+        cache, prefix_sums = _run_prefixes(model, jobs, n_shared, tokens.shape[1], points)
+        rest_sums = _sum_selected(model, tokens, readers, points, cache, n_shared)
+        sums = _Sums(*map(torch.add, prefix_sums, rest_sums))
     else:
-        sums = _summed(model, tokens, list(enumerate(own)), points)
+        sums = _sum_selected(model, tokens, readers, points)
     n = torch.tensor([len(positions) for _, positions in jobs], device=tokens.device)[:, None]
-    n_long = n - torch.tensor([0 in positions for _, positions in jobs]).to(n)[:, None]
-    norms = torch.where(n_long > 0, sums.lengths / n_long.clamp_min(1), sums.sink)
-    return Reading((sums.stream / n[:, :, None]).cpu(), norms.cpu())
+    n_off_sink = n - torch.tensor([0 in positions for _, positions in jobs]).to(n)[:, None]
+    norms = torch.where(n_off_sink > 0, sums.norms / n_off_sink.clamp_min(1), sums.sink)
+    return Reading((sums.activations / n[:, :, None]).cpu(), norms.cpu())
 
 
-def _after_prefixes(
-    model: Model, jobs: Sequence[ReadJob], n_shared: int, room: int, points: Sequence[_Point]
+def _run_prefixes(
+    model: Model, jobs: Sequence[ReadJob], n_shared: int, n_rest: int, points: Sequence[_Point]
 ) -> tuple[Cache, _Sums]:
-    """Run the distinct prefixes; every job gets the keys, values and sums of its own."""
-    prefixes = {row.ids[:n_shared]: None for row, _ in jobs}
-    index = {prefix: place for place, prefix in enumerate(prefixes)}
-    owner = [index[row.ids[:n_shared]] for row, _ in jobs]
-    read = [tuple(at for at in positions if at < n_shared) for _, positions in jobs]
-    wanted = list(zip(owner, read, strict=True))
+    """Run each distinct prefix once; the KV cache and sums returned have a row for each job.
+
+    The cache has room for `n_rest` more tokens.
+    """
+    prefixes = list(dict.fromkeys(row.ids[:n_shared] for row, _ in jobs))
+    index = {prefix: number for number, prefix in enumerate(prefixes)}
+    prefix_of_job = [index[row.ids[:n_shared]] for row, _ in jobs]
+    selected = [
+        tuple(position for position in positions if position < n_shared) for _, positions in jobs
+    ]
+    wanted = list(zip(prefix_of_job, selected, strict=True))
     reader_of = {reader: number for number, reader in enumerate(dict.fromkeys(wanted))}
-    tokens = torch.tensor(list(prefixes), device=model.cfg.device)
-    cache = decoding_cache(model, len(tokens), n_shared + room, is_on(model))
-    sums = _summed(model, tokens, list(reader_of), points, cache)
-    select_rows(cache, torch.tensor(owner, device=tokens.device))
-    return cache, _Sums(*(of[[reader_of[reader] for reader in wanted]] for of in sums))
+    tokens = torch.tensor(prefixes, device=model.cfg.device)
+    cache = decoding_cache(model, len(tokens), n_shared + n_rest, is_on(model))
+    sums = _sum_selected(model, tokens, list(reader_of), points, cache)
+    select_rows(cache, torch.tensor(prefix_of_job, device=tokens.device))
+    return cache, _Sums(*(part[[reader_of[reader] for reader in wanted]] for part in sums))
 
 
-def _summed(
+def _sum_selected(
     model: Model,
-    tokens: Int[Tensor, "row pos"],
+    tokens: TokenIds,
     readers: Sequence[tuple[int, Sequence[int]]],
     points: Sequence[_Point],
     cache: Cache | None = None,
     first: int = 0,
 ) -> _Sums:
-    """Run rows, from position `first` on, and add up what each reader reads of its row."""
-    reads = Readers.of(readers, tokens.device)
-    off_sink = reads.position > 0
-    summed = []
-    for activation in _shown(model, tokens, points, cache):
-        read = reads.pick(activation, first)
-        lengths = read.norm(dim=1).float()
-        parts = (read, lengths * off_sink, lengths * ~off_sink)
-        summed.append(tuple(map(reads.add_up, parts)))
-    return _Sums(*(torch.stack(layers, dim=1) for layers in zip(*summed, strict=True)))
+    """Run rows, whose first token is at position `first`, and sum over each reader's positions."""
+    pooling = Readers.of(readers, tokens.device)
+    off_sink = pooling.position > 0
+    layer_sums = []
+    for activation in _activations_at(model, tokens, points, cache):
+        picked = pooling.pick(activation, first)
+        norms = picked.norm(dim=1).float()
+        parts = (picked, norms * off_sink, norms * ~off_sink)
+        layer_sums.append(tuple(map(pooling.add_up, parts)))
+    return _Sums(*(torch.stack(layers, dim=1) for layers in zip(*layer_sums, strict=True)))
 
 
-def _shown(
-    model: Model,
-    tokens: Int[Tensor, "row pos"],
-    points: Sequence[_Point],
-    cache: Cache | None = None,
-) -> Iterator[Float[Tensor, "row pos d_model"]]:
-    """The activations at each point, in its site's form; what comes after the last is not run."""
+def _activations_at(
+    model: Model, tokens: TokenIds, points: Sequence[_Point], cache: Cache | None = None
+) -> Iterator[Resid]:
+    """The activations at each point, in its site's form; no block after the last is run."""
     names = [point.name for point in points]
-    tidy = as_they_are(model, names)
+    tidy = restore_hooks(model, names)
     try:
-        # No mask is needed: causal attention never looks at what pads the right.
-        _, shown = model.run_with_cache(
+        # No mask is needed: causal attention never reaches padding on the right.
+        _, activations = model.run_with_cache(
             **unmasked(model, tokens, cache),
             names_filter=names,
             stop_at_layer=max(point.layer for point in points) + 1,
@@ -223,17 +242,23 @@ def _shown(
             return_cache_object=False,
         )
     except BaseException:
-        tidy()  # the host may have been stopped between a hook and its note of it
+        tidy()  # an interrupt may fall between adding a hook and noting it
         raise
     for point in points:
-        yield point.frame.into(shown[point.name])
+        yield point.frame.into(activations[point.name])
 
 
 @torch.no_grad()
 def every_token(
     model: Model, ids: Sequence[int], places: Iterable[Place]
 ) -> dict[Place, Float[Tensor, "pos d_model"]]:
-    """One text's activations at each place, not pooled; float32 at least, on the CPU."""
+    """One text's activations at each place, for every token; float32 at least, on the CPU.
+
+    Args:
+        model: The model to read.
+        ids: The token ids of the text.
+        places: Sites and layers, such as `("resid_post", 5)`.
+    """
     if len(ids) > model.cfg.n_ctx:
         raise SteerlensError(
             f"the text has {len(ids)} tokens, but {model.cfg.model_name}'s context holds "
@@ -244,6 +269,9 @@ def every_token(
 
     def read() -> list[Tensor]:
         points = [_point(model, *place) for place in wanted]
-        return [at_least_float32(one[0]).cpu() for one in _shown(model, tokens, points)]
+        return [
+            at_least_float32(activation[0]).cpu()
+            for activation in _activations_at(model, tokens, points)
+        ]
 
     return dict(zip(wanted, forward_pass(model, read), strict=True))

@@ -8,9 +8,9 @@ from steerlens.models.host import Model
 from steerlens.models.tokenizing import TokenRow
 
 Tokens = str | int | slice | Callable[[list[str]], Sequence[int]]
-"""What is read of a prompt: "last", "all", "suffix", "reply" (what stands after the user's words,
-template included), its last k, a slice, or a choice of one's own from the string tokens, such as
-`answer_letter`. Padding is never part of it."""
+"""Which tokens of a prompt are read: "last", "all", "suffix", "reply" (everything after the user's
+words, template included), a positive int k (the last k), a slice, or a function from the string
+tokens to positions, such as `answer_letter`. Padding is never read."""
 
 
 def read_positions(
@@ -19,9 +19,16 @@ def read_positions(
     starts: Mapping[str, int | None],
     str_tokens: Callable[[], list[str]],
 ) -> list[int]:
-    """The positions that `tokens` selects in a prompt of `n_tokens`; never none of them.
+    """The positions that `tokens` selects in a prompt; at least one.
 
-    `starts` says where the parts "suffix" and "reply" of the prompt begin, if it has them.
+    Args:
+        tokens: The selection.
+        n_tokens: Tokens in the prompt.
+        starts: Where the prompt's "suffix" and "reply" begin, if it has them.
+        str_tokens: Gives the string tokens; called only for a selection that is a function.
+
+    >>> read_positions("suffix", 5, {"suffix": 3}, list)
+    [3, 4]
     """
     require_tokens(tokens)
     every = range(n_tokens)
@@ -47,7 +54,7 @@ def read_positions(
 
 
 def require_tokens(tokens: Tokens) -> None:
-    """Refuse what is no selection of tokens to read."""
+    """Refuse a value that does not select tokens to read."""
     last_k = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0
     named = isinstance(tokens, str) and tokens in ("all", "last", "suffix", "reply")
     if not (named or last_k or isinstance(tokens, slice) or callable(tokens)):
@@ -58,14 +65,14 @@ def require_tokens(tokens: Tokens) -> None:
 
 
 def answer_letter(str_tokens: list[str]) -> list[int]:
-    """Where the answer of an A/B question stands: the last token that is a single capital letter.
+    """The position of an A/B question's answer: the last token that is a single capital letter.
 
     >>> answer_letter(["Answer", ":", " (", "B", ")"])
     [3]
     """
     letters = [
-        place
-        for place, token in enumerate(str_tokens)
+        position
+        for position, token in enumerate(str_tokens)
         if len(token.strip(" ()")) == 1 and token.strip(" ()").isupper()
     ]
     if not letters:
@@ -78,7 +85,7 @@ def answer_letter(str_tokens: list[str]) -> list[int]:
 def _within(every: range, position: int, tokens: object) -> int:
     if not -len(every) <= position < len(every):
         raise SteerlensError(
-            f"{getattr(tokens, '__name__', tokens)} chose position {position} of a prompt of "
+            f"{getattr(tokens, '__name__', tokens)} chose position {position} in a prompt of "
             f"{len(every)} tokens; expected {-len(every)} to {len(every) - 1}"
         )
     return every[position]
@@ -87,13 +94,13 @@ def _within(every: range, position: int, tokens: object) -> int:
 def positions_of(
     model: Model, rows: Sequence[TokenRow], tokens: Tokens | Sequence[int]
 ) -> list[tuple[int, ...]]:
-    """What is read of each row."""
+    """The positions to read in each row: by one selection for all, or by an index for each."""
     if isinstance(tokens, Sequence) and not isinstance(tokens, str):
         if len(tokens) != len(rows):
             raise SteerlensError(
                 f"got {len(tokens)} indices for {len(rows)} prompts; expected one for each"
             )
-        each: list[Tokens] = [slice(at, at + 1 or None) for at in tokens]
+        each: list[Tokens] = [slice(index, index + 1 or None) for index in tokens]
     else:
         each = [tokens] * len(rows)
 

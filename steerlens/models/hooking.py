@@ -1,4 +1,4 @@
-"""Hooks on a model's hook points: for one forward pass, or until they are taken off."""
+"""Hooks on a model's hook points: for one forward pass, or until they are removed."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -19,28 +19,28 @@ PlacedHook = tuple[HookPoint, Callable[..., Any]]
 
 def placed(model: Model, hooks: Iterable[NamedHook]) -> list[PlacedHook]:
     """The hook point of each name, looked up once."""
-    points = model.hook_dict  # a bridge makes it anew whenever it is looked at
+    points = model.hook_dict  # a bridge rebuilds it at every access
     return [(points[name], function) for name, function in hooks]
 
 
 def hook_steps(model: Model, hooks: Sequence[PlacedHook]) -> tuple[list[Step], list[Step]]:
-    """How hooks are put on for one forward pass of this thread, and taken off.
+    """The steps that add hooks for one forward pass of this thread, and those that remove them.
 
-    Not by the host's `with model.hooks()`: it adds before it notes down, and takes off whatever
-    anybody added since.
+    The host's `with model.hooks()` would not do: it adds a hook before recording it, and removes
+    all hooks that anyone has added since.
     """
     put_on: list[Step] = []
     take_off: list[Step] = []
     for point, function in hooks:
         key = object()
-        shown = partial(_call, function, get_ident())
-        put_on.append((point._forward_hooks.__setitem__, key, shown))
+        hook = partial(_call, function, get_ident())
+        put_on.append((point._forward_hooks.__setitem__, key, hook))
         take_off.append((point._forward_hooks.pop, key, None))
-    if not is_hooked(model):  # whose points may be passed only if they list a hook
+    if not is_hooked(model):  # a bridge may skip points that list no hook
         for point in dict.fromkeys(point for point, _ in hooks):
             listed = LensHandle(RemovableHandle(OrderedDict()))
-            now = [*point.fwd_hooks, listed]
-            put_on.append((dict.__setitem__, vars(point), "fwd_hooks", now))
+            fwd_hooks = [*point.fwd_hooks, listed]
+            put_on.append((dict.__setitem__, vars(point), "fwd_hooks", fwd_hooks))
             take_off.append(restoring(point, "fwd_hooks"))
     return put_on, take_off
 
@@ -48,18 +48,18 @@ def hook_steps(model: Model, hooks: Sequence[PlacedHook]) -> tuple[list[Step], l
 def _call(
     function: Callable[..., Any], thread: int, point: Any, _: Any, activation: Tensor
 ) -> Tensor | None:
-    """As the host's hook points call a hook; but another thread that runs the model has none."""
+    """Call a hook as the host's hook points do, but not for other threads that run the model."""
     if get_ident() != thread:
         return None
-    form = getattr(point, "hook_conversion", None)
-    if form is None:
+    conversion = getattr(point, "hook_conversion", None)
+    if conversion is None:
         return function(activation, hook=point)
-    result = function(form.convert(activation), hook=point)
-    return None if result is None else form.revert(result)
+    result = function(conversion.convert(activation), hook=point)
+    return None if result is None else conversion.revert(result)
 
 
-def as_they_are(model: Model, names: Iterable[str]) -> Callable[[], object]:
-    """Gives points the hooks back that they have now, if something is stopped midway."""
+def restore_hooks(model: Model, names: Iterable[str]) -> Callable[[], object]:
+    """A function that gives hook points the hooks back that they have now, after an interrupt."""
     points = model.hook_dict
     steps: list[Step] = []
     for name in names:
@@ -71,17 +71,17 @@ def as_they_are(model: Model, names: Iterable[str]) -> Callable[[], object]:
 
 
 class Attachment:
-    """Hooks that stay on a model without a `with`, for notebooks; `remove()` takes them off."""
+    """Hooks that stay on a model without a `with`, for notebooks, until `remove()`."""
 
     def __init__(self) -> None:
         self._added: list[tuple[Any, LensHandle]] = []
 
     def attach(self, model: Model, hooks: Iterable[NamedHook]) -> None:
-        """Put these hooks on, all or none."""
+        """Add hooks to the model: all of them, or none if one fails."""
         named = list(hooks)
 
         def add(_: list[Step]) -> None:
-            undo = as_they_are(model, dict.fromkeys(name for name, _ in named))
+            undo = restore_hooks(model, dict.fromkeys(name for name, _ in named))
             added = []
             try:
                 for point, function in placed(model, named):
@@ -95,12 +95,14 @@ class Attachment:
         holding(model, add)
 
     def remove(self) -> None:
-        """Take these hooks off, and no others; more than once does no harm."""
+        """Remove these hooks and no others; a second call does nothing."""
         handles = [handle for _, handle in self._added]
         steps: list[Step] = [
             (point._forward_hooks.pop, handle.hook.id, None) for point, handle in self._added
         ]
         for point in dict.fromkeys(point for point, _ in self._added):
-            kept = [one for one in point.fwd_hooks if not any(one is own for own in handles)]
+            kept = [
+                hook for hook in point.fwd_hooks if not any(hook is handle for handle in handles)
+            ]
             steps.append((dict.__setitem__, vars(point), "fwd_hooks", kept))
         at_once([*steps, (setattr, self, "_added", [])])()

@@ -309,9 +309,9 @@ def test_prompts_run_once_for_all_their_suffixes_are_read_as_if_run_each_time(
     )
     rows = [*tokenize(model, data.positive), *tokenize(model, data.negative)]
     passes = []
-    after = reading._after_prefixes
+    after = reading._run_prefixes
     monkeypatch.setattr(
-        reading, "_after_prefixes", lambda *given: passes.append(given) or after(*given)
+        reading, "_run_prefixes", lambda *given: passes.append(given) or after(*given)
     )
     shared = reading.read_rows(model, rows, tokens=tokens, progress=False)
     assert passes  # also where what is shared is itself read

@@ -54,22 +54,22 @@ def test_moments_give_what_the_pairs_give(estimator, shape):
     moments += ContrastMoments.of(*(side[n_pairs // 3 :] for side in sides))
     found = estimate(estimator, moments)
     plain = estimator(*sides)
-    if not found.certain:
+    if not found.sign_is_certain:
         flip = (found.directions * plain).sum(dim=1, keepdim=True).sign()
         found = found._replace(directions=found.directions * flip)
     torch.testing.assert_close(found.directions, plain, atol=2e-5, rtol=1e-4)
     if estimator is pca_pairwise:
         explained = explained_variance(pairwise_centred(*sides), plain)
         torch.testing.assert_close(found.explained, explained)
-        assert found.certain
+        assert found.sign_is_certain
 
 
 def test_a_sign_that_most_pairs_might_contradict_is_not_called_certain():
     # most pairs differ by −1, a few by so much that the mean is positive
     positive = torch.tensor([-1.0] * 8 + [30.0] * 2).reshape(10, 1, 1).repeat(1, 1, 3)
     moments = ContrastMoments.of(positive, torch.zeros_like(positive))
-    assert not estimate(pca_pairwise, moments).certain
-    assert estimate(pca_uncentred, moments).certain
+    assert not estimate(pca_pairwise, moments).sign_is_certain
+    assert estimate(pca_uncentred, moments).sign_is_certain
 
 
 @pytest.mark.parametrize("estimator", STREAMED)
@@ -106,8 +106,8 @@ def test_what_needs_the_pairs_themselves_is_refused(model):
         extract(model, (["a"], ["b"]), linear_discriminant, pairs_at_once=2, progress=False)
     with pytest.raises(sl.SteerlensError, match="got pairs_at_once=0; expected at least 1"):
         extract(model, (["a"], ["b"]), pairs_at_once=0, progress=False)
-    moments = ContrastMoments.of(rows(3), rows(3, seed=1), common=False)
-    with pytest.raises(sl.SteerlensError, match="gather them with common=True"):
+    moments = ContrastMoments.of(rows(3), rows(3, seed=1), with_sum=False)
+    with pytest.raises(sl.SteerlensError, match="gather them with with_sum=True"):
         estimate(pca_center, moments)
 
 

@@ -24,7 +24,7 @@ from steerlens.vectors.foreign import (
 )
 
 LARGEST_SCRIPT = 2**18
-"""Bytes of the pickle in a `.pt`, which names the tensors; 100 layers take 2**14."""
+"""Most bytes of the pickle in a `.pt`, which names the tensors; 100 layers take 2**14."""
 
 
 def read_bare(
@@ -33,29 +33,33 @@ def read_bare(
     *,
     unpack: Callable[[PathLike], Tensor | Mapping[Any, Any]],
 ) -> VectorFile:
-    """One tensor of all layers, one of the layer in the file's name or `layer`, or one for each.
+    """Read one tensor of all layers, one direction of one layer, or one direction for each layer.
 
-    A tensor [layer, d_model] begins at layer 0. CAA calls its files `vec_layer_13_<model>.pt`.
+    Args:
+        path: The file; a single direction's layer is taken from its name, if that has one, as in
+            CAA's `vec_layer_13_<model>.pt`. A tensor [layer, d_model] begins at layer 0.
+        layer: The layer of a single direction.
+        unpack: Gives the file's tensor, or its tensors by name.
     """
     _require_modest_archive(path)
-    found = unpack(path)
-    if isinstance(found, Mapping) and len(found) == 1 and not _names_layers(found):
-        [found] = found.values()
-    named = found if isinstance(found, Mapping) else {"the tensor": found}
+    unpacked = unpack(path)
+    if isinstance(unpacked, Mapping) and len(unpacked) == 1 and not _names_layers(unpacked):
+        [unpacked] = unpacked.values()
+    named = unpacked if isinstance(unpacked, Mapping) else {"the tensor": unpacked}
     for name, tensor in named.items():
         _require_stored(name, tensor)
-    many = isinstance(found, Mapping) or (found.ndim == 2 and len(found) != 1)
+    many = isinstance(unpacked, Mapping) or (unpacked.ndim == 2 and len(unpacked) != 1)
     if many and layer is not None:
         raise SteerlensError(
-            f"got layer={layer}, but it holds {len(found)} layers; load it without, then take "
-            f".at([{layer}])"
+            f"got layer={layer}; expected none, as it holds {len(unpacked)} layers: load it "
+            f"without, then take .at([{layer}])"
         )
-    if isinstance(found, Mapping):
+    if isinstance(unpacked, Mapping):
         directions = by_layer(named.items(), _LAYER_NAME)
     elif many:
-        directions = dict(enumerate(found))
+        directions = dict(enumerate(unpacked))
     else:
-        directions = {_layer_of(path, layer): found.reshape(-1)}
+        directions = {_layer_of(path, layer): unpacked.reshape(-1)}
     return noted(as_vector_file(directions), path)
 
 
@@ -69,17 +73,17 @@ def _names_layers(named: Mapping[Any, Any]) -> bool:
 def _layer_of(path: PathLike, layer: int | None) -> int:
     if layer is not None:
         return layer
-    told = {int(number) for number in re.findall(r"(?i)layer[_.-]?(\d{1,4})", Path(path).stem)}
-    if len(told) != 1:
+    layers = {int(number) for number in re.findall(r"(?i)layer[_.-]?(\d{1,4})", Path(path).stem)}
+    if len(layers) != 1:
         raise SteerlensError(
-            "it holds one direction and does not say of which layer; give it: "
+            "it holds one direction and does not say of which layer; give the layer: "
             "SteeringVector.load(path, layer=13)"
         )
-    return told.pop()
+    return layers.pop()
 
 
 def _require_stored(name: object, tensor: object) -> None:
-    """A tensor of floats that lies in the file, not one of strides that only pretend to."""
+    """Refuse a tensor that is not of floats, or whose strides reach past the data in the file."""
     if not isinstance(tensor, Tensor):
         raise SteerlensError(f"{name!r} is a {type(tensor).__name__}; expected a tensor")
     require_floats(name, tensor)
@@ -96,13 +100,13 @@ def _require_stored(name: object, tensor: object) -> None:
 
 
 def _require_modest_archive(path: PathLike) -> None:
-    """Both formats are zip archives, which could unpack to far more than they weigh."""
+    """Both formats are zip archives, which may unpack to far more than their size."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     require_modest_size(sum(entry.file_size for entry in entries))
     kinds = {entry.compress_type for entry in entries}
-    if kinds - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:  # others may ask for much memory
-        raise SteerlensError(f"it is compressed in a way that no tensors are: {kinds}")
+    if kinds - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:  # others may take much memory
+        raise SteerlensError(f"it uses a compression that tensor files never have: {kinds}")
 
 
 _TENSOR_GLOBALS = re.compile(
@@ -113,9 +117,9 @@ _TENSOR_GLOBALS = re.compile(
 
 
 def _require_only_tensors(path: PathLike) -> None:
-    """Refuse names that `torch.load` knows, but that no saved tensor needs.
+    """Refuse names that `torch.load` allows, but that no saved tensor needs.
 
-    `bytearray` is one, and makes as many bytes as it is told to.
+    `bytearray` is one: it allocates any number of bytes.
     """
     with zipfile.ZipFile(path) as archive:
         scripts = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
@@ -124,17 +128,17 @@ def _require_only_tensors(path: PathLike) -> None:
         script = archive.read(scripts[0])
     for code, arg, _ in pickletools.genops(script):
         if code.name == "GLOBAL" and not _TENSOR_GLOBALS.fullmatch(str(arg)):
-            raise ValueError(f"it asks for {short_repr(arg)}, which no plain tensor needs")
+            raise ValueError(f"it uses {short_repr(arg)}, which no plain tensor needs")
 
 
 def torch_tensors(path: PathLike) -> Any:
-    """What `torch.save` wrote; the unpickler knows tensors and containers, and runs nothing."""
+    """The content of a `torch.save` file; only tensors and containers are unpickled."""
     _require_only_tensors(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _require_stored_arrays(path: PathLike) -> None:
-    """NumPy makes room for the shape that a header declares before it reads what is there."""
+    """Refuse headers that declare more data than is stored: NumPy allocates it before reading."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as opened:
@@ -149,7 +153,7 @@ def _require_stored_arrays(path: PathLike) -> None:
 
 
 def numpy_arrays(path: PathLike) -> dict[str, Tensor]:
-    """What `numpy.savez` wrote; arrays of objects, which are pickles, are refused."""
+    """The arrays of a `numpy.savez` file; arrays of objects, which are pickles, are refused."""
     _require_stored_arrays(path)
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}

@@ -1,9 +1,9 @@
 """Estimators: from the two sides of a contrast to one direction per layer.
 
-Every estimator takes `positive, negative: Float["pair layer d_model"]` and returns
-`Float["layer d_model"]` pointing from negative to positive: swapping the sides negates it.
-A principal direction has no sign of its own: it gets the one that most pairs agree to, or, where
-they tie, that of the mean difference. What is fitted keeps its sign. At least float32.
+Every estimator takes the activations of both sides, `[pair, layer, d_model]`, and returns
+directions `[layer, d_model]` that point from negative to positive: swapping the sides negates them.
+A principal direction has no sign of its own: it gets the one that most pairs agree with, or, if
+they tie, that of the mean difference. Fitted directions keep their sign. At least float32.
 """
 
 from collections.abc import Callable
@@ -14,26 +14,26 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.numerics import at_least_float32, unit
+from steerlens.shapes import Directions, PerLayer, Samples, Side
 from steerlens.vectors.eigenvectors import top_eigenvectors
 
 ROUNDING = 1e-6
 """Differences below this share of the largest activation are not a contrast."""
 
-Estimator = Callable[
-    [Float[Tensor, "pair layer d_model"], Float[Tensor, "pair layer d_model"]],
-    Float[Tensor, "layer d_model"],
-]
+Estimator = Callable[[Side, Side], Directions]
 
 
-def mean_difference(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
-    """The mean of p − n, at its own length: the shift that turns the average negative positive.
+def mean_difference(positive: Side, negative: Side) -> Directions:
+    """The mean of p − n, not normalised: the shift from the mean negative to the mean positive.
 
     CAA's vector (arXiv 2312.06681) and, as pairs make both classes equally large, the difference
     of cluster means that RepE reads (arXiv 2310.01405).
+
+    Args:
+        positive: Activations of the positive side, [pair, layer, d_model].
+        negative: Activations of the negative side, in the same order of pairs.
 
     >>> mean_difference(torch.ones(2, 1, 3), torch.zeros(2, 1, 3))
     tensor([[1., 1., 1.]])
@@ -45,30 +45,40 @@ def mean_difference(
     )
 
 
-def negative_mean(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
-    """The mean of the negatives: no direction, but the reference of `hooks.affine_direction`."""
+def negative_mean(positive: Side, negative: Side) -> Directions:
+    """The mean of the negatives: not a direction, but the reference of `hooks.affine_direction`.
+
+    >>> negative_mean(torch.ones(2, 1, 3), torch.zeros(2, 1, 3))
+    tensor([[0., 0., 0.]])
+    """
     return reduce(at_least_float32(negative), "pair layer d_model -> layer d_model", "mean")
 
 
-def pca_pairwise(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
-    """Unit top principal direction of the rows ±(p − n)/2, each pair centred on its midpoint.
+def pca_pairwise(positive: Side, negative: Side) -> Directions:
+    """Unit top principal direction of ±(p − n)/2: each pair is centred on its midpoint.
 
     Keeps the mean difference (unlike `pca_difference`). CAST's default, arXiv 2409.05907, and
     repeng's "pca_center".
+
+    Args:
+        positive: Activations of the positive side, [pair, layer, d_model].
+        negative: Activations of the negative side, in the same order of pairs.
+
+    >>> positive = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    >>> pca_pairwise(positive, -positive)
+    tensor([[1., 0.]])
     """
     return _principal_direction(pairwise_centred(positive, negative), positive, negative)
 
 
-def pca_uncentred(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
-    """The unit line of `pca_pairwise`, signed as the mean difference, even against most pairs.
+def pca_uncentred(positive: Side, negative: Side) -> Directions:
+    """The axis of `pca_pairwise`, signed as the mean difference even if most pairs disagree.
 
-    The PCA of steering-vectors: of ±(p − n), about the origin.
+    The PCA of steering-vectors: that of ±(p − n), about the origin.
+
+    >>> positive = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    >>> pca_uncentred(positive, -positive)
+    tensor([[1., 0.]])
     """
     directions = pca_pairwise(positive, negative)
     along = reduce(
@@ -77,40 +87,53 @@ def pca_uncentred(
     return directions * torch.where(along < 0, -1, 1)[:, None]
 
 
-def pca_center(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
-    """Unit top principal direction of all rows minus their common mean.
+def pca_center(positive: Side, negative: Side) -> Directions:
+    """Unit top principal direction of all activations minus their common mean.
 
     Finds the widest spread of the data, which is the contrast only if nothing varies more. CAST's
     "pca_center".
+
+    >>> positive = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    >>> pca_center(positive, -positive)
+    tensor([[1., 0.]])
     """
     return _principal_direction(commonly_centred(positive, negative), positive, negative)
 
 
-def pca_difference(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
+def pca_difference(positive: Side, negative: Side) -> Directions:
     """Unit top principal direction of the *centred* differences p − n.
 
-    Centring, as scikit-learn's PCA does it, removes the mean difference, so that this finds how
-    pairs differ in their difference. Kept for parity with CAST's `pca_diff` and repeng.
+    Centring, as scikit-learn's PCA does it, removes the mean difference, so that this finds where
+    the differences vary most. Kept for parity with CAST's `pca_diff` and repeng.
+
+    >>> positive = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    >>> pca_difference(positive, -positive)
+    tensor([[1., 0.]])
     """
     return _principal_direction(centred_differences(positive, negative), positive, negative)
 
 
 def repe_pca(
-    positive: Float[Tensor, "pair layer d_model"],
-    negative: Float[Tensor, "pair layer d_model"],
+    positive: Side,
+    negative: Side,
     *,
     seed: int = 0,
     signs: Float[Tensor, " pair"] | None = None,
-) -> Float[Tensor, "layer d_model"]:
+) -> Directions:
     """Unit top principal direction of s(p − n) minus their mean, where s reverses half the pairs.
 
-    So that, unlike in `pca_difference`, the centring leaves the mean difference in. `seed` chooses
-    the reversed half, hence the order of pairs matters; `signs` (+1, −1) states s outright, as
-    RepE's labels do. Signed by most pairs. RepE's PCA reader, arXiv 2310.01405.
+    Unlike in `pca_difference`, centring thus keeps the mean difference. RepE's PCA reader, arXiv
+    2310.01405.
+
+    Args:
+        positive: Activations of the positive side, [pair, layer, d_model].
+        negative: Activations of the negative side, in the same order of pairs.
+        seed: Chooses the reversed half; the result depends on the order of pairs.
+        signs: s itself, +1 or −1 for each pair, as RepE's labels state it; None draws it.
+
+    >>> positive = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    >>> repe_pca(positive, -positive)
+    tensor([[1., 0.]])
     """
     difference = at_least_float32(positive) - at_least_float32(negative)
     if signs is None:
@@ -122,29 +145,40 @@ def repe_pca(
     return _principal_direction(rows, positive, negative)
 
 
-def linear_discriminant(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
-    """Unit Σ⁻¹ d: the mean difference d, less of it where the activations vary anyway.
+def linear_discriminant(positive: Side, negative: Side) -> Directions:
+    """Unit Σ⁻¹ d: the mean difference d, downweighted where activations vary within each side.
 
-    Σ is the covariance of each side about its own mean, shrunk after Ledoit and Wolf (2004).
-    Signed as d, which it never opposes, Σ being positive definite. Fisher (1936).
+    Σ is the covariance of each side about its own mean, shrunk after Ledoit and Wolf (2004). The
+    sign is that of d, as Σ is positive definite. Fisher (1936).
+
+    Args:
+        positive: Activations of the positive side, [pair, layer, d_model].
+        negative: Activations of the negative side, in the same order of pairs.
+
+    >>> positive = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    >>> linear_discriminant(positive, -positive)
+    tensor([[1., 0.]])
     """
     sides = [at_least_float32(side).double() for side in (positive, negative)]
     within = [side - reduce(side, "pair layer d_model -> layer d_model", "mean") for side in sides]
     shift = mean_difference(*sides)
-    white = _whitened(torch.cat(within), shift)
-    return unit(white).to(torch.promote_types(positive.dtype, torch.float32))
+    dtype = torch.promote_types(positive.dtype, torch.float32)
+    return unit(_whitened(torch.cat(within), shift)).to(dtype)
 
 
 def probe(classifier: Any, *, paired: bool = True) -> Estimator:
-    """An estimator from any linear classifier of scikit-learn: its unit weights, as it signs them.
+    """An estimator from any linear classifier of scikit-learn: its unit weights, with their sign.
 
-    Fitted to +(p − n)/2 against −(p − n)/2, where all that a pair shares drops out; or, not
-    `paired`, to p against n about their common mean. A `random_state` of None becomes 0.
-    Swapping the sides mirrors paired rows, which negates the weights of any linear model. Unpaired,
-    the classes trade places: the negative comes back only from a classifier that treats them alike
-    (no class weights) and is run to convergence.
+    A `random_state` of None becomes 0. Swapping the sides negates the weights if `paired`; if not,
+    only those of a classifier without class weights that is run to convergence.
+
+    Args:
+        classifier: A linear classifier with `coef_` once fitted, such as `LinearSVC(C=0.1)`.
+        paired: Fit +(p − n)/2 against −(p − n)/2, from which everything that a pair shares drops
+            out; False fits p against n, both minus their common mean.
+
+    Returns:
+        A function of (positive, negative), for `extract`.
 
     >>> from sklearn.svm import LinearSVC
     >>> probe(LinearSVC(C=0.1))(torch.ones(2, 1, 3), torch.zeros(2, 1, 3)).shape
@@ -155,14 +189,15 @@ def probe(classifier: Any, *, paired: bool = True) -> Estimator:
     try:
         seeded = clone(classifier)
     except TypeError as error:
-        raise SteerlensError(f"probe({classifier!r}) needs a scikit-learn classifier") from error
+        raise SteerlensError(
+            f"got probe({short_repr(classifier)}); expected a scikit-learn classifier, which it "
+            "needs to clone: probe(LinearSVC())"
+        ) from error
     if "random_state" in seeded.get_params() and seeded.random_state is None:
         seeded.set_params(random_state=0)
     name = f"probe({' '.join(repr(seeded).split())}{'' if paired else ', paired=False'})"
 
-    def estimator(
-        positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-    ) -> Float[Tensor, "layer d_model"]:
+    def estimator(positive: Side, negative: Side) -> Directions:
         if paired:
             half = pairwise_centred(positive, negative)
             rows = torch.cat([half, -half])
@@ -170,55 +205,55 @@ def probe(classifier: Any, *, paired: bool = True) -> Estimator:
             rows = commonly_centred(positive, negative)
         labels = [1] * len(positive) + [-1] * len(negative)
         weights = []
-        for layer in rearrange(rows, "row layer d_model -> layer row d_model"):
+        for layer in rearrange(rows, "sample layer d_model -> layer sample d_model"):
             fitted = clone(seeded).fit(layer.cpu().double().numpy(), labels)
-            found = torch.as_tensor(getattr(fitted, "coef_", ())).reshape(-1)
-            if len(found) != rows.shape[2]:
+            weight = torch.as_tensor(getattr(fitted, "coef_", ())).reshape(-1)
+            if len(weight) != rows.shape[2]:
                 raise SteerlensError(
-                    f"{name} found {len(found)} weights, not the {rows.shape[2]} of a direction; "
-                    "needed is a linear classifier with coef_, by itself and not in a pipeline"
+                    f"got {len(weight)} weights from {name}; expected the {rows.shape[2]} of a "
+                    "direction: use a linear classifier with coef_, outside a pipeline"
                 )
-            weights.append(found)
+            weights.append(weight)
         return unit(torch.stack(weights)).to(rows)
 
     estimator.__name__ = estimator.__qualname__ = name
     return estimator
 
 
-def logistic_probe(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
+def logistic_probe(positive: Side, negative: Side) -> Directions:
     """Unit weights of a logistic regression, without intercept, of +(p − n)/2 against −(p − n)/2.
 
-    L2-regularised with C = 1, as steering-vectors fits it; signed by the regression. For another C:
+    L2-regularised with C = 1, as in steering-vectors; the sign is the regression's. For another C:
     `probe(LogisticRegression(C=10, fit_intercept=False))`.
+
+    Args:
+        positive: Activations of the positive side, [pair, layer, d_model].
+        negative: Activations of the negative side, in the same order of pairs.
+
+    >>> positive = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    >>> logistic_probe(positive, -positive)
+    tensor([[1., 0.]])
     """
     from sklearn.linear_model import LogisticRegression  # slow to import, needed only here
 
     return probe(LogisticRegression(fit_intercept=False, max_iter=1000))(positive, negative)
 
 
-def pairwise_centred(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "row layer d_model"]:
-    """(p − n)/2; the mirrored rows −(p − n)/2 add nothing to a principal direction."""
+def pairwise_centred(positive: Side, negative: Side) -> Samples:
+    """(p − n)/2; adding the mirrored −(p − n)/2 would not change a principal direction."""
     return (at_least_float32(positive) - at_least_float32(negative)).div_(2)
 
 
-def commonly_centred(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "row layer d_model"]:
+def commonly_centred(positive: Side, negative: Side) -> Samples:
     """All positives and negatives, minus their common mean."""
     rows = torch.cat([at_least_float32(positive), at_least_float32(negative)])
-    return rows - reduce(rows, "row layer d_model -> layer d_model", "mean")
+    return rows - reduce(rows, "sample layer d_model -> layer d_model", "mean")
 
 
-def centred_differences(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> Float[Tensor, "row layer d_model"]:
+def centred_differences(positive: Side, negative: Side) -> Samples:
     """p − n, minus their mean."""
     rows = at_least_float32(positive) - at_least_float32(negative)
-    return rows - reduce(rows, "row layer d_model -> layer d_model", "mean")
+    return rows - reduce(rows, "sample layer d_model -> layer d_model", "mean")
 
 
 cluster_mean = mean_difference
@@ -228,7 +263,7 @@ CENTRING: dict[Estimator, Estimator] = {
     pca_center: commonly_centred,
     pca_difference: centred_differences,
 }
-"""The rows behind an estimator's explained variance; all others use `pairwise_centred`."""
+"""The samples for an estimator's explained variance; all others use `pairwise_centred`."""
 
 ESTIMATORS: dict[str, Estimator] = {
     **{
@@ -246,63 +281,62 @@ ESTIMATORS: dict[str, Estimator] = {
     },
     "cluster_mean": cluster_mean,
 }
-"""The names of the estimators, for the command line."""
+"""Estimators by name, for the command line."""
 
 
-def explained_variance(
-    rows: Float[Tensor, "row layer d_model"], directions: Float[Tensor, "layer d_model"]
-) -> Float[Tensor, " layer"]:
-    """Share of the centred rows' squared length that lies along each layer's direction."""
-    along = einsum(rows, unit(directions.to(rows)), "row layer d_model, layer d_model -> row layer")
-    total = reduce(rows.square(), "row layer d_model -> layer", "sum")
+def explained_variance(rows: Samples, directions: Directions) -> PerLayer:
+    """Share of the centred samples' squared norm that is along each layer's direction.
+
+    >>> explained_variance(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[1.0, 0.0]]))
+    tensor([0.3600])
+    """
+    along = einsum(
+        rows, unit(directions.to(rows)), "sample layer d_model, layer d_model -> sample layer"
+    )
+    total = reduce(rows.square(), "sample layer d_model -> layer", "sum")
     return along.square().sum(dim=0) / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
-def _principal_direction(
-    rows: Float[Tensor, "row layer d_model"],
-    positive: Float[Tensor, "pair layer d_model"],
-    negative: Float[Tensor, "pair layer d_model"],
-) -> Float[Tensor, "layer d_model"]:
-    """Top eigenvector of the rows' scatter; zero where centring left nothing but rounding."""
-    nothing = _is_rounding(rows, positive, negative)[:, None]
-    directions = top_eigenvectors(rows).masked_fill(nothing, 0).to(rows.dtype)
+def _principal_direction(rows: Samples, positive: Side, negative: Side) -> Directions:
+    """Top eigenvector of the scatter; zero where centring left nothing but rounding."""
+    no_contrast = _is_rounding(rows, positive, negative)[:, None]
+    directions = top_eigenvectors(rows).masked_fill(no_contrast, 0).to(rows.dtype)
     return _pointing_to_positive(directions, positive, negative)
 
 
-def _whitened(
-    rows: Float[Tensor, "row layer d_model"], vectors: Float[Tensor, "layer d_model"]
-) -> Float[Tensor, "layer d_model"]:
-    """Σ⁻¹ v, where Σ is the rows' covariance about zero, shrunk after Ledoit and Wolf (2004)."""
-    n_rows, _, d_model = rows.shape
-    many = n_rows >= d_model
-    small = (
-        einsum(rows, rows, "row layer d_model, row layer other -> layer d_model other")
-        if many
-        else einsum(rows, rows, "row layer d_model, other layer d_model -> layer row other")
+def _whitened(rows: Samples, vectors: Directions) -> Directions:
+    """Σ⁻¹ v, where Σ is the samples' covariance about zero, shrunk after Ledoit and Wolf (2004)."""
+    n_samples, _, d_model = rows.shape
+    is_scatter = n_samples >= d_model
+    gram_or_scatter = (
+        einsum(rows, rows, "sample layer d_model, sample layer other -> layer d_model other")
+        if is_scatter
+        else einsum(rows, rows, "sample layer d_model, other layer d_model -> layer sample other")
     )
-    squares = reduce(rows.square(), "row layer d_model -> row layer", "sum")
-    variance = squares.sum(dim=0) / (n_rows * d_model)
-    spread = small.square().sum(dim=(1, 2)) / n_rows**2  # Σ's squared length
-    doubt = (squares.square().sum(dim=0) / n_rows - spread) / n_rows
-    shrinkage = (doubt / (spread - d_model * variance**2)).nan_to_num(1).clamp(0, 1)
+    squares = reduce(rows.square(), "sample layer d_model -> sample layer", "sum")
+    variance = squares.sum(dim=0) / (n_samples * d_model)
+    dispersion = gram_or_scatter.square().sum(dim=(1, 2)) / n_samples**2  # Σ's squared norm
+    shrinkage_numerator = (squares.square().sum(dim=0) / n_samples - dispersion) / n_samples
+    shrinkage = shrinkage_numerator / (dispersion - d_model * variance**2)
+    shrinkage = shrinkage.nan_to_num(1).clamp(0, 1)
     # invertible even where nothing varies
-    floor = torch.where(variance > 0, (shrinkage * variance).maximum(1e-6 * variance), 1)
-    scale = (1 - shrinkage) / n_rows
-    shrunk = scale[:, None, None] * small + torch.diag_embed(floor[:, None].expand(small.shape[:2]))
-    if many:
+    ridge = torch.where(variance > 0, (shrinkage * variance).maximum(1e-6 * variance), 1)
+    scale = (1 - shrinkage) / n_samples
+    shrunk = scale[:, None, None] * gram_or_scatter + torch.diag_embed(
+        ridge[:, None].expand(gram_or_scatter.shape[:2])
+    )
+    if is_scatter:
         return torch.linalg.solve(shrunk, vectors)
-    # Woodbury's identity, times `floor`
-    along = einsum(rows, vectors, "row layer d_model, layer d_model -> layer row")
-    weights = scale[:, None] * torch.linalg.solve(shrunk, along)
-    return vectors - einsum(rows, weights, "row layer d_model, layer row -> layer d_model")
+    # Woodbury's identity, times `ridge`
+    projections = einsum(rows, vectors, "sample layer d_model, layer d_model -> layer sample")
+    coefficients = scale[:, None] * torch.linalg.solve(shrunk, projections)
+    return vectors - einsum(
+        rows, coefficients, "sample layer d_model, layer sample -> layer d_model"
+    )
 
 
-def _pointing_to_positive(
-    directions: Float[Tensor, "layer d_model"],
-    positive: Float[Tensor, "pair layer d_model"],
-    negative: Float[Tensor, "pair layer d_model"],
-) -> Float[Tensor, "layer d_model"]:
-    """Signed so that most pairs agree; where they tie, so that the mean difference does."""
+def _pointing_to_positive(directions: Directions, positive: Side, negative: Side) -> Directions:
+    """Give each direction the sign that most pairs agree with; the mean difference breaks ties."""
     votes = sign_votes(directions, positive, negative)
     if (votes == 0).any():
         along = (directions * mean_difference(positive, negative)).sum(dim=1)
@@ -310,12 +344,8 @@ def _pointing_to_positive(
     return directions * torch.where(votes < 0, -1, 1)[:, None]
 
 
-def sign_votes(
-    directions: Float[Tensor, "layer d_model"],
-    positive: Float[Tensor, "pair layer d_model"],
-    negative: Float[Tensor, "pair layer d_model"],
-) -> Float[Tensor, " layer"]:
-    """How many more pairs agree with each direction's sign than would turn it round."""
+def sign_votes(directions: Directions, positive: Side, negative: Side) -> PerLayer:
+    """Pairs that agree with each direction's sign, minus pairs that do not."""
     return torch.stack(
         [
             (p @ direction.to(p) - n @ direction.to(p)).sign().sum()
@@ -329,22 +359,18 @@ def sign_votes(
     )
 
 
-def require_contrast(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> None:
-    """Refuse activations that are not finite, or equal on both sides: no direction is in them."""
+def require_contrast(positive: Side, negative: Side) -> None:
+    """Refuse activations that are not finite, or identical on both sides."""
     require_finite(positive, negative)
     same = _is_rounding(positive - negative, positive, negative)
     if same.any():
         raise SteerlensError(
             f"positives and negatives are identical in layer row(s) {same.nonzero().tolist()}; "
-            "nothing sets them apart: check the pairs, the suffixes and the tokens that are read"
+            "expected a contrast: check the pairs, the suffixes and the tokens that are read"
         )
 
 
-def require_finite(
-    positive: Float[Tensor, "pair layer d_model"], negative: Float[Tensor, "pair layer d_model"]
-) -> None:
+def require_finite(positive: Side, negative: Side) -> None:
     """Refuse activations that are NaN or infinite."""
     for side, activations in (("positive", positive), ("negative", negative)):
         if not activations.isfinite().all():
@@ -354,16 +380,12 @@ def require_finite(
             )
 
 
-def _is_rounding(
-    rows: Float[Tensor, "row layer d_model"],
-    positive: Float[Tensor, "pair layer d_model"],
-    negative: Float[Tensor, "pair layer d_model"],
-) -> Bool[Tensor, " layer"]:
-    """Whether a layer's rows are no more than float32's rounding of the activations they are of."""
+def _is_rounding(rows: Samples, positive: Side, negative: Side) -> Bool[Tensor, " layer"]:
+    """Whether a layer's samples are nothing but float32's rounding of the activations."""
     size = torch.maximum(largest(positive), largest(negative))
     return largest(rows) <= ROUNDING * size
 
 
-def largest(rows: Float[Tensor, "row layer d_model"]) -> Float[Tensor, " layer"]:
-    """The largest magnitude of each layer; `abs` would write a copy first."""
+def largest(rows: Samples) -> PerLayer:
+    """The largest magnitude of each layer, without the copy that `abs` would make."""
     return torch.maximum(rows.amax(dim=2).amax(dim=0), -rows.amin(dim=2).amin(dim=0))

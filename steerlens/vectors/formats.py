@@ -1,4 +1,4 @@
-"""Vector files ⇄ named tensors and metadata; the ending of a file's name says its format."""
+"""Vector files ⇄ named tensors and metadata; the file's ending is its format."""
 
 import json
 from collections.abc import Callable
@@ -31,22 +31,27 @@ class Format(NamedTuple):
     title: str
     read: Callable[..., VectorFile]
     write: Callable[[PathLike, VectorFile], object] | None = None
-    """None: files of others that are read only."""
+    """None for formats that are only read."""
     left_out: Callable[[PathLike, VectorFile], list[str]] = lambda path, content: []
-    """What of a vector is lost, or means something else to other programs."""
+    """What is lost of a vector, or means something else to other programs."""
     names_layers: bool = True
-    """False: `read` takes the layer from its caller, who may know it when the file doesn't."""
+    """False if files may lack the layer; `read` then takes it as an argument."""
 
 
 def read_vector_file(path: PathLike, layer: int | None = None) -> VectorFile:
-    """Read a file by its ending; what is broken is refused by file, place and reason."""
+    """Read a vector file by its ending; errors name the file, the place in it and the reason.
+
+    Args:
+        path: The file.
+        layer: The layer of a `.pt` or `.npz` file with one direction.
+    """
     form = _format_of(path)
     if not Path(path).is_file():
         raise SteerlensError(f"there is no vector file {str(path)!r}")
     if layer is not None and form.names_layers:
         raise SteerlensError(
-            f"layer={layer} came for {str(path)!r}, but a {form.title} says itself which layers "
-            f"it holds; load it without, then take .at([{layer}])"
+            f"got layer={layer} for {str(path)!r}; expected none, as a {form.title} names its own "
+            f"layers: load it without, then take .at([{layer}])"
         )
     with naming(path):
         require_modest_size(Path(path).stat().st_size)
@@ -54,7 +59,7 @@ def read_vector_file(path: PathLike, layer: int | None = None) -> VectorFile:
             content = form.read(path) if form.names_layers else form.read(path, layer)
         except SteerlensError:
             raise
-        except Exception as error:  # whatever a hostile file makes the libraries raise
+        except Exception as error:  # a hostile file may make the libraries raise anything
             raise SteerlensError(
                 f"it is not a readable {form.title}: {_reason(error)}; "
                 "the file may be truncated or from another program"
@@ -69,13 +74,13 @@ def write_vector_file(path: PathLike, content: VectorFile) -> None:
 
 
 def left_out(path: PathLike, content: VectorFile) -> list[str]:
-    """What the format that `path` ends in cannot hold of a vector, in words."""
+    """What the format of `path` cannot hold of a vector, in words."""
     writer_of(path)
     return _format_of(path).left_out(path, content)
 
 
 def writer_of(path: PathLike) -> Callable[[PathLike, VectorFile], object]:
-    """What writes the format that `path` ends in; refuses endings that cannot be written."""
+    """The function that writes the format of `path`; refuses formats that are only read."""
     form = _format_of(path)
     if form.write is None:
         written = ", ".join(ending for ending, other in FORMATS.items() if other.write)
@@ -87,8 +92,8 @@ def _format_of(path: PathLike) -> Format:
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
         raise SteerlensError(
-            f"the ending {ending!r} of {str(path)!r} names no format of vectors; "
-            f"the endings are {', '.join(FORMATS)}"
+            f"got the ending {ending!r} in {str(path)!r}; expected one of a vector file: "
+            f"{', '.join(FORMATS)}"
         )
     return FORMATS[ending]
 
@@ -104,23 +109,23 @@ class _Metadata(Declared):
 
 
 def _sound(content: VectorFile, path: PathLike) -> VectorFile:
-    """What every format must give, before values are looked at."""
+    """Check what every format must give; `SteeringVector` checks the values."""
     metadata = check(_Metadata, content.metadata, path).model_dump()
     for name in ("directions", "layers"):
         if name not in content.tensors:
-            raise SteerlensError(f"it lacks {name!r}")
+            raise SteerlensError(f"it lacks {name!r}; the file may be incomplete")
     layers = content.tensors["layers"]
     if layers.ndim != 1 or layers.dtype != torch.int64 or (layers < 0).any():
         raise SteerlensError(
             f"the layers are {layers.dtype} of shape {tuple(layers.shape)}; "
-            "expected a row of int64, none negative"
+            "expected a 1-D tensor of int64, none negative"
         )
     if not content.tensors["directions"].numel():
-        raise SteerlensError("the directions are empty")
+        raise SteerlensError("the directions are empty; expected [layer, d_model]")
     tensors = dict(content.tensors)
     for name in {"directions", "norms", "explained"} & set(tensors):
         require_floats(name, tensors[name])
-        tensors[name] = tensors[name].float()  # some kinds can do no arithmetic
+        tensors[name] = tensors[name].float()  # some dtypes support no arithmetic
     return VectorFile(tensors, metadata)
 
 
@@ -131,12 +136,14 @@ def write_safetensors(path: PathLike, content: VectorFile) -> None:
     """The native format: tensors, and the metadata as one JSON string in the header."""
     header = {"format": VECTOR_FORMAT, "steerlens": json.dumps(content.metadata, sort_keys=True)}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in content.tensors.items()}
-    content_bytes = save(tensors, header)  # not save_file: a full disk is to be an OSError
+    content_bytes = save(
+        tensors, header
+    )  # not save_file, which raises no OSError if the disk is full
     write_atomically(path, lambda temporary: temporary.write_bytes(content_bytes))
 
 
 def read_safetensors(path: PathLike) -> VectorFile:
-    """Read what `write_safetensors` wrote; anything else is refused by name and place."""
+    """Read what `write_safetensors` wrote; a file of another format is refused."""
     with safe_open(path, framework="pt") as opened:
         header = opened.metadata() or {}
         if header.get("format") != VECTOR_FORMAT:

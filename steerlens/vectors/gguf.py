@@ -23,14 +23,14 @@ from steerlens.vectors.foreign import (
 )
 
 LARGEST_HEADER = 100_000
-"""Reads that the header of a GGUF file may take; a control vector of 100 layers takes 1,000."""
+"""Most reads for the header of a GGUF file; a control vector of 100 layers takes 1,000."""
 
 _GGUF_ARCHITECTURE = "controlvector"
 _GGUF_METADATA = "steerlens.metadata"
 
 
 def write_gguf(path: PathLike, content: VectorFile) -> None:
-    """Tensors `direction.<layer>`; what only steerlens reads is one more string of metadata."""
+    """Write tensors `direction.<layer>`, and what only steerlens reads as one metadata string."""
     gguf = _gguf()
     rows = rows_by_layer(content)
     if 0 in rows:
@@ -41,7 +41,7 @@ def write_gguf(path: PathLike, content: VectorFile) -> None:
             + (f"save vector.at({rest}), or all" if rest else "save it")
             + " as .safetensors"
         )
-    own = {name: content.tensors[name].tolist() for name in _OWN & content.tensors.keys()}
+    own = {name: content.tensors[name].tolist() for name in _AS_METADATA & content.tensors.keys()}
 
     def write(temporary: Path) -> None:
         writer = gguf.GGUFWriter(temporary, _GGUF_ARCHITECTURE)
@@ -60,12 +60,12 @@ def write_gguf(path: PathLike, content: VectorFile) -> None:
     write_atomically(path, write)
 
 
-_OWN = {"norms", "explained"}
-"""Tensors that are metadata in GGUF: llama.cpp rejects files with tensors it does not know."""
+_AS_METADATA = {"norms", "explained"}
+"""Tensors stored as metadata: llama.cpp rejects files with tensors it does not know."""
 
 
 def read_gguf(path: PathLike) -> VectorFile:
-    """Read a control vector; `direction.0`, which only repeng writes, is block 0's output too."""
+    """Read a control vector; `direction.0`, which only repeng writes, is the output of block 0."""
     gguf = _gguf()
     with np.errstate(over="raise"):
         reader = _bounded_reader(gguf, path)
@@ -81,23 +81,23 @@ def read_gguf(path: PathLike) -> VectorFile:
         ),
         path,
     )
-    own = reader.get_field(_GGUF_METADATA)
-    if own is None:
+    field = reader.get_field(_GGUF_METADATA)
+    if field is None:
         return content
-    found = check(_Own, parse_json(_text(own), path), f"{path}, {_GGUF_METADATA}")
-    return _with_own_metadata(content, found)
+    metadata = check(_Metadata, parse_json(_text(field), path), f"{path}, {_GGUF_METADATA}")
+    return _with_metadata(content, metadata)
 
 
-class _Own(Declared):
+class _Metadata(Declared):
     site: str
     provenance: dict[str, Any]
     norms: Numbers | None = None
     explained: Numbers | None = None
 
 
-def _with_own_metadata(content: VectorFile, own: _Own) -> VectorFile:
-    """What `write_gguf` added, over what a foreign file gives."""
-    values = {name: getattr(own, name) for name in _OWN}
+def _with_metadata(content: VectorFile, own: _Metadata) -> VectorFile:
+    """The content with the metadata that `write_gguf` added."""
+    values = {name: getattr(own, name) for name in _AS_METADATA}
     tensors = {name: torch.tensor(row) for name, row in values.items() if row is not None}
     provenance = own.provenance | {"source": content.metadata["provenance"]["source"]}
     metadata = {"site": own.site, "provenance": provenance}
@@ -111,12 +111,12 @@ def _gguf_tensor(gguf: ModuleType, tensor: Any) -> Tensor:
             f"{tensor.name!r} is of type {tensor.tensor_type.name}; expected floating-point numbers"
         )
     with np.errstate(over="raise"):
-        # a copy, so that the file is let go
+        # a copy, so that the file can be closed
         return torch.from_numpy(np.array(tensor.data, dtype=np.float32))
 
 
 def _bounded_reader(gguf: ModuleType, path: PathLike) -> Any:
-    """gguf's own reader goes on past the end of a file, and as long as a header tells it to."""
+    """gguf's reader with bounds: it would read past the end of a file, and any number of fields."""
 
     class BoundedReader(gguf.GGUFReader):  # type: ignore[name-defined]
         _reads = 0
@@ -131,7 +131,7 @@ def _bounded_reader(gguf: ModuleType, path: PathLike) -> Any:
             return found
 
         def _push_field(self, field: Any, *args: Any, **kwargs: Any) -> Any:
-            # Here, so that a model is refused before its vocabulary is read.
+            # Checked here, so that a model is refused before its vocabulary is read.
             if field.name == "general.architecture" and _text(field) != _GGUF_ARCHITECTURE:
                 raise SteerlensError(
                     f"got a GGUF file of architecture {short_repr(_text(field))}; "
@@ -152,6 +152,6 @@ def _gguf() -> ModuleType:
 
 
 def gguf_left_out(path: PathLike, content: VectorFile) -> list[str]:
-    """Other programs read no metadata of ours: what they would do differently is lost on them."""
+    """The site, which other programs do not read from the metadata, unless it is theirs."""
     site = content.metadata["site"]
     return [f"the site {site!r} for llama.cpp and repeng"] if site != BLOCK_OUTPUT else []

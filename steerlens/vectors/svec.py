@@ -20,7 +20,7 @@ from steerlens.vectors.foreign import (
 
 
 def write_svec(path: PathLike, content: VectorFile) -> None:
-    """Directions and explained variances by layer, as activation-steering writes them."""
+    """Write directions and explained variances by layer, as activation-steering does."""
     explained = content.tensors.get("explained")
     rows = rows_by_layer(content)
     values = {} if explained is None else dict(zip(rows, explained.tolist(), strict=True))
@@ -35,7 +35,7 @@ def write_svec(path: PathLike, content: VectorFile) -> None:
 
 
 class _Svec(Declared):
-    model_config = ConfigDict(extra="ignore")  # another program's file, which may grow
+    model_config = ConfigDict(extra="ignore")  # another program's file, which may gain keys
 
     model_type: str | None = None
     directions: dict[str, Numbers]
@@ -43,7 +43,7 @@ class _Svec(Declared):
 
 
 def read_svec(path: PathLike) -> VectorFile:
-    """Read what activation-steering wrote; a direction stays at the block output it was read at."""
+    """Read what activation-steering wrote; its directions belong to the blocks' outputs."""
     found = check(_Svec, read_json(path), path)
     rows = by_layer(found.directions.items())
     explained = by_layer((found.explained_variances or {}).items())
@@ -57,12 +57,12 @@ def read_svec(path: PathLike) -> VectorFile:
 
 
 def svec_left_out(path: PathLike, content: VectorFile) -> list[str]:
-    """The file holds directions, explained variances and one word on the model."""
+    """All but directions, explained variances and the model's type."""
     site, provenance = content.metadata["site"], content.metadata["provenance"]
     kept = {"model_type" if provenance.get("model_type") else "model", "source"}
-    if provenance.get("name") == Path(path).stem:  # as which it is loaded again
+    if provenance.get("name") == Path(path).stem:  # loading gives that name again
         kept.add("name")
-    told = sorted(provenance.keys() - kept)
+    missing = sorted(provenance.keys() - kept)
     lost = [f"the site {site!r}"] if site != BLOCK_OUTPUT else []
     lost += ["the activation norms"] if "norms" in content.tensors else []
-    return lost + ([f"the provenance ({', '.join(told)})"] if told else [])
+    return lost + ([f"the provenance ({', '.join(missing)})"] if missing else [])

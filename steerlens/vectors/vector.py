@@ -1,4 +1,4 @@
-"""A concept as one direction per layer, with its scale and where it came from."""
+"""A concept as one direction per layer, with its scale and provenance."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from einops import einsum
-from jaxtyping import Float
 from torch import Tensor
 
 from steerlens.display import Rows, card
@@ -15,6 +14,7 @@ from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, naming
 from steerlens.layer_text import display_layers
 from steerlens.numerics import unit
+from steerlens.shapes import Direction, Directions, PerLayer
 from steerlens.vectors.foreign import VectorFile
 from steerlens.vectors.formats import (
     LossyFormatWarning,
@@ -24,59 +24,65 @@ from steerlens.vectors.formats import (
 )
 
 CENTRED_BY_PROJECTION = "centred by projection"
-"""What `centred` notes down as the processing."""
+"""The processing that `centred` records in the provenance."""
 
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
-    """One direction per layer, read at one site; knows no model.
+    """One direction per layer, read at one site; independent of any model.
 
     >>> v = SteeringVector(torch.eye(2), layers=(3, 4))
     >>> (v + v)[3], v.cosine(-v)
     (tensor([2., 0.]), tensor([-1., -1.]))
     """
 
-    directions: Float[Tensor, "layer d_model"]
+    directions: Directions
     layers: tuple[int, ...]
     """The block index of each row of `directions`, increasing."""
     site: str = "resid_post"
-    """Where in a block it was read, and is written unless said otherwise."""
-    norms: Float[Tensor, " layer"] | None = None
-    """Mean length of the activations it was read from: the unit of relative strengths."""
-    explained: Float[Tensor, " layer"] | None = None
+    """Where in a block it was read, and where it steers by default."""
+    norms: PerLayer | None = None
+    """Mean norm of the activations it was read from: the unit of relative strengths."""
+    explained: PerLayer | None = None
     """Share of the contrast's variance along the direction."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Name, model, data and settings it comes from."""
 
     def __post_init__(self) -> None:
         directions = torch.as_tensor(self.directions).detach()
         if directions.ndim != 2:
             raise SteerlensError(
-                f"directions of shape {tuple(directions.shape)} came; needed is [layer, d_model]"
+                f"got directions of shape {tuple(directions.shape)}; expected [layer, d_model]"
             )
         object.__setattr__(self, "directions", directions.to(torch.float32))
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         if len(self.layers) != len(directions) or not self.layers:
             raise SteerlensError(
-                f"{len(directions)} directions came with {len(self.layers)} layers "
-                f"{self.layers}; each direction needs its layer"
+                f"got {len(directions)} directions and {len(self.layers)} layers {self.layers}; "
+                "expected one layer for each direction"
             )
         if any(low >= high for low, high in zip(self.layers, self.layers[1:], strict=False)):
-            raise SteerlensError(f"the layers {self.layers} must increase, without repeats")
+            raise SteerlensError(
+                f"got the layers {self.layers}; expected them to increase, without repeats"
+            )
         for name in ("norms", "explained"):
             values = getattr(self, name)
             if values is not None and values.shape != (len(self.layers),):
                 raise SteerlensError(
-                    f"{name} of shape {tuple(values.shape)} came for {len(self.layers)} layers"
+                    f"got {name} of shape {tuple(values.shape)}; expected one number for each of "
+                    f"{len(self.layers)} layers"
                 )
             if values is not None and not values.isfinite().all():
-                raise SteerlensError(f"{name} holds NaN or infinite values: {values.tolist()}")
+                raise SteerlensError(
+                    f"got {name} {values.tolist()}; expected no NaN or infinite values"
+                )
         # after the cast: float64 holds numbers that are infinite in float32
         bad = (~self.directions.isfinite()).any(dim=-1)
         if bad.any():
             rows = [layer for layer, is_bad in zip(self.layers, bad, strict=True) if is_bad]
             raise SteerlensError(
                 f"the vector holds NaN or infinite values at layer(s) {rows}; extract it again "
-                "(in float32 or bfloat16) or leave these layers out"
+                "(in float32 or bfloat16) or leave out these layers"
             )
 
     def __repr__(self) -> str:
@@ -85,7 +91,7 @@ class SteeringVector:
         return f"SteeringVector({name!r}, {self.site}, layers {layers}, d {self.width})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: each layer's length, against what it was read from, and the origin."""
+        """For notebooks: the norm of each layer's direction, and the origin."""
         columns = {
             "layer": self.layers,
             "length": self.directions.norm(dim=1).tolist(),
@@ -104,16 +110,16 @@ class SteeringVector:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
+    def __getitem__(self, layer: int) -> Direction:
         return self.directions[self.row(layer)]
 
     @property
     def width(self) -> int:
-        """The length of each direction, d_model for residual sites."""
+        """Components of each direction: d_model, unless the site is `z`."""
         return self.directions.shape[1]
 
     def row(self, layer: int) -> int:
-        """The row of `directions` that belongs to a layer."""
+        """The row of `directions` for a layer; raises if the vector has none."""
         if layer not in self.layers:
             raise SteerlensError(
                 f"the vector has no direction for layer {layer}; "
@@ -122,7 +128,11 @@ class SteeringVector:
         return self.layers.index(layer)
 
     def at(self, layers: Iterable[int]) -> "SteeringVector":
-        """The same vector, of these layers only."""
+        """The vector at these layers only.
+
+        >>> vector.at([3])
+        SteeringVector(..., resid_post, layers 3, d 192)
+        """
         rows = [self.row(layer) for layer in sorted(set(layers))]
         if not rows:
             raise SteerlensError("a vector of no layer was asked for; name at least one layer")
@@ -135,20 +145,20 @@ class SteeringVector:
         )
 
     def normalized(self) -> "SteeringVector":
-        """Every direction at unit length; a zero direction stays zero."""
+        """Every direction at norm 1; a zero direction stays zero."""
         return self._derived("normalized", unit(self.directions))
 
     def centred(self) -> "SteeringVector":
-        """The same in a stream without its mean, which LayerNorm models lose in processing.
+        """The vector without its mean, for LayerNorm models with centred weights.
 
-        Of the activations' norms, which change with it, none are kept.
+        The activation norms, which change with centring, are dropped.
         """
         means = self.directions.mean(dim=1, keepdim=True)
         crossed = self._derived("centred", self.directions - means)
         provenance = {**crossed.provenance, "processing": CENTRED_BY_PROJECTION}
         return replace(crossed, norms=None, provenance=provenance)
 
-    def cosine(self, other: "SteeringVector") -> Float[Tensor, " layer"]:
+    def cosine(self, other: "SteeringVector") -> PerLayer:
         """Cosine between the two vectors at each layer; zero where either is zero."""
         self._require_like(other, "compare")
         return einsum(
@@ -175,10 +185,11 @@ class SteeringVector:
         return self * -1.0
 
     def save(self, path: PathLike) -> None:
-        """Write the vector atomically, in the format that the file's name ends in.
+        """Write the vector atomically; a `LossyFormatWarning` says what the format cannot hold.
 
-        `.safetensors` holds all of it; `.svec` is for activation-steering, `.gguf` for llama.cpp
-        and repeng. What a format cannot hold is told by a `LossyFormatWarning`.
+        Args:
+            path: The file; its ending is the format. `.safetensors` holds everything, `.svec` is
+                for activation-steering, `.gguf` for llama.cpp and repeng.
         """
         optional = {"norms": self.norms, "explained": self.explained}
         tensors = {"directions": self.directions, "layers": torch.tensor(self.layers)}
@@ -196,9 +207,12 @@ class SteeringVector:
 
     @classmethod
     def load(cls, path: PathLike, layer: int | None = None) -> "SteeringVector":
-        """Read a vector that `save` wrote, or another program: `.svec`, `.gguf`, `.pt`, `.npz`.
+        """Read a vector that `save` or another program wrote.
 
-        `layer` is for a `.pt` or `.npz` of one direction that does not say of which layer.
+        Args:
+            path: A `.safetensors`, `.svec`, `.gguf`, `.pt` or `.npz` file.
+            layer: The layer of a `.pt` or `.npz` file that holds one direction and does not name
+                its layer.
         """
         tensors, metadata = read_vector_file(path, layer)
         with naming(path):
@@ -220,7 +234,7 @@ class SteeringVector:
             provenance={what: [dict(self.provenance), dict(other.provenance)]},
         )
 
-    def _derived(self, what: str, directions: Float[Tensor, "layer d_model"]) -> "SteeringVector":
+    def _derived(self, what: str, directions: Directions) -> "SteeringVector":
         history = [*self.provenance.get("history", []), what]
         return replace(
             self,
@@ -235,5 +249,5 @@ class SteeringVector:
             if mine != theirs:
                 raise SteerlensError(
                     f"cannot {action} vectors of different {name}: {mine!r} and {theirs!r}; "
-                    "take the layers they share with .at(layers), or extract both alike"
+                    "take the layers they share with .at(layers), or extract both at the same site"
                 )

@@ -321,7 +321,7 @@ class TestBareTensors:
     @pytest.mark.parametrize(
         ("found", "options", "why"),
         [
-            (torch.ones(4), {}, r"does not say of which layer; give it: .*layer=13\)"),
+            (torch.ones(4), {}, r"does not say of which layer; give the layer: .*layer=13\)"),
             (torch.ones(3, 4), {"layer": 2}, r"holds 3 layers.*then take .at\(\[2\]\)"),
             ({4: torch.ones(2), 5: torch.ones(2)}, {"layer": 4}, "holds 2 layers"),
             ({4: torch.ones(2), 5: torch.ones(3)}, {}, "differ in width: 2 at layer 4, 3 at"),
@@ -418,7 +418,7 @@ def test_files_that_are_no_vectors(tmp_path, ending, monkeypatch):
 
 @pytest.mark.parametrize("act", [sl.SteeringVector.load, whole().save])
 def test_other_endings_are_refused(tmp_path, act):
-    told = r"the ending '.bin' of .*v.bin.* names no format.*.safetensors, .svec, .gguf, .pt, .npz"
+    told = r"the ending '.bin' in .*v.bin.*; expected .*.safetensors, .svec, .gguf, .pt, .npz"
     with pytest.raises(sl.SteerlensError, match=told):
         act(tmp_path / "v.bin")
 

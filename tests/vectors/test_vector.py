@@ -149,7 +149,9 @@ def test_other_files_are_refused_by_name(tmp_path):
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(sl.SteerlensError, match=r"other.safetensors.* of format None"):
         sl.SteeringVector.load(path)
-    write_safetensors(path, VectorFile({"weight": torch.ones(2)}, {}))
+    write_safetensors(
+        path, VectorFile({"weight": torch.ones(2)}, {"site": "resid_post", "provenance": {}})
+    )
     with pytest.raises(sl.SteerlensError, match=r"other.safetensors.* lacks 'directions'"):
         sl.SteeringVector.load(path)
 
@@ -157,9 +159,9 @@ def test_other_files_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "told"),
     [
-        ({"provenance": {}}, "lacks 'site'"),
-        ({"site": 3, "provenance": {}}, "the site in .* is 3; needed is a str"),
-        ({"site": "resid_post", "provenance": [1]}, r"the provenance in .* is \[1\]; .* a dict"),
+        ({"provenance": {}}, "got no 'site'; expected one"),
+        ({"site": 3, "provenance": {}}, "at site: got 3; expected a valid string"),
+        ({"site": "resid_post", "provenance": [1]}, r"at provenance: got \[1\]; expected a table"),
     ],
 )
 def test_a_file_of_strange_metadata_is_refused_by_name(tmp_path, metadata, told):
@@ -190,17 +192,20 @@ def test_a_file_with_a_broken_vector_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"directions": torch.ones(3)}, r"shape \(3,\) came; needed is \[layer, d_model\]"),
-        ({"layers": (3,)}, "2 directions came with 1 layers"),
-        ({"directions": torch.ones(0, 3), "layers": ()}, "each direction needs its layer"),
-        ({"layers": (5, 3)}, r"\(5, 3\) must increase"),
+        ({"directions": torch.ones(3)}, r"got directions of shape \(3,\); expected \[layer"),
+        ({"layers": (3,)}, "got 2 directions and 1 layers"),
+        ({"directions": torch.ones(0, 3), "layers": ()}, "expected one layer for each direction"),
+        ({"layers": (5, 3)}, r"\(5, 3\); expected them to increase"),
         ({"layers": (3, 3)}, "without repeats"),
-        ({"norms": torch.ones(3)}, r"norms of shape \(3,\) came for 2 layers"),
+        ({"norms": torch.ones(3)}, r"norms of shape \(3,\); expected one number for each of 2"),
         (
             {"directions": torch.tensor([[1, 2, 3], [4, torch.inf, 6]])},
             r"NaN or infinite values at layer\(s\) \[5\]",
         ),
-        ({"norms": torch.tensor([1, torch.nan])}, r"norms holds NaN or infinite"),
+        (
+            {"norms": torch.tensor([1, torch.nan])},
+            r"got norms \[1.0, nan\]; expected no NaN or infinite",
+        ),
     ],
 )
 def test_what_is_no_vector_is_refused(unchecked, fields, told):

@@ -16,7 +16,7 @@ from steerlens.schemas import Declared, FileModel, Many, Two, read_as
 
 @dataclass(frozen=True)
 class Passages(Sequence[Passage]):
-    """One side of a dataset, row by row; rows are made when asked for and never stored."""
+    """One side of a dataset; its rows are built on access and never stored."""
 
     dataset: "ContrastiveDataset"
     side: int
@@ -41,25 +41,25 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
 
     pairs: Sequence[tuple[Prompt, Prompt]]
     suffixes: Sequence[str | tuple[str, str]] = ()
-    """Strings shared by both sides, or (positive, negative) pairs of them; never a mixture."""
+    """Strings shared by both sides, or (positive, negative) pairs of strings; never a mixture."""
     system: tuple[str | None, str | None] = (None, None)
     """System messages of the positive and the negative side."""
     chat: bool | None = None
-    """Whether the chat template is applied; None means: if the tokenizer has one."""
+    """Whether the chat template is applied; None if the tokenizer has one."""
     generation_prompt: bool = True
-    """Whether a templated prompt ends by opening the assistant's reply."""
+    """Whether a templated prompt ends with the opening of the assistant's reply."""
     name: str = "contrast"
     parts: Mapping[str, tuple[range, range]] = field(default_factory=dict)
-    """For each named part, the ranges of its pairs and of its suffixes."""
+    """Part name → the ranges of its pairs and of its suffixes."""
 
     def __post_init__(self) -> None:
         if not len(self.pairs):
-            raise SteerlensError(f"the dataset {self.name!r} is empty; it needs at least one pair")
+            raise SteerlensError(f"the dataset {self.name!r} is empty; expected at least one pair")
         for index, pair in enumerate(self.pairs):
             if isinstance(pair, str) or len(pair) != 2:
                 raise SteerlensError(
                     f"pair {index} of {self.name!r} is {short_repr(pair)}; "
-                    "a pair is (positive prompt, negative prompt)"
+                    "expected (positive prompt, negative prompt)"
                 )
             for prompt in pair:
                 require_prompt(prompt, f"pair {index} of {self.name!r}")
@@ -68,19 +68,28 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         if len(forms) > 1 or "other" in forms:
             raise SteerlensError(
                 f"the suffixes of {self.name!r} are mixed in form ({', '.join(sorted(forms))}); "
-                "give either strings or (positive, negative) pairs of strings throughout"
+                "expected only strings, or only (positive, negative) pairs of strings"
             )
 
     @classmethod
     def from_sides(
         cls, positive: Sequence[Prompt], negative: Sequence[Prompt], **options: Any
     ) -> "ContrastiveDataset":
-        """Pair two equally long lists of prompts, first with first."""
+        """Pair two equally long lists of prompts, first with first.
+
+        Args:
+            positive: Texts or chats that show the behaviour: a list, Series, array or column.
+            negative: Texts or chats that do not.
+            **options: Other fields of the dataset, such as `suffixes` and `name`.
+
+        >>> ContrastiveDataset.from_sides(["I love you."], ["I hate you."], name="love")
+        ContrastiveDataset('love': 1 pairs)
+        """
         positive, negative = as_texts(positive, "positive"), as_texts(negative, "negative")
         if len(positive) != len(negative):
             raise SteerlensError(
-                f"{len(positive)} positive prompts but {len(negative)} negative ones; "
-                "each positive prompt needs its negative one"
+                f"got {len(positive)} positive but {len(negative)} negative prompts; expected "
+                "pairs: give each positive prompt its negative"
             )
         return cls(list(zip(positive, negative, strict=True)), **options)
 
@@ -88,11 +97,21 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
     def one_against_rest(
         cls, groups: Mapping[str, Sequence[Prompt]], target: str, **options: Any
     ) -> "ContrastiveDataset":
-        """Contrast one group with each of the others, row by row (multi-condition CAST)."""
+        """Contrast one group with each of the others, prompt by prompt (multi-condition CAST).
+
+        Args:
+            groups: Name → prompts; all groups are equally long.
+            target: The name of the positive group.
+            **options: Other fields of the dataset; its `name` is that of the target.
+
+        >>> topics = {"cooking": ["Bake."], "law": ["Sue."], "sport": ["Run."]}
+        >>> ContrastiveDataset.one_against_rest(topics, "law").pairs
+        [('Sue.', 'Bake.'), ('Sue.', 'Run.')]
+        """
         if target not in groups or len(groups) < 2:
             raise SteerlensError(
-                f"cannot contrast {target!r} with the rest of {sorted(groups)}; "
-                "the target must be one of at least two groups"
+                f"got the target {target!r} and the groups {sorted(groups)}; "
+                "expected one of at least two groups"
             )
         others = [group for group in groups if group != target]
         options.setdefault("name", target)
@@ -128,8 +147,8 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         return f"ContrastiveDataset({self.name!r}: {len(self.pairs)} pairs{crossed}{parts})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the first pairs and suffixes, side by side."""
-        suffixes = [(one, one) if isinstance(one, str) else one for one in self.suffixes]
+        """For notebooks: the first pairs and suffixes, in two columns."""
+        suffixes = [(text, text) if isinstance(text, str) else text for text in self.suffixes]
         parts = [f"{part} ({len(pairs)} pairs)" for part, (pairs, _) in self.parts.items()]
         sides = ("positive", "negative")
         systems = [self.system] if any(self.system) else []
@@ -156,18 +175,25 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
 
     @property
     def train(self) -> "ContrastiveDataset":
+        """The part "train"."""
         return self.part("train")
 
     @property
     def validation(self) -> "ContrastiveDataset":
+        """The part "validation"."""
         return self.part("validation")
 
     @property
     def test(self) -> "ContrastiveDataset":
+        """The part "test"."""
         return self.part("test")
 
     def part(self, name: str) -> "ContrastiveDataset":
-        """The pairs and suffixes of one named part, as a dataset of their own."""
+        """The dataset of one named part.
+
+        >>> refusals.part("test")
+        ContrastiveDataset('refusal/test': ... pairs × ... suffixes)
+        """
         if name not in self.parts:
             known = ", ".join(map(repr, self.parts)) or "none"
             raise SteerlensError(
@@ -187,7 +213,16 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
     ) -> "ContrastiveDataset":
         """Shuffle the pairs into train, validation and test parts; suffixes go to every part.
 
-        Pairs that share a prompt go to the same part, so that no prompt is in two.
+        Pairs that share a prompt go to the same part, so that no prompt is in two parts.
+
+        Args:
+            train: Share of the pairs in "train".
+            validation: Share of the pairs in "validation"; the rest is "test".
+            seed: Seed of the shuffle.
+
+        >>> pairs = [(f"Do {i}.", f"Undo {i}.") for i in range(10)]
+        >>> len(ContrastiveDataset(pairs).split().train)
+        6
         """
         groups = _groups_sharing_a_prompt(self.pairs)
         random.Random(seed).shuffle(groups)
@@ -213,7 +248,7 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         return replace(self, pairs=[self.pairs[index] for index in order], parts=parts)
 
     def save(self, path: PathLike) -> None:
-        """Write the dataset, parts included, as JSON."""
+        """Write the dataset with its parts as JSON, atomically."""
         whole = {"all": (range(len(self.pairs)), range(len(self.suffixes)))}
         write_json(
             path,
@@ -235,20 +270,20 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
 
     @classmethod
     def load(cls, path: PathLike) -> "ContrastiveDataset":
-        """Read a dataset that `save` wrote; a malformed file is refused by name and place."""
+        """Read a dataset that `save` wrote; errors name the place in a malformed file."""
         content = read_as(path, _File)
         pairs: list[Any] = []
         suffixes: list[Any] = []
         parts: dict[str, tuple[range, range]] = {}
-        places: dict[tuple[Any, ...], range] = {}
+        ranges: dict[tuple[Any, ...], range] = {}
         for part, rows in content.parts.items():
             first_pair = len(pairs)
             pairs += map(tuple, rows.pairs)
-            own = tuple(map(_tupled, rows.suffixes or []))
-            if own not in places:  # split() gives the same suffixes to every part
-                places[own] = range(len(suffixes), len(suffixes) + len(own))
-                suffixes += own
-            parts[part] = (range(first_pair, len(pairs)), places[own])
+            part_suffixes = tuple(map(_tupled, rows.suffixes or []))
+            if part_suffixes not in ranges:  # split() gives the same suffixes to every part
+                ranges[part_suffixes] = range(len(suffixes), len(suffixes) + len(part_suffixes))
+                suffixes += part_suffixes
+            parts[part] = (range(first_pair, len(pairs)), ranges[part_suffixes])
         with naming(path):
             return cls(
                 pairs,
@@ -284,7 +319,7 @@ def _tupled(value: Any) -> Any:
 def _require_settings(data: ContrastiveDataset) -> None:
     settings = {
         "system (two texts or None)": len(data.system) == 2
-        and all(one is None or isinstance(one, str) for one in data.system),
+        and all(text is None or isinstance(text, str) for text in data.system),
         "chat (True, False or None)": data.chat is None or isinstance(data.chat, bool),
         "generation_prompt (True or False)": isinstance(data.generation_prompt, bool),
         "name (text)": isinstance(data.name, str),
@@ -313,7 +348,7 @@ def _listed(suffix: Any) -> Any:
 
 def _groups_sharing_a_prompt(pairs: Sequence[tuple[Prompt, Prompt]]) -> list[list[int]]:
     """Indices of the pairs, grouped so that pairs of different groups share no prompt."""
-    import numpy as np  # with scipy, as long to import as the command line may take to start
+    import numpy as np  # here: with scipy, too slow to import for the command line
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

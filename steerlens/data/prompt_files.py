@@ -12,22 +12,24 @@ from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import PathLike
 
 PROMPT_COLUMNS = ("prompt", "messages")
-"""Columns that hold prompts by their name; others must be named, or be the only text."""
+"""Columns read as prompts by default; others must be named, or be the only column of texts."""
 SIDES = ("positive", "negative")
 
-_SHAPES = {
+_LAYOUTS = {
     ("instruction", "input", "output"): ("instruction", "input"),  # Alpaca
     ("question", "answer_matching_behavior"): ("question",),  # CAA
     ("input", "output_concept"): ("input",),  # AxBench
 }
-"""Columns by which a known shape is recognised → those that hold the prompt in it."""
+"""Columns that identify a known layout → those that hold its prompts."""
 
 
 def load_prompts(path: PathLike) -> dict[str, Any]:
     """The prompts of a file by part; a file without parts has one, called "all".
 
-    Reads text with one prompt a line, JSON, JSON lines, CSV, TSV and Parquet: see `read_prompts`.
-    In a file by topic, a part is a table: topic → list of prompts.
+    In a file of prompts by topic, a part is a dict: topic → list of prompts.
+
+    Args:
+        path: Text with one prompt per line, or JSON, JSON lines, CSV, TSV or Parquet.
 
     >>> list(load_prompts(demo_file("questions.json")))
     ['train', 'validation', 'test']
@@ -48,10 +50,10 @@ def read_prompts(path: PathLike, part: str = "", columns: Sequence[str] = ()) ->
     """All prompts of a file, or of one of its parts.
 
     Args:
-        path: text with one prompt a line, or rows as JSON, JSON lines, CSV, TSV or Parquet.
-        part: a part of a JSON file; empty: all of them.
-        columns: where the prompt stands in a row; of several, the texts are joined by a blank
-            line. Default: `prompt` or `messages` (a chat), or the only column of texts.
+        path: Text with one prompt per line, or rows as JSON, JSON lines, CSV, TSV or Parquet.
+        part: A part of a JSON file; empty for all of them.
+        columns: The columns of the prompt; the texts of several are joined by a blank line.
+            Default: `prompt` or `messages` (a chat), or the only column of texts.
 
     >>> read_prompts(demo_file("questions.json"), "test")[0]
     'Suggest some plants for a bathroom without a window.'
@@ -60,12 +62,13 @@ def read_prompts(path: PathLike, part: str = "", columns: Sequence[str] = ()) ->
 
 
 def read_pairs(path: PathLike, columns: Sequence[str] = ()) -> ContrastiveDataset:
-    """A contrastive dataset, or rows with a column for each side as one.
+    """Read a contrastive dataset, or rows with a column for each side.
 
     Args:
-        path: what `ContrastiveDataset.save` wrote, or rows as JSON (CAST's, too), JSON lines, CSV,
+        path: A file of `ContrastiveDataset.save`, or rows as JSON (also CAST's), JSON lines, CSV,
             TSV or Parquet. Lists of rows by part become the dataset's parts.
-        columns: those of the positive and the negative prompts. Default: `positive`, `negative`.
+        columns: The columns of the positive and the negative prompts. Default: `positive`,
+            `negative`.
 
     >>> read_pairs(demo_file("harmful.json"))
     ContrastiveDataset('harmful': 764 pairs, parts train, validation, test)
@@ -77,7 +80,7 @@ def read_pairs(path: PathLike, columns: Sequence[str] = ()) -> ContrastiveDatase
         return ContrastiveDataset.load(path)
     names = tuple(columns) or SIDES
     if len(names) != 2:
-        raise SteerlensError(f"got the columns {list(names)}; expected that of each of two sides")
+        raise SteerlensError(f"got the columns {list(names)}; expected two, one for each side")
     every = file.part("")
     in_lists = (
         not columns and every and all(isinstance(row, list) and len(row) == 2 for row in every)
@@ -123,7 +126,7 @@ def _checked(prompts: list[Any], file: RowFile) -> list[Prompt]:
 
 
 def _joined(row: dict[str, Any], columns: Sequence[str]) -> Any:
-    """The value of a column, or the texts of several that are not empty."""
+    """The value of one column, or the non-empty texts of several, joined."""
     values = [row.get(name) for name in columns]
     if len(values) == 1:
         return values[0]
@@ -147,10 +150,10 @@ def _chosen_columns(file: RowFile, columns: Sequence[str]) -> Sequence[str]:
     if len(texts) == 1:
         return texts
     likely: Sequence[str] = next(
-        (found for shape, found in _SHAPES.items() if set(shape) <= set(known)), ["NAME"]
+        (prompts for layout, prompts in _LAYOUTS.items() if set(layout) <= set(known)), ["NAME"]
     )
     raise SteerlensError(
-        f"{file.path!r} has the columns {', '.join(known)[:300]}; say which holds the prompts: "
+        f"{file.path!r} has the columns {', '.join(known)[:300]}; name the one with the prompts: "
         + " ".join(f"--prompt-column {name}" for name in likely)
         + " (columns= in Python)"
     )

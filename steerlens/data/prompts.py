@@ -1,4 +1,4 @@
-"""Prompts: texts and chats, and lists of them as they come from other libraries."""
+"""Prompts: texts and chats, and lists of them from other libraries."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,15 +11,28 @@ Prompt = str | Sequence[Message]
 
 
 class Passage(NamedTuple):
-    """One side of a contrast, before the chat template is applied."""
+    """One side of a contrast, before the chat template is applied.
+
+    >>> Passage("Hi.", suffix="Sure, I")
+    Passage(prompt='Hi.', suffix='Sure, I', system=None)
+    """
 
     prompt: Prompt
     suffix: str = ""
+    """The beginning of a reply, in the assistant's turn of a chat."""
     system: str | None = None
+    """A system message."""
 
 
 def require_prompt(prompt: Any, where: str) -> None:
-    """Refuse what is neither text nor a chat, and prompts without any text."""
+    """Refuse a prompt that is neither text nor a chat, or without any text.
+
+    Args:
+        prompt: The prompt.
+        where: Which prompt it is, for the message.
+
+    >>> require_prompt("Hi.", "prompt 0")
+    """
     if isinstance(prompt, str):
         if not prompt.strip():
             raise SteerlensError(f"{where} has an empty prompt; every prompt needs some text")
@@ -42,23 +55,27 @@ def require_prompt(prompt: Any, where: str) -> None:
 
 
 def as_texts(texts: Any, what: str = "prompts") -> Any:
-    """A list of texts, whatever held them: a list, tuple, Series, array or a dataset's column.
+    """A list of the texts in a list, tuple, Series, array or dataset column.
 
-    Tensors of tokens stay tensors. One text, a table or a mapping would be taken for its letters,
-    columns or keys, and is refused; so is a set, which has no order.
+    Tensors of tokens stay tensors. A single text, a table and a mapping are refused, as iterating
+    would give letters, columns and keys; so is a set, which has no order.
+
+    Args:
+        texts: What the user passed.
+        what: The argument's name, for the message.
 
     >>> as_texts(("Hi.", "Ho."))
     ['Hi.', 'Ho.']
     """
     form = _form_of(texts)
     if form in _MISTAKEN:
-        shown = short_repr(texts) if form == "one text" else type(texts).__name__
+        given = short_repr(texts) if form == "one text" else type(texts).__name__
         raise SteerlensError(
-            f"{what}: got {form} ({shown}); expected a list of texts: {_MISTAKEN[form]}"
+            f"{what}: got {form} ({given}); expected a list of texts: {_MISTAKEN[form]}"
         )
     if hasattr(texts, "to_pylist"):  # Arrow's arrays hold scalars of their own
         return list(texts.to_pylist())
-    if hasattr(texts, "layout") and hasattr(texts, "ndim"):  # torch, which is not imported here
+    if hasattr(texts, "layout") and hasattr(texts, "ndim"):  # torch, which is slow to import
         return texts
     try:
         return list(texts)
@@ -69,10 +86,10 @@ def as_texts(texts: Any, what: str = "prompts") -> Any:
 
 
 _MISTAKEN = {
-    "one text": "put it into one, as in [text]",
+    "one text": "put it in a list, as in [text]",
     "a mapping": "give the list in it, such as list(table.values())",
     "a table": 'give one column of it, such as table["prompt"]',
-    "a set": "sort it, for a set has no order",
+    "a set": "sort it, as a set has no order",
 }
 
 

@@ -1,4 +1,4 @@
-"""Questions with two answers, of which one shows a behaviour (CAA)."""
+"""A/B questions: two answers, one of which shows a behaviour (CAA)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from steerlens.files import PathLike
 
 
 class Question(NamedTuple):
-    """A question with two answers, of which one shows the behaviour."""
+    """An A/B question: two answers, one of which shows the behaviour."""
 
     text: str
     matching: str
@@ -18,9 +18,10 @@ class Question(NamedTuple):
 
 
 def load_questions(path: PathLike) -> list[Question]:
-    """Questions from CAA's JSON list, or from JSON lines, CSV or Parquet; raises with the place.
+    """Read A/B questions from JSON (as CAA's), JSON lines, CSV or Parquet.
 
-    Each has `question`, `answer_matching_behavior` and `answer_not_matching_behavior`.
+    Each has `question`, `answer_matching_behavior` and `answer_not_matching_behavior`; errors name
+    the question that lacks one.
     """
     entries = read_row_file(path).part("")
     if not entries:
@@ -39,7 +40,11 @@ def load_questions(path: PathLike) -> list[Question]:
 
 
 def require_unseen(questions: Sequence[Question], training: Sequence[Question]) -> None:
-    """Refuse to score on questions that a vector was read from: it would answer from memory.
+    """Refuse to score a vector on questions that it was extracted from.
+
+    Args:
+        questions: The questions to score on.
+        training: The questions of the vector.
 
     >>> asked = [Question("Is tea nice?", "Yes", "No")]
     >>> require_unseen(asked, training=[Question("Is rain nice?", "Yes", "No")])
@@ -47,6 +52,6 @@ def require_unseen(questions: Sequence[Question], training: Sequence[Question]) 
     shared = {question.text for question in questions} & {question.text for question in training}
     if shared:
         raise SteerlensError(
-            f"got {len(shared)} questions to score on that the vector is read from, such as "
-            f"{short_repr(min(shared))}; expected others: take them out of one of the two"
+            f"got {len(shared)} questions to score on that the vector is extracted from, such as "
+            f"{short_repr(min(shared))}; expected none: remove them from one of the two"
         )

@@ -1,4 +1,4 @@
-"""Files of rows as they come: text with a row a line, JSON, JSON lines, CSV, TSV, Parquet."""
+"""Files of rows: text with one row per line, JSON, JSON lines, CSV, TSV, Parquet."""
 
 import csv
 import io
@@ -13,41 +13,41 @@ from steerlens.files import PathLike, decode_text, lines_of, parse_json, read_by
 
 PAIRS, PROMPTS, TOPICS = "steerlens.contrast/1", "steerlens.prompts/1", "steerlens.topics/1"
 REPLIES = "steerlens.replies/1"
-"""What steerlens's own JSON files of rows say as their "format"."""
+"""The "format" of steerlens's own JSON files of rows."""
 TEXT_ENDINGS = ("", ".txt", ".text")
 ENDINGS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 _TABLES = {".csv": ("CSV", ",;\t"), ".tsv": ("TSV", "\t")}
-"""The kind of each ending, and what may stand between its values."""
+"""Ending → its kind, and the possible delimiters."""
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive (as .xlsx and .docx are)",
     b"%PDF": "a PDF",
     b"\x1f\x8b": "compressed by gzip",
     b"GGUF": "a GGUF file",
 }
-"""How files begin that hold no rows."""
+"""First bytes of files that hold no rows → what they are."""
 
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a file, by its parts; a file without parts has one, called "all"."""
+    """The rows of a file by part; a file without parts has one, called "all"."""
 
     path: str
     kind: str
     """Such as "JSON" or "CSV"."""
     parts: dict[str, list[Any]]
-    """Rows are texts, tables of columns, or lists (pairs)."""
+    """Rows are texts, dicts (column → value) or lists (pairs)."""
     format: str = ""
-    """What a JSON file says of itself."""
+    """The "format" of a JSON file."""
 
     @property
     def columns(self) -> list[str]:
-        """The names in its rows, as first met; none if the rows are texts."""
+        """Column names in order of appearance; none if the rows are texts."""
         rows = (row for part in self.parts.values() for row in part if isinstance(row, dict))
         return list(dict.fromkeys(str(name) for row in rows for name in row))
 
     def part(self, name: str) -> list[Any]:
-        """The rows of one part, or of all of them if the name is empty."""
+        """The rows of one part, or of all parts if the name is empty."""
         if not name:
             return [row for part in self.parts.values() for row in part]
         if name not in self.parts:
@@ -57,10 +57,10 @@ class RowFile:
 
 
 def read_row_file(path: PathLike) -> RowFile:
-    """Read rows by what the file holds and by its ending; what is neither is refused by name."""
+    """Read rows by the file's content and ending; other files are refused by name."""
     content = read_bytes(path)
     ending = Path(path).suffix.lower()
-    foreign = next((what for mark, what in _FOREIGN.items() if content.startswith(mark)), None)
+    foreign = next((kind for mark, kind in _FOREIGN.items() if content.startswith(mark)), None)
     if foreign:
         raise SteerlensError(f"{str(path)!r} is {foreign}; {_EXPECTED}")
     if content.startswith(b"PAR1") or ending == ".parquet":
@@ -72,14 +72,14 @@ def read_row_file(path: PathLike) -> RowFile:
     if ending in _JSON_ENDINGS:
         return _json_lines(text, path) if _is_json_lines(text, path) else _json(text, path)
     if text.lstrip()[:1] in ("[", "{"):
-        with suppress(SteerlensError):  # then it is text that begins with a bracket
+        with suppress(SteerlensError):  # otherwise it is text that begins with a bracket
             return _json_lines(text, path) if _is_json_lines(text, path) else _json(text, path)
     if ending not in TEXT_ENDINGS:
-        raise SteerlensError(f"the ending {ending!r} of {str(path)!r} is unknown; {_EXPECTED}")
+        raise SteerlensError(f"got the ending {ending!r} in {str(path)!r}; {_EXPECTED}")
     return RowFile(str(path), "text", {"all": lines_of(text)})
 
 
-_EXPECTED = f"expected text with one prompt a line, or a table: {', '.join(ENDINGS)}"
+_EXPECTED = f"expected text with one prompt per line, or a table: {', '.join(ENDINGS)}"
 
 
 def _json(text: str, path: PathLike) -> RowFile:
@@ -90,21 +90,23 @@ def _json(text: str, path: PathLike) -> RowFile:
         if wrong:
             raise SteerlensError(
                 f"{str(path)!r} holds {short_repr(wrong[0])} in {name!r}; expected texts, or "
-                "tables of columns"
+                "tables (column → value)"
             )
-    told = content.get("format", "") if isinstance(content, dict) else ""
-    return RowFile(str(path), "JSON", parts, str(told))
+    declared = content.get("format", "") if isinstance(content, dict) else ""
+    return RowFile(str(path), "JSON", parts, str(declared))
 
 
 def _parts(content: Any, path: PathLike) -> dict[str, list[Any]]:
-    """A list, or lists by part, in steerlens's own formats or in those that CAST's files have."""
+    """Part → rows: of a list, a table of lists (as in CAST's files), or steerlens's formats."""
     if isinstance(content, list):
         return {"all": content}
     if not isinstance(content, dict):
         raise SteerlensError(f"{str(path)!r} holds {short_repr(content)}; expected a list of rows")
-    told = content.get("format")
-    if str(told).startswith("steerlens.") and told not in (PAIRS, PROMPTS, TOPICS, REPLIES):
-        raise SteerlensError(f'{str(path)!r} holds no rows: its "format" is {short_repr(told)}')
+    declared = content.get("format")
+    if str(declared).startswith("steerlens.") and declared not in (PAIRS, PROMPTS, TOPICS, REPLIES):
+        raise SteerlensError(
+            f'{str(path)!r} holds no rows: its "format" is {short_repr(declared)}; {_EXPECTED}'
+        )
     parts = content.get("parts") if "format" in content else content
     if "format" in content and "parts" not in content and isinstance(content.get("rows"), list):
         return {"all": content["rows"]}
@@ -113,8 +115,8 @@ def _parts(content: Any, path: PathLike) -> dict[str, list[Any]]:
             f'{str(path)!r} has no "parts" with rows in them (its format: '
             f"{short_repr(content.get('format'))}, its keys: {short_repr(list(content))})"
         )
-    how = _PART_OF.get(str(content.get("format")), _list_of_rows)
-    return {str(name): how(part, str(name), path, content) for name, part in parts.items()}
+    parse = _PARSERS.get(str(content.get("format")), _list_of_rows)
+    return {str(name): parse(part, str(name), path, content) for name, part in parts.items()}
 
 
 def _list_of_rows(part: Any, name: str, path: PathLike, content: dict[str, Any]) -> list[Any]:
@@ -135,7 +137,10 @@ def _list_of_pairs(part: Any, name: str, path: PathLike, content: dict[str, Any]
     pairs = part.get("pairs") if isinstance(part, dict) else None
     rows = _list_of_rows(pairs, name, path, content)
     if not all(isinstance(row, list) and len(row) == 2 for row in rows):
-        raise SteerlensError(f"the part {short_repr(name)} of {str(path)!r} is no list of pairs")
+        raise SteerlensError(
+            f"got the part {short_repr(name)} of {str(path)!r} with other rows than pairs; "
+            "expected [positive, negative] in each"
+        )
     return [dict(zip(("positive", "negative"), row, strict=True)) for row in rows]
 
 
@@ -152,12 +157,12 @@ def _rows_of_topics(part: Any, name: str, path: PathLike, content: dict[str, Any
     ]
 
 
-_PART_OF: dict[str, Callable[..., list[Any]]] = {PAIRS: _list_of_pairs, TOPICS: _rows_of_topics}
-"""How a part is laid out, in the formats where it is no list of rows."""
+_PARSERS: dict[str, Callable[..., list[Any]]] = {PAIRS: _list_of_pairs, TOPICS: _rows_of_topics}
+"""Format → parser of a part that is not a list of rows."""
 
 
 def _is_json_lines(text: str, path: PathLike) -> bool:
-    """Several lines, of which the first is complete in itself."""
+    """Whether there are several lines, the first of which is complete JSON."""
     lines = lines_of(text)
     if len(lines) < 2:
         return Path(path).suffix.lower() in (".jsonl", ".ndjson")
@@ -169,18 +174,18 @@ def _is_json_lines(text: str, path: PathLike) -> bool:
 def _json_lines(text: str, path: PathLike) -> RowFile:
     lines = enumerate(lines_of(text), 1)
     rows = [parse_json(line, f"{path} (line {number})") for number, line in lines]
-    if len(rows) == 1 and isinstance(rows[0], list):  # JSON under the other ending
+    if len(rows) == 1 and isinstance(rows[0], list):  # JSON in a file named .jsonl
         return RowFile(str(path), "JSON", {"all": rows[0]})
     wrong = [n for n, row in enumerate(rows, 1) if not isinstance(row, str | dict)]
     if wrong:
         raise SteerlensError(
-            f"line {wrong[0]} of {str(path)!r} is neither a text nor a table of columns"
+            f"line {wrong[0]} of {str(path)!r} is neither a text nor a table (column → value)"
         )
     return RowFile(str(path), "JSON lines", {"all": rows})
 
 
 def _separated(text: str, path: PathLike, delimiters: str) -> list[Any]:
-    """The first line names the columns, and shows the delimiter; every row has as many values."""
+    """Rows of a CSV or TSV file, whose first line names the columns and shows the delimiter."""
     delimiter = max(delimiters, key=text.lstrip().partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -192,7 +197,9 @@ def _separated(text: str, path: PathLike, delimiters: str) -> list[Any]:
     (_, header), *rows = lines
     names = [name.strip() for name in header]
     if len(set(names)) < len(names):
-        raise SteerlensError(f"{str(path)!r} has two columns of one name: {short_repr(names)}")
+        raise SteerlensError(
+            f"{str(path)!r} has two columns of one name: {short_repr(names)}; rename one"
+        )
     for number, row in rows:
         if len(row) != len(names):
             raise SteerlensError(
@@ -215,5 +222,5 @@ def _parquet(path: PathLike) -> list[Any]:
         rows: list[Any] = pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SteerlensError(f"{str(path)!r} is no readable Parquet file: {reason}") from error
+        raise SteerlensError(f"{str(path)!r} is not a readable Parquet file: {reason}") from error
     return rows

@@ -162,12 +162,12 @@ def test_prompt_lists_load_by_part(tmp_path):
 
 
 def test_an_empty_dataset_is_refused():
-    with pytest.raises(sl.SteerlensError, match="'x' is empty; it needs at least one pair"):
+    with pytest.raises(sl.SteerlensError, match="'x' is empty; expected at least one pair"):
         sl.ContrastiveDataset([], name="x")
 
 
 def test_unequal_lengths_are_refused():
-    with pytest.raises(sl.SteerlensError, match="2 positive prompts but 1 negative"):
+    with pytest.raises(sl.SteerlensError, match="got 2 positive but 1 negative prompts"):
         sl.ContrastiveDataset.from_sides(["a", "b"], ["c"])
 
 

@@ -202,7 +202,7 @@ def test_own_files_keep_their_parts(tmp_path):
         ("p.json", '{"prompt": "Hi."}', "is a table with the keys .'prompt'"),
         ("p.json", '{"format": "steerlens.search/1", "rows": []}', "format. is 'steerlens.s"),
         ("p.json", '{"format": "other", "partz": {}}', r"no .parts.*'format', 'partz'"),
-        ("p.parquet", "PAR1", "no readable Parquet file"),
+        ("p.parquet", "PAR1", "not a readable Parquet file"),
         ("p.yaml", "- Hi.\n", r"ending '.yaml'.*expected .*\.jsonl"),
         ("p.xlsx", "PK\x03\x04", "a ZIP archive"),
     ],
@@ -225,7 +225,7 @@ def test_missing_parts_and_columns_are_named(tmp_path):
         read_pairs(path, ("harm", "help"))
     with pytest.raises(sl.SteerlensError, match="holds single texts"):
         read_pairs(sl.demo_file("questions.json"))
-    with pytest.raises(sl.SteerlensError, match="expected that of each of two sides"):
+    with pytest.raises(sl.SteerlensError, match="expected two, one for each side"):
         read_pairs(path, ("positive",))
     with pytest.raises(sl.SteerlensError, match="names its sides itself"):
         read_pairs(sl.demo_file("harmful.json"), ("a", "b"))

@@ -79,7 +79,11 @@ def reading_passes(
     tokens: Tokens | Sequence[int] = "last",
     batch_tokens: int | None = None,
 ) -> list[Pass]:
-    """The forward passes that `read_rows` would run, without running them."""
+    """The forward passes that `read_rows` would run, without running them.
+
+    >>> reading_passes(load_model(), [TokenRow((4, 40, 41)), TokenRow((4, 42))])
+    [Pass(rows=2, width=3, prefixes=0, n_shared=0)]
+    """
     jobs, shared = read_jobs(list(zip(rows, positions_of(model, rows, tokens), strict=True)))
     budget = BatchBudget.of(model, batch_tokens, LOCAL)
     return [_pass(jobs, batch, shared) for batch in read_batches(jobs, shared, budget)]

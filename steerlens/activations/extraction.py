@@ -111,7 +111,10 @@ class _Extracted(NamedTuple):
 def apply_estimator(estimator: Estimator, positive: Side, negative: Side) -> Directions:
     """Run an estimator, which may be the user's own, and check what it returns.
 
-    It gets copies, so that it may work in place. NumPy arrays are converted to tensors.
+    Args:
+        estimator: Gets copies of both sides, so that it may work in place; may return NumPy.
+        positive: Activations of the positive side, [pair, layer, d_model].
+        negative: Activations of the negative side, in the same order of pairs.
 
     Raises:
         SteerlensError: If it returns anything but finite real directions, [layer, d_model].

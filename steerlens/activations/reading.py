@@ -91,7 +91,20 @@ def read_rows(
     batch_tokens: int | None = None,
     **run: Unpack[RunOptions],
 ) -> Reading:
-    """`read_residual` for token rows, with mean norms; equal rows are run once."""
+    """`read_residual` for token rows, with mean norms; equal rows are run once.
+
+    Args:
+        model: The model to read.
+        rows: Prompts as `tokenize` returns them.
+        layers: Layers to read; −1 is the last, None stands for all.
+        tokens: Which tokens are read, or a list with one index for each row.
+        site: Where in each block, such as "resid_post".
+        batch_tokens: Most tokens in a forward pass, padding included; None chooses by device.
+        **run: `batch_size`, `progress` and `engine`.
+
+    >>> read_rows(load_model(), [TokenRow((4, 40, 41))], layers=[2]).norms.shape
+    torch.Size([1, 1])
+    """
     options = run_settings(**run)
     numbers = resolve_layers(model, layers)
     places = [(site, layer) for layer in numbers]
@@ -189,7 +202,7 @@ def _run_prefixes(
 ) -> tuple[Cache, _Sums]:
     """Run each distinct prefix once; the KV cache and sums returned have a row for each job.
 
-    The cache has room for `n_rest` more tokens.
+    The cache can take `n_rest` more tokens per row.
     """
     prefixes = list(dict.fromkeys(row.ids[:n_shared] for row, _ in jobs))
     index = {prefix: number for number, prefix in enumerate(prefixes)}

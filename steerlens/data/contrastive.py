@@ -192,7 +192,7 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
         """The dataset of one named part.
 
         >>> refusals.part("test")
-        ContrastiveDataset('refusal/test': ... pairs × ... suffixes)
+        ContrastiveDataset('refusal/test': 20 pairs × 24 suffixes)
         """
         if name not in self.parts:
             known = ", ".join(map(repr, self.parts)) or "none"

@@ -22,6 +22,14 @@ def load_questions(path: PathLike) -> list[Question]:
 
     Each has `question`, `answer_matching_behavior` and `answer_not_matching_behavior`; errors name
     the question that lacks one.
+
+    >>> from pathlib import Path
+    >>> _ = Path("tea.jsonl").write_text(
+    ...     '{"question": "Is tea nice?", "answer_matching_behavior": " Yes", '
+    ...     '"answer_not_matching_behavior": " No"}'
+    ... )
+    >>> load_questions("tea.jsonl")
+    [Question(text='Is tea nice?', matching=' Yes', other=' No')]
     """
     entries = read_row_file(path).part("")
     if not entries:

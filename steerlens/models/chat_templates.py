@@ -1,7 +1,7 @@
-"""Prompts → text in the model's chat template, with the places of the user's words and the reply.
+"""Prompts → text in the model's chat template, with where the user's words and the reply begin.
 
-Places are found by construction: a mark is put into a message, and the template shows where it
-comes out. Words are never searched for: they may stand in the template as well, or be rewritten.
+Positions are found by construction: a mark is put into a message, and its position in the rendered
+text is read off. Words are never searched for, as the template may contain or rewrite them.
 """
 
 import warnings
@@ -14,21 +14,21 @@ from steerlens.data.prompts import Message
 from steerlens.errors import SteerlensError, short_repr
 
 _MARK = "\ue0f1"
-"""A character for private use, that stands in no text."""
+"""A character for private use, which occurs in no text."""
 
 
 class Text(NamedTuple):
-    """A prompt as the model reads it, with places counted in characters."""
+    """A prompt as the model reads it, with positions in characters."""
 
     text: str
     templated: bool = False
     suffix_start: int | None = None
     words: tuple[int | None, int | None] = (None, None)
-    """Where the user's last words begin and end, if a template was applied and shows it."""
+    """Where the user's last words begin and end; None if no template shows it."""
 
 
 class Template:
-    """The chat template of one tokenizer, with the options that its model is used with."""
+    """The chat template of one tokenizer, with the options of its model."""
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any], generation_prompt: bool) -> None:
         self._tokenizer, self._options = tokenizer, dict(options)
@@ -38,47 +38,60 @@ class Template:
             for token in tokenizer.added_tokens_decoder.values()
             if token.special and len(token.content) > 1
         )
-        # A prompt meets many suffixes, and a suffix many prompts.
+        # Cached: datasets cross every prompt with every suffix.
         self._chat = lru_cache(maxsize=4096)(self._chat_of_words)
         self._kept = lru_cache(maxsize=4096)(self._keeps)
         self._openings = cache(self._find_openings)
 
     def apply(self, prompt: str | Sequence[Message], suffix: str, system: str | None) -> Text:
-        """The text of a user's words, or of a whole chat; a suffix begins the model's reply."""
-        chat = self._chat(prompt, system) if isinstance(prompt, str) else self._said(prompt, system)
-        suffix = self._neutral(suffix)
+        """The text of a user's words, or of a whole chat.
+
+        Args:
+            prompt: The user's words, or the messages of a chat.
+            suffix: The beginning of the model's reply.
+            system: A system message.
+        """
+        chat = (
+            self._chat(prompt, system)
+            if isinstance(prompt, str)
+            else self._rendered_chat(prompt, system)
+        )
+        suffix = self._without_special_tokens(suffix)
         answered = chat.messages[-1]["role"] == "assistant"
         if not self._generation_prompt or not (suffix or answered):
             start = len(chat.text.text) if suffix else None
             return chat.text._replace(text=chat.text.text + suffix, suffix_start=start)
         if not answered:
-            text, start = self._begun(chat, suffix)
+            text, start = self._with_reply_begun(chat, suffix)
             return text._replace(suffix_start=start)
-        begun = chat.messages[-1]["content"]  # the reply has begun: it is gone on with
-        text, start = self._begun(self._said(chat.messages[:-1], None), begun + suffix)
+        begun = chat.messages[-1]["content"]  # the chat ends in a reply, which is continued
+        text, start = self._with_reply_begun(
+            self._rendered_chat(chat.messages[:-1], None), begun + suffix
+        )
         return text._replace(suffix_start=start + len(begun) if suffix else None)
 
     def is_applied_to(self, text: str) -> bool:
-        """Whether a text begins as the template begins chats: it is in the template already."""
+        """Whether a text is in the template already: it begins as the template begins chats."""
         return text.lstrip().startswith(self._openings())
 
     def _chat_of_words(self, words: str, system: str | None) -> "_Chat":
-        return self._said([{"role": "user", "content": words}], system)
+        return self._rendered_chat([{"role": "user", "content": words}], system)
 
-    def _said(self, messages: Sequence[Message], system: str | None) -> "_Chat":
+    def _rendered_chat(self, messages: Sequence[Message], system: str | None) -> "_Chat":
         first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        asked: list[Message] = [
-            dict(one) | {"content": self._neutral(one["content"])} for one in (*first, *messages)
+        turns: list[Message] = [
+            dict(message) | {"content": self._without_special_tokens(message["content"])}
+            for message in (*first, *messages)
         ]
-        text = self._render(asked, self._generation_prompt) if asked else ""
-        return _Chat(asked, Text(text, True, words=self._words(asked, text)), {})
+        text = self._render(turns, self._generation_prompt) if turns else ""
+        return _Chat(turns, Text(text, True, words=self._user_span(turns, text)), {})
 
-    def _begun(self, chat: "_Chat", reply: str) -> tuple[Text, int]:
-        """A chat and the beginning of the reply to it, as the template writes a turn."""
+    def _with_reply_begun(self, chat: "_Chat", reply: str) -> tuple[Text, int]:
+        """A chat and the beginning of its reply, as the template writes it; where that begins."""
         if not self._kept(reply.strip()):
             raise SteerlensError(
-                f"the chat template does not write the reply {short_repr(reply)} as it is, so that "
-                "none can begin with it; use other words, or render the chat and pass chat=False"
+                f"the chat template rewrites the reply {short_repr(reply)}, so that no reply can "
+                "begin with it; use other words, or render the chat and pass chat=False"
             )
         words = reply.lstrip()
         leading = reply[: len(reply) - len(words)]
@@ -88,35 +101,35 @@ class Template:
         return text._replace(text=text.text + words), start
 
     def _joint(self, chat: "_Chat", leading: str) -> tuple[Text, int]:
-        """Everything before a reply that begins with such white space, and where it begins."""
+        """Everything before a reply with this leading white space, and where the reply begins."""
         reply = {"role": "assistant", "content": f"{leading}{_MARK}a"}
-        before, found, _ = self._render([*chat.messages, reply], False).partition(_MARK)
-        if not found:
+        before, mark, _ = self._render([*chat.messages, reply], False).partition(_MARK)
+        if not mark:
             raise SteerlensError(
-                "the chat template does not show what the assistant says, so that no suffix and no "
-                "begun reply can be put there; pass chat=False"
+                "the chat template drops the assistant's words, so that no suffix and no begun "
+                "reply can be added; pass chat=False"
             )
         kept = leading if before.endswith(leading) else ""
-        text = Text(before, True, words=self._words(chat.messages, before))
+        text = Text(before, True, words=self._user_span(chat.messages, before))
         return text, len(before) - len(kept)
 
     def _keeps(self, words: str) -> bool:
-        """Whether the template leaves these words of the assistant as they are."""
+        """Whether the template keeps these words of the assistant unchanged."""
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": words}]
         return words in self._render(chat, False)
 
-    def _words(self, chat: Sequence[Message], text: str) -> tuple[int | None, int | None]:
-        """Where the last words that are not the assistant's stand in a rendered text."""
-        said = [at for at, message in enumerate(chat) if message["role"] != "assistant"]
-        if not said:
+    def _user_span(self, chat: Sequence[Message], text: str) -> tuple[int | None, int | None]:
+        """Where the last words that are not the assistant's begin and end in a rendered text."""
+        user_turns = [index for index, message in enumerate(chat) if message["role"] != "assistant"]
+        if not user_turns:
             return None, None
-        last = chat[said[-1]]
+        last = chat[user_turns[-1]]
         words = last["content"]
         core = words.strip()  # templates may strip
         leading = words[: len(words) - len(words.lstrip())]
         ending = words[len(words.rstrip()) :]
         marked = [*chat]
-        marked[said[-1]] = dict(last) | {"content": f"{leading}{_MARK}{core}{_MARK}{ending}"}
+        marked[user_turns[-1]] = dict(last) | {"content": f"{leading}{_MARK}{core}{_MARK}{ending}"}
         pieces = self._render(marked, self._generation_prompt).split(_MARK)
         *_, inside, _ = ["", *pieces]
         end = sum(map(len, pieces[:-1]))
@@ -125,31 +138,31 @@ class Template:
         return (end - len(inside) if inside == core else None), end
 
     def _find_openings(self) -> tuple[str, ...]:
-        """What stands before all that is said, in chats with and without a system message."""
-        asked = {"role": "user", "content": "a"}
+        """The text before all messages, in chats with and without a system message."""
+        question = {"role": "user", "content": "a"}
         chats: list[list[Message]] = [
             [{"role": "user", "content": _MARK}],
-            [{"role": "system", "content": _MARK}, asked],
+            [{"role": "system", "content": _MARK}, question],
         ]
-        found = []
+        openings = []
         for chat in chats:
             with suppress(SteerlensError):  # not every template has system messages
-                before, shown, _ = self._render(chat, True).partition(_MARK)
-                if shown and any(token in before for token in self._special):
-                    found.append(before.lstrip())
-        return tuple(found)
+                before, mark, _ = self._render(chat, True).partition(_MARK)
+                if mark and any(token in before for token in self._special):
+                    openings.append(before.lstrip())
+        return tuple(openings)
 
-    def _neutral(self, text: str) -> str:
-        """Special tokens spelt out in a text, broken so that they stay text; that is said."""
-        found = [token for token in self._special if token in text]
-        if found:
+    def _without_special_tokens(self, text: str) -> str:
+        """Break special tokens that a text spells out, so that they stay text; with a warning."""
+        spelt = [token for token in self._special if token in text]
+        if spelt:
             warnings.warn(
-                f"the text {short_repr(text)} spells out the model's special token {found[0]!r}: "
+                f"the text {short_repr(text)} spells out the model's special token {spelt[0]!r}: "
                 "it is read as plain text, with a space in it. Pass chats as lists of messages, "
-                "and texts that are in the template already with chat=False",
+                "and texts that are already in the template with chat=False",
                 stacklevel=6,
             )
-        for token in found:
+        for token in spelt:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
@@ -170,7 +183,7 @@ class Template:
 
 
 class _Chat(NamedTuple):
-    """What was said, and its text; with what stands before a reply, once that was asked for."""
+    """Messages and their text, with the text before a reply by its leading white space."""
 
     messages: list[Message]
     text: Text

@@ -1,4 +1,4 @@
-"""Hugging Face models → hosts, checked: what a host computes is what the original computes."""
+"""Hugging Face models → hosts, checked to compute what the original computes."""
 
 import json
 import tempfile
@@ -28,34 +28,38 @@ CONVERTED = (
     "GPTNeoXForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
     "OPTForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
 )  # fmt: skip
-"""Architectures that HookedTransformer converts faithfully from nothing but a local directory."""
+"""Architectures that HookedTransformer converts faithfully from a local directory alone."""
 
 CHECKED_TOKENS = 24
 WIDEST_CHECKED_WINDOW = 1024
-"""Sliding windows up to here are checked by texts longer than they are; wider ones would take
-minutes, so that such models run on a bridge, where Hugging Face itself slides them."""
+"""Widest sliding window that is checked, on texts longer than it. Wider ones would take minutes, so
+such models run on a bridge, which uses Hugging Face's own attention."""
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference to Hugging Face's log-probabilities that float32 rounding explains."""
 HALF_TOLERANCE = 0.5
-"""And of half precision."""
+"""The same for half precision."""
 
 _SWITCHING_ROTATIONS = ("longrope", "dynamic")
-"""Rotary positions that change for all tokens once a text is long: only seen in long texts."""
+"""Rotary positions that change for all tokens in long texts, which the check does not reach."""
 
 
 def hosted(original: Original, host: str, wish: Wish, *, checked: bool = False) -> Model:
-    """The model on a host of that kind, or on the fastest that computes it faithfully ("auto").
+    """The model on a host.
 
-    `checked` says that these weights were compared with Hugging Face's before.
+    Args:
+        original: The Hugging Face model.
+        host: "hooked", "bridge", or "auto" for the fastest that computes the model faithfully.
+        wish: Device, dtype and the like.
+        checked: Skip the comparison with Hugging Face's logits, if these weights passed it before.
     """
     reason = why_not_hooked(original, wish)
     if host == "hooked" and reason:
         raise not_hooked(original.source, reason)
     if (host == "bridge" or reason) and original.architecture not in SUPPORTED_ARCHITECTURES:
         raise SteerlensError(
-            f"{original.source!r} is a {original.architecture}, which no host of this "
-            "TransformerLens knows; see those it does with: steerlens models"
+            f"{original.source!r} is a {original.architecture}, which this TransformerLens does "
+            "not support; list the architectures that it does: steerlens models"
         )
     expected = None if checked else _Expected(original, wish)
     if host != "bridge" and not reason:
@@ -64,7 +68,7 @@ def hosted(original: Original, host: str, wish: Wish, *, checked: bool = False) 
             if expected:
                 expected.require(model)
             return model
-        except Exception as error:  # converters fail on odd configs in ways of their own
+        except Exception as error:  # converters raise anything on odd configs
             if host == "hooked" or original.architecture not in SUPPORTED_ARCHITECTURES:
                 raise _as_steerlens_error(original, error) from error
             warnings.warn(
@@ -84,7 +88,7 @@ def hosted(original: Original, host: str, wish: Wish, *, checked: bool = False) 
 
 
 def why_not_hooked(original: Original | None, wish: Wish) -> str | None:
-    """Why a HookedTransformer would not do; without an original, whatever the model is."""
+    """Why a HookedTransformer cannot host a model, or (without an original) any model."""
     if converters is None:
         return "TransformerLens 4 has none; install transformer-lens 3"
     if wish.bits:
@@ -103,17 +107,17 @@ def why_not_hooked(original: Original | None, wish: Wish) -> str | None:
 
 
 def not_hooked(source: str, reason: str) -> SteerlensError:
-    """For a HookedTransformer that was asked for and cannot be."""
+    """The error for `host="hooked"` where a HookedTransformer cannot host the model."""
     return SteerlensError(
         f'{source!r} cannot be a HookedTransformer: {reason}, or leave out host="hooked"'
     )
 
 
 def use_own_bos(model: Any, tokenizer: Any) -> None:
-    """Texts begin as the model's own tokenizer begins them, on every host.
+    """Make texts begin as the model's own tokenizer begins them, on every host.
 
-    HookedTransformer would reload the tokenizer so that it adds a BOS, and prepend one where it
-    does not: another text than the model was trained on.
+    HookedTransformer would reload the tokenizer so that it adds a BOS, or prepend one itself:
+    another text than the model was trained on.
     """
     for name, stand_in in (("pad_token", "eos_token"), ("bos_token", "eos_token")):
         if getattr(tokenizer, name) is None and getattr(tokenizer, stand_in) is not None:
@@ -126,12 +130,14 @@ def use_own_bos(model: Any, tokenizer: Any) -> None:
 
 
 def declared_end_tokens(original: Original) -> tuple[int, ...]:
-    """All tokens at which the model's generation config, or its tokenizer, ends a reply."""
+    """All end tokens of the model's generation config and its tokenizer."""
     config = getattr(original.model, "generation_config", None)
     declared = getattr(config, "eos_token_id", None)
     ids = declared if isinstance(declared, list | tuple) else [declared]
     return tuple(
-        dict.fromkeys(one for one in (*ids, original.tokenizer.eos_token_id) if one is not None)
+        dict.fromkeys(
+            token for token in (*ids, original.tokenizer.eos_token_id) if token is not None
+        )
     )
 
 
@@ -145,7 +151,7 @@ def _as_steerlens_error(original: Original, error: Exception) -> SteerlensError:
 
 
 class _Expected:
-    """What the original computes, for texts longer than any window that it looks through."""
+    """The original's log-probabilities on texts longer than its attention window."""
 
     def __init__(self, original: Original, wish: Wish) -> None:
         self._original = original
@@ -154,17 +160,17 @@ class _Expected:
         window = _window(original.model.config) or 0
         self._tokens = _random_tokens(original.model, CHECKED_TOKENS + min(window, 1024))
         self._values = _log_probabilities(original.model, self._tokens)
-        # Prompts are padded on the right when they are read: no token may see what follows it.
+        # Prompts are padded on the right when they are read: no token may attend to later ones.
         shorter = _log_probabilities(original.model, self._tokens[:, :-4])
-        seen = CHECKED_TOKENS - 4
-        if (shorter[:, -seen:] - self._values[:, :seen]).abs().max() > self._allowed:
+        n_common = CHECKED_TOKENS - 4
+        if (shorter[:, -n_common:] - self._values[:, :n_common]).abs().max() > self._allowed:
             raise SteerlensError(
-                f"{original.source!r} lets its tokens see those that follow (it is a "
-                f"{original.architecture}): only causal language models are read and steered"
+                f"{original.source!r} attends to later tokens (it is a {original.architecture}); "
+                "expected a causal language model"
             )
 
     def require(self, model: Model) -> None:
-        """Refuse a host that computes anything else."""
+        """Refuse a host that computes other log-probabilities."""
         error = (_log_probabilities(model, self._tokens) - self._values).abs().max().item()
         if not error <= self._allowed:
             raise SteerlensError(
@@ -176,20 +182,20 @@ class _Expected:
 
 
 def _window(config: Any) -> int | None:
-    """How many tokens attention looks back over, if that is less than the whole text."""
+    """The width of sliding-window attention; None if it covers the whole context."""
     if getattr(config, "use_sliding_window", True) is False:
         return None
-    found = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    width = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
     context = getattr(config, "max_position_embeddings", None)
-    return None if not found or (context and found >= context) else int(found)
+    return None if not width or (context and width >= context) else int(width)
 
 
 def _converted(original: Original, wish: Wish) -> Any:
-    """HookedTransformer's own loader refuses directories; the pieces it is made of do not."""
+    """Convert by the parts of HookedTransformer's loader, which itself refuses directories."""
     config = original.model.config.to_dict() | {"architectures": [original.architecture]}
     context = config.get("n_positions") or config.get("max_position_embeddings")
     config.setdefault("n_ctx", context)
-    # The loader looks for "llama" or "gemma" in the path: it must see a neutral one.
+    # The loader looks for "llama" or "gemma" in the path, so it gets a neutral one.
     with tempfile.TemporaryDirectory(prefix="model-") as neutral:
         write_text(Path(neutral) / "config.json", json.dumps(config, default=str))
         cfg = converters.get_pretrained_model_config(
@@ -200,14 +206,14 @@ def _converted(original: Original, wish: Wish) -> Any:
             dtype=wish.dtype,
             n_devices=wish.n_devices,
         )
-        if context:  # the converter has limits of its own, for the memory of old versions
+        if context:  # the converter lowers it, to save memory
             cfg.n_ctx = context
         weights = converters.get_pretrained_state_dict(
             neutral, cfg, original.model, dtype=wish.dtype
         )
     cfg.tokenizer_name = None
     model = HookedTransformer(cfg, move_to_device=False)
-    # In one go: the host's own loading walks all modules once for each weight.
+    # At once: the host's own loading walks all modules for each weight.
     model.load_state_dict(model.fill_missing_keys(weights), strict=False)
     use_own_bos(model, original.tokenizer)
     model.move_model_modules_to_device()
@@ -215,7 +221,7 @@ def _converted(original: Original, wish: Wish) -> Any:
 
 
 def _bridged(original: Original, wish: Wish) -> Any:
-    """The Hugging Face model itself, with HookedTransformer's names for its hook points."""
+    """The Hugging Face model itself, with HookedTransformer's hook names."""
     model = TransformerBridge.boot_transformers(
         original.model.config.name_or_path,
         hf_model=original.model,
@@ -226,7 +232,7 @@ def _bridged(original: Original, wish: Wish) -> Any:
     if getattr(model.cfg, "is_stateful", False) or getattr(original.model, "_is_stateful", False):
         raise SteerlensError(
             f"{original.architecture} carries a recurrent state from token to token, which "
-            "padding would change: batches of prompts cannot be read or steered"
+            "padding would change: its batches cannot be read or steered; choose another model"
         )
     model.enable_compatibility_mode(no_processing=True, disable_warnings=True)
     use_own_bos(model, original.tokenizer)
@@ -243,8 +249,8 @@ def _random_tokens(original: Any, length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _log_probabilities(model: Any, tokens: Tensor) -> Float[Tensor, "row pos d_vocab"]:
-    """Of the last positions; all of a long text's would fill the memory."""
+def _log_probabilities(model: Any, tokens: Tensor) -> Float[Tensor, "batch pos d_vocab"]:
+    """Log-probabilities at the last positions only, to save memory."""
     result = model(tokens.to(next(model.parameters()).device))
     logits = getattr(result, "logits", result)
     return logits[:, -CHECKED_TOKENS:].float().log_softmax(-1).cpu()

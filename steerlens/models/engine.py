@@ -1,4 +1,4 @@
-"""Where the model's work is done: here, shard after shard, unless an engine does it elsewhere."""
+"""Engines: where the shards of a job are run, on this model or elsewhere."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ Result = TypeVar("Result")
 
 @runtime_checkable
 class Engine(Protocol):
-    """Runs functions of the model on shards of a job; `distributed.Ray` does it on other machines.
+    """Runs functions of the model on the shards of a job; `Ray` does so on other machines.
 
-    A function and its shards may travel: they hold no model, and the same comes out of the same.
+    Functions and shards can be sent elsewhere: they hold no model, and are deterministic.
     """
 
     def run(
@@ -27,17 +27,20 @@ class Engine(Protocol):
         work: Callable[[Model, Shard], Result],
         shards: Iterable[tuple[Key, Shard]],
     ) -> Iterator[tuple[Key, Result]]:
-        """The key of each shard with what `work` makes of it: once each, in any order.
+        """The key and result of each shard, once each, in any order.
 
-        Shards are taken when there is room for them, so that they may be made while it runs.
+        Args:
+            model: The model.
+            work: Called with the model and a shard.
+            shards: Key and shard; taken one by one, as workers become free.
         """
 
     def device(self, model: Model) -> torch.device:
-        """What the work will run on, for batches of the right size."""
+        """The device that the work will run on, which decides the size of batches."""
 
 
 class LocalEngine:
-    """The model at hand does it all, in order.
+    """Runs every shard on this model, in order.
 
     >>> list(LOCAL.run(load_model(), lambda model, text: len(text), [("a", "one"), ("b", "three")]))
     [('a', 3), ('b', 5)]
@@ -49,12 +52,12 @@ class LocalEngine:
         work: Callable[[Model, Shard], Result],
         shards: Iterable[tuple[Key, Shard]],
     ) -> Iterator[tuple[Key, Result]]:
-        """One shard after the other."""
+        """The result of one shard after the other."""
         for key, shard in shards:
             yield key, work(model, shard)
 
     def device(self, model: Model) -> torch.device:
-        """The model's."""
+        """The model's device."""
         return torch.device(model.cfg.device)
 
 
@@ -62,30 +65,30 @@ LOCAL = LocalEngine()
 
 
 class RunOptions(TypedDict, total=False):
-    """How a job is run, which changes nothing of what comes out.
+    """How a job is run; its results do not depend on these.
 
-    Functions with many arguments take these as `**run: Unpack[RunOptions]` and pass them on.
+    Functions with many arguments take them as `**run: Unpack[RunOptions]` and pass them on.
     """
 
     batch_size: int
-    """Rows of one batch, at most."""
+    """Most rows of a batch."""
     progress: bool
-    """Whether a terminal shows a progress bar."""
+    """Whether to show a progress bar."""
     engine: Engine
-    """Where the model runs."""
+    """Where the model runs, such as `Ray`; this process by default."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """`RunOptions` with what holds where nothing was said."""
+    """`RunOptions` with their defaults."""
 
     batch_size: int | None = None
-    """None: as many rows as a function finds best."""
+    """None leaves it to the function."""
     progress: bool = True
     engine: Engine = LOCAL
 
     def given(self) -> RunOptions:
-        """As they are passed on."""
+        """The settings as options, to pass on."""
         options = RunOptions(progress=self.progress, engine=self.engine)
         if self.batch_size is not None:
             options["batch_size"] = self.batch_size
@@ -96,7 +99,7 @@ RUN = RunSettings()
 
 
 def run_settings(**run: Unpack[RunOptions]) -> RunSettings:
-    """Checked, for functions that do not just pass them on; raises TypeError for unknown ones.
+    """Options → checked settings, for functions that use them; unknown names raise TypeError.
 
     >>> run_settings(batch_size=8, progress=False).batch_size
     8
@@ -108,7 +111,7 @@ def run_settings(**run: Unpack[RunOptions]) -> RunSettings:
 
 
 def halving(work: Callable[[Sequence[Shard]], Result], shards: Sequence[Shard]) -> list[Result]:
-    """`work` of everything at once; where memory runs out, of its halves, one after the other.
+    """Results of `work` on all shards at once, or on halves of them where memory runs out.
 
     >>> halving(sum, [1, 2, 3])
     [6]
@@ -118,6 +121,6 @@ def halving(work: Callable[[Sequence[Shard]], Result], shards: Sequence[Shard]) 
     except torch.OutOfMemoryError:
         if len(shards) == 1:
             raise
-    torch.cuda.empty_cache()  # only out here is the memory of the failed batch free
+    torch.cuda.empty_cache()  # after the `except`, the memory of the failed batch is free
     half = len(shards) // 2
     return [result for part in (shards[:half], shards[half:]) for result in halving(work, part)]

@@ -1,4 +1,4 @@
-"""What identifies a model: a hash of its weights, and what loading did to them."""
+"""The identity of a model: a hash of its weights, and how loading processed them."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -14,15 +14,22 @@ from steerlens.models.host import Model
 
 
 def fingerprint(model: Model) -> str:
-    """A short hash of the weights, from samples of each: equal models have equal ones on any host.
+    """A short hash of samples of every weight, the same for equal models on any host.
 
-    Of a mixture's experts and of norms nothing is looked at: hosts keep them in different forms.
+    Experts and norms are left out, as hosts store them in different forms.
+
+    >>> len(fingerprint(load_model()))
+    16
     """
     return digest_of(_weights_of_any_host(model))
 
 
 def digest_of(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """A short hash of named tensors, from 256 numbers of each; no tensor is copied for it."""
+    """A short hash of named tensors, from 256 numbers of each, without copying a tensor.
+
+    >>> digest_of([("weight", torch.ones(2, 3))])
+    '0833de39510a2441'
+    """
     digest = hashlib.sha256()
     for name, weight in weights:
         places = torch.arange(0, weight.numel(), max(1, weight.numel() // 256))[:256]
@@ -33,57 +40,61 @@ def digest_of(weights: Iterable[tuple[str, Tensor]]) -> str:
 
 
 _COMMON_WEIGHTS = (
-    *((f"attn.W_{of}", f"attn._W_{of}") for of in "KV"),  # grouped ones, not repeated, if it can be
+    *((f"attn.W_{kind}", f"attn._W_{kind}") for kind in "KV"),  # grouped, not repeated, if possible
     *((f"attn.{name}",) for name in ("W_Q", "W_O", "b_Q", "b_O")),
     *((f"mlp.{name}",) for name in ("W_in", "W_gate", "W_out", "b_in", "b_out")),
 )
-"""What both hosts have under one name (or the second), in one shape, with equal values."""
+"""Weights that both hosts have with equal shape and values, under the first or second name."""
 
 
 def _weights_of_any_host(model: Any) -> Iterator[tuple[str, Tensor]]:
     yield "W_E", model.W_E
     yield "W_U", model.W_U
     for layer, block in enumerate(model.blocks):
-        found = 0
+        n_weights = 0
         for names in _COMMON_WEIGHTS:
             weights = [weight for name in names if (weight := _weight(block, name)) is not None]
             # A bias that one host lacks is zero on the other.
             if weights and (".W_" in names[0] or weights[-1].any()):
                 yield f"{layer}.{names[0]}", weights[-1]
-                found += 1
-        if not found:
-            yield from ((f"{layer}.{name}", own) for name, own in block.state_dict().items())
+                n_weights += 1
+        if not n_weights:
+            yield from ((f"{layer}.{name}", w) for name, w in block.state_dict().items())
 
 
 def _weight(block: Any, path: str) -> Tensor | None:
     try:
         weight = attrgetter(path)(block)
-    except Exception:  # a bridge computes it, and raises what it likes where it cannot
+    except Exception:  # a bridge computes it, and may raise anything
         return None
     return weight if isinstance(weight, Tensor) else None
 
 
 def processing(model: Model) -> str:
-    """What loading did to the weights, as far as vectors of one model depend on it.
+    """How loading processed the weights, as far as vectors depend on it.
 
-    "folded": norms have no weights of their own; "centred": a LayerNorm model's stream, whose mean
-    it does not read, has the mean taken out.
+    "folded" if the norms' weights were folded into others; "centred" if the mean was removed from
+    the residual stream of a LayerNorm model, which does not read it; or both, or "none".
+
+    >>> processing(load_model())
+    'none'
     """
     kind = str(model.cfg.normalization_type)
     rows = model.W_E[:1024].detach().float()
-    done = {
+    steps = {
         "folded": kind.endswith("Pre") or getattr(model.cfg, "layer_norm_folding", False),
-        # Of random numbers, means are larger by far, and of centred ones by rounding only.
+        # Means of random rows are far larger; those of centred rows are rounding errors.
         "centred": kind.startswith("LN") and rows.mean(dim=1).abs().max() < 1e-3 * rows.std(),
     }
-    return ", ".join(name for name, holds in done.items() if holds) or "none"
+    return ", ".join(name for name, applies in steps.items() if applies) or "none"
 
 
 LIBRARIES = ("steerlens", "transformer-lens", "transformers", "torch")
+"""Libraries whose versions affect results."""
 
 
 def model_provenance(model: Model) -> dict[str, Any]:
-    """Which model, as it is loaded, and which libraries: what a vector made with it notes down."""
+    """The part of a vector's provenance that describes its model and the libraries."""
     template = getattr(model.tokenizer, "chat_template", None)
     return {
         "model": model.cfg.model_name,

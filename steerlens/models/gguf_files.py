@@ -1,7 +1,7 @@
-"""GGUF files of llama.cpp → the Hugging Face directory of the model that they hold.
+"""GGUF files of llama.cpp → Hugging Face directories.
 
-`transformers` converts the weights. What it leaves out or passes over in silence is done or refused
-here: how text is cut before the merges, end tokens, tensors and settings that it does not read.
+`transformers` converts the weights. What it ignores without a word is handled or refused here: the
+pre-tokenizer, end tokens, and tensors and settings that it does not read.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ from steerlens.models.gguf_header import CONTROL_VECTOR, GgufHeader, read_header
 from steerlens.models.pre_tokenizers import apply_cuts, cuts_of
 
 END_TOKENS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-"""Keys of the tokens that end a reply: of the text, of a turn, of a message."""
+"""Metadata keys of the end tokens: end of text, of turn, of message."""
 
 _UNREAD_BUT_HARMLESS = {
     "rope.dimension_count", "attention.key_length", "attention.value_length", "vocab_size",
@@ -30,7 +30,7 @@ _UNREAD_BUT_HARMLESS = {
     "attention.layer_norm_rms_epsilon", "attention.causal", "use_parallel_residual",
     "tensor_data_layout", "expert_count", "rope.dimension_sections",
 }  # fmt: skip
-"""Settings that `transformers` may pass over: it takes them from the tensors, or knows them."""
+"""Settings that `transformers` may ignore: it infers them from the tensors, or knows them."""
 
 _NEUTRAL: dict[str, Callable[[Any], bool]] = {
     "rope.scaling.type": lambda value: value == "none",
@@ -39,11 +39,11 @@ _NEUTRAL: dict[str, Callable[[Any], bool]] = {
     "attention.clamp_kqv": lambda value: value == 0,
     "attention.max_alibi_bias": lambda value: value in (0, 8),
 }
-"""Settings that it passes over and that do nothing at these values."""
+"""Ignored settings that have no effect at these values."""
 
 
 def write_as_directory(path: Path, directory: Path) -> None:
-    """Write what a GGUF file holds as a Hugging Face directory, its weights in float32."""
+    """Convert the GGUF file `path` to a Hugging Face directory, with weights in float32."""
     header = read_header(path)
     require_model(path, header)
     tokenizer = _tokenizer(path, header)
@@ -54,7 +54,7 @@ def write_as_directory(path: Path, directory: Path) -> None:
 
 
 def require_model(path: Path, header: GgufHeader) -> None:
-    """Refuse files that hold no model, or one that would be read only in part."""
+    """Refuse files that hold no model, or one that would be converted only in part."""
     architecture = header.architecture
     if architecture == CONTROL_VECTOR:
         raise SteerlensError(
@@ -74,31 +74,31 @@ def require_model(path: Path, header: GgufHeader) -> None:
     if unread:
         raise SteerlensError(
             f"{str(path)!r} has settings that transformers does not read from GGUF files: "
-            f"{', '.join(unread[:6])}. The model would be another one; load its Hugging Face "
-            "directory instead"
+            f"{', '.join(unread[:6])}. The result would be another model; load the model's Hugging "
+            "Face directory instead"
         )
 
 
 def known_architectures() -> list[str]:
-    """Architectures of GGUF files that `transformers` converts."""
+    """The architectures of GGUF files that `transformers` converts."""
     return sorted({*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_ARCHS} - {"general", "tokenizer"})
 
 
 def end_tokens(header: GgufHeader) -> list[int]:
-    """The ids of all tokens that the file says end a reply, each once."""
-    found = (header.metadata.get(key) for key in END_TOKENS)
-    return list(dict.fromkeys(token for token in found if token is not None))
+    """The ids of all end tokens that the file declares, each once."""
+    tokens = (header.metadata.get(key) for key in END_TOKENS)
+    return list(dict.fromkeys(token for token in tokens if token is not None))
 
 
 def _is_read(architecture: str, key: str, value: Any) -> bool:
     setting = key.removeprefix(f"{architecture}.")
-    if architecture in GGUF_ARCHS:  # newer converters read all settings of their architecture
+    if architecture in GGUF_ARCHS:  # newer converters read all settings
         return True
     reads = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture, {})
     return (
         setting in reads.keys() | _UNREAD_BUT_HARMLESS
         or (setting in _NEUTRAL and _NEUTRAL[setting](value))
-        or setting.startswith("rope.scaling.orig")  # counts only together with a kind of scaling
+        or setting.startswith("rope.scaling.orig")  # matters only with a type of scaling
     )
 
 
@@ -139,11 +139,11 @@ def _model(path: Path, header: GgufHeader) -> Any:
     missing = sorted(report["missing_keys"])
     if missing:
         raise SteerlensError(
-            f"{str(path)!r} lacks {_listed(missing)}: they would be random, so it is refused"
+            f"{str(path)!r} lacks {_listed(missing)}, which would be random; fetch the file again"
         )
     _require_all_read(path, header, model)
     model.config.architectures = [type(model).__name__]
-    # What tells of the blocks that the weights were in: they are ordinary numbers now.
+    # The weights are no longer quantised.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -151,28 +151,29 @@ def _model(path: Path, header: GgufHeader) -> Any:
 
 
 def _left_out(header: GgufHeader) -> dict[str, Any]:
-    """Settings that transformers leaves at the defaults of the family's first model."""
-    own = {
+    """Settings that transformers would leave at the defaults of the architecture."""
+    keys = {
         "gpt2": {"n_positions": "context_length"},
         "qwen3": {"head_dim": "attention.key_length"},
         "qwen3moe": {"head_dim": "attention.key_length"},
     }.get(header.architecture, {})
-    found = {name: header.metadata.get(f"{header.architecture}.{key}") for name, key in own.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    metadata, prefix = header.metadata, header.architecture
+    values = {name: metadata.get(f"{prefix}.{key}") for name, key in keys.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _require_all_read(path: Path, header: GgufHeader, model: Any) -> None:
-    """Each of a file's numbers must be in the model: a tensor may have been passed over."""
-    of_model = {id(weight): weight.numel() for weight in model.parameters()}
-    if header.n_numbers == sum(of_model.values()):
+    """Refuse a model with fewer or more numbers than the file: some tensor was ignored."""
+    sizes = {id(weight): weight.numel() for weight in model.parameters()}
+    if header.n_numbers == sum(sizes.values()):
         return
     used = {tuple(weight.shape) for weight in model.parameters()}
-    odd = [name for name, shape in header.shapes.items() if shape not in used]
+    unused = [name for name, shape in header.shapes.items() if shape not in used]
     raise SteerlensError(
         f"{str(path)!r} holds {header.n_numbers:,} numbers, but its {type(model).__name__} has "
-        f"{sum(of_model.values()):,}: transformers passed over some tensors"
-        + (f", likely {_listed(odd)}" if odd else "")
-        + ". The model would be another one; load its Hugging Face directory instead"
+        f"{sum(sizes.values()):,}: transformers ignored some tensors"
+        + (f", likely {_listed(unused)}" if unused else "")
+        + ". The result would be another model; load the model's Hugging Face directory instead"
     )
 
 

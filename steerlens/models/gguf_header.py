@@ -1,4 +1,4 @@
-"""What a GGUF file says before its weights: metadata, and the names and shapes of its tensors."""
+"""The header of a GGUF file: metadata, and the names and shapes of its tensors."""
 
 import mmap
 import struct
@@ -40,17 +40,17 @@ class GgufHeader(NamedTuple):
 
     @property
     def architecture(self) -> str:
-        """The name that llama.cpp gives the kind of model."""
+        """llama.cpp's name of the architecture."""
         return str(self.metadata["general.architecture"])
 
     @property
     def n_numbers(self) -> int:
-        """How many numbers all tensors hold."""
+        """How many numbers all tensors hold together."""
         return sum(map(prod, self.shapes.values()))
 
 
 def is_gguf(path: PathLike) -> bool:
-    """Whether a file begins as every GGUF file does."""
+    """Whether a file begins like a GGUF file."""
     try:
         with Path(path).open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -59,9 +59,12 @@ def is_gguf(path: PathLike) -> bool:
 
 
 def read_header(path: PathLike, wanted: Iterable[str] = ()) -> GgufHeader:
-    """The header of a GGUF file; of arrays of strings, only the `wanted` are kept in full.
+    """Read the header of a GGUF file.
 
-    The others (a vocabulary has 100,000 strings) are kept as their lengths.
+    Args:
+        path: The file.
+        wanted: Keys of the arrays of strings to keep in full; of others (a vocabulary has 100,000
+            strings) only the length is kept.
     """
     try:
         with (
@@ -80,18 +83,18 @@ def read_header(path: PathLike, wanted: Iterable[str] = ()) -> GgufHeader:
 
 
 class _Reader:
-    """Reads the parts of a header one after the other, never past the end of the file."""
+    """Reads a header part by part, never past the end of the file."""
 
     def __init__(self, data: mmap.mmap, wanted: frozenset[str]) -> None:
-        self._data, self._at, self._wanted = data, 0, wanted
+        self._data, self._offset, self._wanted = data, 0, wanted
 
     def header(self) -> GgufHeader:
         if self._data[: len(MAGIC)] != MAGIC:
             raise ValueError("it does not begin with GGUF")
-        self._at = len(MAGIC)
+        self._offset = len(MAGIC)
         version, n_tensors, n_keys = self._numbers("IQQ")
         if version not in _VERSIONS:
-            raise ValueError(f"its version is {version}; known are 2 and 3")
+            raise ValueError(f"its version is {version}; expected 2 or 3")
         metadata: dict[str, Any] = {}
         for _ in range(n_keys):
             key = self._string(_LONGEST_KEY)
@@ -106,7 +109,7 @@ class _Reader:
         if dimensions > _MOST_DIMENSIONS:
             raise ValueError(f"its tensor {short_repr(name)} has {dimensions} dimensions")
         shape = self._numbers(f"{dimensions}Q")
-        self._numbers("IQ")  # its type, and where it lies
+        self._numbers("IQ")  # its type and offset
         return name, tuple(reversed(shape))
 
     def _value(self, kind: int, key: str) -> Any:
@@ -130,21 +133,21 @@ class _Reader:
     def _numbers(self, kinds: str) -> tuple[Any, ...]:
         layout = f"<{kinds}"
         size = struct.calcsize(layout)
-        if size > len(self._data) - self._at:
+        if size > len(self._data) - self._offset:
             raise ValueError(f"it ends at byte {len(self._data)}, within its header")
-        found = struct.unpack_from(layout, self._data, self._at)
-        self._at += size
-        return found
+        numbers = struct.unpack_from(layout, self._data, self._offset)
+        self._offset += size
+        return numbers
 
     def _string(self, longest: int | None = None) -> str:
         start = self._skip_string(longest)
-        return self._data[start : self._at].decode("utf-8", errors="strict")
+        return self._data[start : self._offset].decode("utf-8", errors="strict")
 
     def _skip_string(self, longest: int | None = None) -> int:
-        """Moves past a string; returns where it began."""
+        """Skip a string; returns the offset of its first byte."""
         (length,) = self._numbers("Q")
-        if length > (len(self._data) - self._at if longest is None else longest):
-            raise ValueError(f"it declares a string of {length} bytes at byte {self._at}")
-        start = self._at
-        self._at += length
+        if length > (len(self._data) - self._offset if longest is None else longest):
+            raise ValueError(f"it declares a string of {length} bytes at byte {self._offset}")
+        start = self._offset
+        self._offset += length
         return start

@@ -1,7 +1,7 @@
-"""A loaded host, seen through what we need of it. Nothing else knows which host it is.
+"""The interface of a loaded model that the package uses, whichever host it runs on.
 
-TransformerLens has two: HookedTransformer, until version 3, and TransformerBridge, which lets a
-Hugging Face model compute.
+TransformerLens has two hosts: HookedTransformer, until version 3, and TransformerBridge, which
+wraps a Hugging Face model.
 """
 
 from inspect import signature
@@ -16,6 +16,7 @@ from transformers import Cache as HuggingFaceCache
 from transformers import DynamicCache
 
 from steerlens.errors import SteerlensError
+from steerlens.shapes import TokenIds
 
 try:
     from transformer_lens import HookedTransformer
@@ -28,7 +29,7 @@ CacheEntry: TypeAlias = TransformerLensKeyValueCacheEntry
 
 @runtime_checkable
 class Model(Protocol):
-    """What a HookedTransformer and a TransformerBridge have in common, of what is used here."""
+    """What the package uses of a HookedTransformer or TransformerBridge."""
 
     cfg: Any
     tokenizer: Any
@@ -36,28 +37,37 @@ class Model(Protocol):
     def __call__(self, *args: Any, **options: Any) -> Any: ...
     def run_with_cache(self, *args: Any, **options: Any) -> Any: ...
     def hooks(self, *args: Any, **options: Any) -> Any: ...
-    # Its modules and weights; and `hook_dict`, which a bridge makes anew whenever it is looked at.
+    # Its modules and weights; and `hook_dict`, which a bridge rebuilds at every access.
     def __getattr__(self, name: str) -> Any: ...
 
 
 def is_hooked(model: Any) -> bool:
-    """Whether it is a HookedTransformer."""
+    """Whether a model is a HookedTransformer.
+
+    >>> is_hooked(load_model())
+    True
+    """
     return HookedTransformer is not None and isinstance(model, HookedTransformer)
 
 
 def new_cache(model: Model, batch: int) -> Cache:
-    """An empty key-value cache for `batch` rows."""
+    """An empty KV cache for `batch` rows.
+
+    >>> len(new_cache(load_model(), batch=2).entries)
+    6
+    """
     if not is_hooked(model):
         return DynamicCache(config=model.original_model.config)
     return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, batch)
 
 
-def unmasked(
-    model: Model, tokens: Int[Tensor, "row pos"], cache: Cache | None = None
-) -> dict[str, Any]:
-    """Arguments of a forward pass without attention mask, which HookedTransformer insists on else.
+def unmasked(model: Model, tokens: TokenIds, cache: Cache | None = None) -> dict[str, Any]:
+    """Arguments of a forward pass without an attention mask, which HookedTransformer would build.
 
-    For rows without padding on the left, that continue the cache's text if there is one.
+    Args:
+        model: The model.
+        tokens: Rows without padding on the left.
+        cache: The KV cache of the text that the rows continue.
     """
     if not is_hooked(model):
         return {"input": tokens, **_continuing(model, cache)}
@@ -72,7 +82,7 @@ def unmasked(
 
 
 def require_no_hooks(model: Model, why: str) -> None:
-    """Refuse a model with hooks of somebody's own on it; `why` says what they would spoil."""
+    """Refuse a model with the user's own hooks; `why` says what they would break."""
     hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
     if hooked:
         raise SteerlensError(
@@ -81,8 +91,8 @@ def require_no_hooks(model: Model, why: str) -> None:
         )
 
 
-def all_logits(model: Model, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:
-    """Logits after every token of rows that are not padded on the left."""
+def all_logits(model: Model, tokens: TokenIds) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits at every position of rows without padding on the left."""
     arguments = unmasked(model, tokens)
     arguments.pop("logits_to_keep", None)
     logits: Tensor = model(**arguments)
@@ -91,17 +101,21 @@ def all_logits(model: Model, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "r
 
 def next_logits(
     model: Model,
-    tokens: Int[Tensor, "row pos"],
-    mask: Int[Tensor, "row text"],
+    tokens: TokenIds,
+    mask: Int[Tensor, "batch text"],
     cache: Cache | None = None,
-) -> Float[Tensor, "row d_vocab"]:
-    """Logits after the last token of each row; only that position is un-embedded.
+) -> Float[Tensor, "batch d_vocab"]:
+    """Logits at the last position of each row; only that position is unembedded.
 
-    `mask` tells padding from text in `tokens` and all that the cache holds before them.
+    Args:
+        model: The model.
+        tokens: Rows, padded on the left.
+        mask: 1 for text, 0 for padding, for `tokens` and everything in the cache before them.
+        cache: The KV cache of the text that the rows continue.
     """
     if not is_hooked(model):
         return model(tokens, attention_mask=mask, **_continuing(model, cache))[:, -1]
-    new = mask[:, -tokens.shape[1] :]  # the cache remembers the rest
+    new = mask[:, -tokens.shape[1] :]  # the cache holds the rest
     resid = model(tokens, attention_mask=new, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
     return unembedded(model, resid[:, -1:])[:, 0]
 
@@ -118,7 +132,7 @@ def unembedded(
 
 
 def _continuing(model: Model, cache: Cache | None) -> dict[str, Any]:
-    """A bridge's options: the text before, and logits of the last position alone, if it can."""
+    """A bridge's options: its KV cache, and only the last position's logits where possible."""
     can_cut = "logits_to_keep" in signature(model.original_model.forward).parameters
     return {
         "past_key_values": cache,

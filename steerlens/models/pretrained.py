@@ -1,7 +1,7 @@
-"""Hugging Face directories and hub names → the original model and tokenizer, whole or refused.
+"""Hugging Face directories and hub names → the original model and tokenizer, complete or refused.
 
-`transformers` gives weights that a checkpoint lacks at random, and says so only in a log that
-nobody sees: here they are refused by name.
+`transformers` initialises weights that a checkpoint lacks at random, and reports it only in a
+log: here such checkpoints are refused, naming the weights.
 """
 
 import re
@@ -18,13 +18,13 @@ from steerlens.errors import SteerlensError
 _BUFFERS = re.compile(
     r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$"
 )
-"""Tensors in old checkpoints that hold no weights: today's models compute them."""
+"""Tensors in old checkpoints that are no weights: current models compute them."""
 
 _LISTED = 5
 
 
 class Wish(NamedTuple):
-    """How a model is to be loaded."""
+    """The settings that a model is loaded with; see `load_model`."""
 
     device: str | torch.device | None = None
     dtype: torch.dtype = torch.float32
@@ -34,12 +34,12 @@ class Wish(NamedTuple):
 
 
 class Original(NamedTuple):
-    """A model as Hugging Face runs it, and its tokenizer."""
+    """A Hugging Face model and its tokenizer."""
 
     model: Any
     tokenizer: Any
     source: str
-    """What it was loaded from, for messages."""
+    """Where it was loaded from, for messages."""
 
     @property
     def architecture(self) -> str:
@@ -48,7 +48,7 @@ class Original(NamedTuple):
 
 
 def read_original(source: str, wish: Wish, called: str | None = None) -> Original:
-    """A directory's model, or what the hub has under a name; `called` is its name in messages."""
+    """Load a directory or a name on the hub by `transformers`; `called` is its name in messages."""
     called = called or source
     local = Path(source).is_dir()
     options: dict[str, Any] = {"local_files_only": local, "revision": wish.revision or "main"}
@@ -70,8 +70,10 @@ def read_original(source: str, wish: Wish, called: str | None = None) -> Origina
             **placed,
         )
     except ImportError as error:
-        raise SteerlensError(f"{called!r} needs a package that is not here: {error}") from error
-    except Exception as error:  # whatever a broken directory makes the libraries raise
+        raise SteerlensError(
+            f"{called!r} needs a package that is not installed: {error}"
+        ) from error
+    except Exception as error:  # a broken directory may make the libraries raise anything
         if not local and isinstance(error, OSError):
             raise unreachable(called, error) from error
         raise SteerlensError(
@@ -79,12 +81,12 @@ def read_original(source: str, wish: Wish, called: str | None = None) -> Origina
         ) from error
     _require_whole(called, report)
     _require_finite(called, model)
-    model = model.eval() if placed else model.eval().to(wish.device or _usual_device())
+    model = model.eval() if placed else model.eval().to(wish.device or _default_device())
     return Original(model, tokenizer, called)
 
 
 def unreachable(name: str, error: Exception) -> SteerlensError:
-    """For a name on the hub that could not be fetched."""
+    """The error for a name on the hub that could not be fetched."""
     return SteerlensError(
         f"the model {name!r} could not be fetched from the hub ({error}); "
         "check the connection, or use a local directory or 'tiny-chat'"
@@ -92,7 +94,11 @@ def unreachable(name: str, error: Exception) -> SteerlensError:
 
 
 def listed(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and how many more there are.
+
+    >>> listed(["a", "b", "c", "d", "e", "f"])
+    'a, b, c, d, e and 1 more'
+    """
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
@@ -100,19 +106,19 @@ def listed(names: list[str]) -> str:
 def _require_whole(source: str, report: dict[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     unexpected = sorted(name for name in report["unexpected_keys"] if not _BUFFERS.search(name))
-    mismatched = sorted(str(one[0]) for one in report.get("mismatched_keys", ()))
-    found = [
-        f"{what} {len(names)} tensors ({listed(names)})"
-        for what, names in (
+    mismatched = sorted(str(name) for name, *_ in report.get("mismatched_keys", ()))
+    faults = [
+        f"{fault} {len(names)} tensors ({listed(names)})"
+        for fault, names in (
             ("it lacks", missing),
-            ("its config knows nothing of", unexpected),
+            ("its config does not know", unexpected),
             ("of another shape are", mismatched),
         )
         if names
     ]
-    if found:
+    if faults:
         raise SteerlensError(
-            f"the weights of {source!r} do not fit its config: {'; '.join(found)}. What is missing "
+            f"the weights of {source!r} do not fit its config: {'; '.join(faults)}. Missing ones "
             "would be random: fetch the checkpoint again, or correct its config.json"
         )
 
@@ -122,16 +128,16 @@ def _require_finite(source: str, model: Any) -> None:
     if broken:
         raise SteerlensError(
             f"the weights of {source!r} are not finite (NaN or infinity) in {listed(broken)}: the "
-            "checkpoint is damaged, or was saved after a training that diverged"
+            "checkpoint is damaged, or its training diverged; fetch it again, or use another"
         )
 
 
 def _is_finite(weight: Tensor) -> bool:
     if not weight.is_floating_point() or weight.is_meta:
         return True
-    # A sum is finite unless a summand is not, or it overflows: then look at each.
+    # If the sum is finite, so are all summands; if not, it may have overflowed.
     return bool(weight.detach().sum(dtype=torch.float32).isfinite() or weight.isfinite().all())
 
 
-def _usual_device() -> str:
+def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"

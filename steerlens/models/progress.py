@@ -1,4 +1,4 @@
-"""The bar that shows how far a long job has come."""
+"""Progress bars."""
 
 from tqdm import tqdm
 
@@ -6,9 +6,14 @@ from tqdm import tqdm
 def progress_bar(
     total: int, unit: str, progress: bool, *, what: str | None = None, done: int = 0
 ) -> tqdm:
-    """A bar over `total` units of work, `done` of which are already there, for a `with`.
+    """A progress bar, for a `with`; hidden outside terminals and notebooks.
 
-    Hidden without `progress`, and where nobody looks: outside of terminals and notebooks.
+    Args:
+        total: Units of work in all.
+        unit: What they are called, such as "tok".
+        progress: False hides the bar.
+        what: What is being done, shown before the bar.
+        done: Units already done.
 
     >>> with progress_bar(2, "row", False) as bar:
     ...     bar.update(2)

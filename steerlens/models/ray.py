@@ -1,4 +1,4 @@
-"""An engine of Ray workers, each with a model of its own; the driver shards, merges and judges."""
+"""An engine of Ray workers, each with its own copy of the model; the driver merges results."""
 
 import math
 import os
@@ -26,40 +26,41 @@ Worker = TypeVar("Worker")
 Job = TypeVar("Job")
 
 IN_FLIGHT = 2
-"""Shards that a worker holds: the one it works on, and the next, so that it need not wait."""
+"""Shards that a worker holds: the one it works on, and the next, so that it never waits."""
 RETRIES = 3
-"""How often a shard is tried again when its worker dies: one that kills four is at fault."""
+"""How often a shard is retried after its worker died; one that kills four is at fault."""
 
 
 @dataclass(frozen=True)
 class Ray:
-    """Ray workers that load a model once and run shards of a job; give it as `engine=`.
+    """Ray workers that load a model once and run shards of a job; pass it as `engine=`.
 
-    `model` is what `load_model` takes; the model that is passed beside the engine must be the same
-    one, on any device. Workers start at first use, in the cluster at `address` ("auto": the one of
-    this machine), or in one that ends with the engine. A worker that dies is replaced and its
-    shards are run again. Errors are those that the work raised.
+    Workers start at first use. A worker that dies is replaced, and its shards are run again. Errors
+    of the work are raised unchanged.
 
     >>> with Ray("tiny-chat", workers=2) as engine:
     ...     vector = extract(load_model(), refusals.train, pairs_at_once=256, engine=engine)
     """
 
     model: str = TINY_CHAT
+    """A name for `load_model`; the model passed along with the engine must be the same one."""
     workers: int = 2
     address: str | None = None
-    """None: a cluster that Ray has been told of (`ray.init`, RAY_ADDRESS), or else a new one."""
+    """The cluster ("auto" for this machine's); None for one that Ray is connected to (`ray.init`,
+    RAY_ADDRESS), or else a new one that ends with the engine."""
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
-    """With any, workers use CUDA; a half lets two workers share one."""
+    """If not 0, workers use CUDA; 0.5 lets two workers share a GPU."""
     dtype: torch.dtype = torch.float32
+    """The dtype of the workers' weights."""
 
     def __post_init__(self) -> None:
         import_extra("ray", "ray", "Ray(...), here and on every node,")
         if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
             raise SteerlensError(
-                f"workers={self.workers} with {self.cpus_per_worker} CPUs and "
-                f"{self.gpus_per_worker} GPUs each came; needed is at least one worker, and some "
-                "of a CPU for each"
+                f"got workers={self.workers} with {self.cpus_per_worker} CPUs and "
+                f"{self.gpus_per_worker} GPUs each; expected at least one worker, more than 0 CPUs "
+                "and no negative number of GPUs"
             )
 
     def run(
@@ -68,14 +69,16 @@ class Ray:
         work: Callable[[Model, Shard], Result],
         shards: Iterable[tuple[Key, Shard]],
     ) -> Iterator[tuple[Key, Result]]:
-        """Shards' results as they are finished; no more than a few shards are on their way.
+        """The result of each shard as it is finished; only a few shards are in flight.
 
-        Raises what the work raises, and SteerlensError where the workers' model or libraries are
-        others than here, or a shard's workers keep dying.
+        Raises the errors of the work, and SteerlensError if the workers' model or libraries differ
+        from the driver's, or a shard's workers keep dying.
         """
         import ray
 
-        require_no_hooks(model, "the workers' models have none of them, so pass a steering instead")
+        require_no_hooks(
+            model, "the workers' models would not have them, so pass a steering instead"
+        )
         origin = _Origin.of(model)
         workers = self._pool.workers
         _result([worker.require.remote(origin) for worker in workers])
@@ -90,7 +93,7 @@ class Ray:
             yield key, _result(job)
 
     def device(self, model: Model) -> torch.device:
-        """The workers'."""
+        """The workers' device."""
         return torch.device(self._device)
 
     def close(self) -> None:
@@ -128,7 +131,7 @@ class Ray:
         if owns_cluster:
             self._join_cluster()
         try:
-            self._require_room(ray.cluster_resources())
+            self._require_resources(ray.cluster_resources())
         except SteerlensError:
             if owns_cluster:
                 ray.shutdown()
@@ -154,7 +157,7 @@ class Ray:
             return
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
-            if host:  # Ray itself would try for minutes
+            if host:  # Ray itself would retry for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address)
         except (OSError, ValueError) as error:
@@ -163,7 +166,7 @@ class Ray:
                 "`ray start --head`, or leave the address out to work on this machine"
             ) from error
 
-    def _require_room(self, cluster: Mapping[str, float]) -> None:
+    def _require_resources(self, cluster: Mapping[str, float]) -> None:
         needs = {
             "CPU": self.workers * self.cpus_per_worker,
             "GPU": self.workers * self.gpus_per_worker,
@@ -176,7 +179,7 @@ class Ray:
         if lacking:
             raise SteerlensError(
                 f"{self.workers} workers need {' and '.join(lacking)}; ask for fewer workers, or "
-                "wait until every node has joined the cluster (`ray status` tells)"
+                "wait until every node has joined the cluster (see `ray status`)"
             )
 
 
@@ -186,7 +189,7 @@ class _Pool(NamedTuple):
 
 
 class _Origin(NamedTuple):
-    """What must be the same on both sides for results to be."""
+    """What must be the same on driver and workers for equal results."""
 
     versions: dict[str, str]
     weights: str
@@ -200,7 +203,7 @@ class _Origin(NamedTuple):
 
 
 class _Worker:
-    """Holds the model for as long as it lives; a new one in its place loads it again."""
+    """Holds the model for as long as it lives; its replacement loads the model again."""
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
         self._name, self._device, self._dtype = name, device, dtype
@@ -210,11 +213,11 @@ class _Worker:
         return work(self._model, shard)
 
     def require(self, driver: _Origin) -> None:
-        """Refuse to work for a driver whose results would be others."""
+        """Refuse a driver with another model or other libraries."""
         differing = [
-            f"{library} {own} here, {driver.versions[library]} there"
-            for library, own in self._origin.versions.items()
-            if own != driver.versions[library]
+            f"{library} {installed} here, {driver.versions[library]} there"
+            for library, installed in self._origin.versions.items()
+            if installed != driver.versions[library]
         ]
         if differing:
             raise SteerlensError(
@@ -229,7 +232,7 @@ class _Worker:
                 "with, and pass that one as it was loaded"
             )
 
-    # Loaded in a call, not when built: so its errors arrive as they are.
+    # Loaded in a call, not when built, so that its errors reach the driver unchanged.
     @cached_property
     def _model(self) -> Model:
         return load_model(self._name, device=self._device, dtype=self._dtype)
@@ -246,11 +249,18 @@ def scheduled(
     first_done: Callable[[list[Job]], Job],
     each: int = IN_FLIGHT,
 ) -> Iterator[tuple[Key, Job]]:
-    """The finished job of every shard, of which each worker has at most `each` at a time.
+    """The finished job of every shard; each worker has at most `each` shards at a time.
 
-    A shard is taken when a worker has room for it: none while the consumer is busy.
+    A shard is taken only when a worker can accept it, and none while the consumer is busy.
+
+    Args:
+        shards: Key and shard of each job.
+        workers: The workers.
+        submit: Gives a shard to a worker; returns the job.
+        first_done: Waits for the first of several jobs.
+        each: Most shards per worker.
     """
-    free = deque([*workers] * each)  # a worker stands here once for each shard it has room for
+    free = deque([*workers] * each)  # a worker is listed once for each shard it can accept
     running: dict[Job, tuple[Key, Worker]] = {}
     coming = iter(shards)
     while True:
@@ -266,7 +276,7 @@ def scheduled(
 
 
 def _result(job: Any) -> Any:
-    """What came of a job, or of a list of them; raises what it raised there."""
+    """The result of a job, or of a list of jobs; raises the errors raised there."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -274,7 +284,7 @@ def _result(job: Any) -> Any:
         return ray.get(job)
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
-        if not isinstance(cause, SteerlensError):  # somebody's code: where it failed is of use
+        if not isinstance(cause, SteerlensError):  # the user's code: show where it failed
             cause.add_note(str(error))
         raise cause from None
     except RayError as error:

@@ -20,17 +20,21 @@ SITES = {
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "resid_post": "blocks.{layer}.hook_resid_post",
 }
-"""Where in a block activations are read and written, in the order of the forward pass."""
+"""Site → the host's hook name, in the order of the forward pass."""
 
 FRAMED_SITES = ("ln1_out", "ln2_out", "z")
-"""Sites that the host shows in another form than ours: see `site_frame`."""
+"""Sites that `site_frame` converts from the host's form."""
 
 _OF_BRIDGES = {"ln1_out": "blocks.{layer}.ln1.hook_out", "ln2_out": "blocks.{layer}.ln2.hook_out"}
-"""A bridge has hook points after a norm's weight and bias, too."""
+"""On a bridge: its hook points after the norms' weights and biases."""
 
 
 def hook_name(model: Model, site: str, layer: int) -> str:
-    """The host's name for a site of a layer; refuses what this model does not have."""
+    """The host's name for a site of a layer; raises if this model has none.
+
+    >>> hook_name(load_model(), "resid_post", 3)
+    'blocks.3.hook_resid_post'
+    """
     require_site(site)
     resolve_layers(model, [layer])
     names = SITES if is_hooked(model) else SITES | _OF_BRIDGES
@@ -43,38 +47,40 @@ def hook_name(model: Model, site: str, layer: int) -> str:
 
 
 def require_writable(model: Model | None, site: str) -> None:
-    """Refuse to edit what the host lets only some of its readers see."""
+    """Refuse to edit a site where the host passes an edit to only some of its readers."""
     if site != "resid_mid" or (model is not None and is_hooked(model)):
         return
     if model is None:
         raise SteerlensError(
-            "resid_mid is written by a HookedTransformer only: its hooks need to know the model; "
-            "use hooks(model=model), attach(model) or steerlens.generate"
+            "resid_mid can be edited only on a HookedTransformer, so its hooks need the model; use "
+            "hooks(model=model), attach(model) or steerlens.generate"
         )
     raise SteerlensError(
         f"{model.cfg.model_name} is a {type(model).__name__}, where an edit of resid_mid reaches "
-        "the MLP but not the stream; write attn_out (to add a vector, it is the same), or resid_pre"
+        "the MLP but not the stream; edit attn_out (the same, for adding a vector), or resid_pre"
     )
 
 
 class Frame(NamedTuple):
-    """How a site's activation in the host's form becomes ours, and back."""
+    """Conversion of a site's activation from the host's form to `[batch, pos, width]`, and back."""
 
     into: Callable[[Tensor], Tensor]
     back: Callable[[Tensor], Tensor]
 
 
 def site_frame(model: Model, site: str, layer: int) -> Frame:
-    """What lies between the host's hook point and the site's meaning.
+    """The conversion between the host's hook point and a site.
 
-    HookedTransformer hooks a norm's output before its weight and bias are applied; all hosts keep
-    the heads of `z` apart, where ours is `[row, pos, head × d_head]`.
+    HookedTransformer hooks a norm's output before its weight and bias are applied; `z` has an axis
+    of heads on all hosts, which is flattened to `[batch, pos, head × d_head]`.
     """
     if site == "z":
         heads = model.cfg.n_heads
         return Frame(
-            partial(rearrange, pattern="row pos head d_head -> row pos (head d_head)"),
-            partial(rearrange, pattern="row pos (head d_head) -> row pos head d_head", head=heads),
+            partial(rearrange, pattern="batch pos head d_head -> batch pos (head d_head)"),
+            partial(
+                rearrange, pattern="batch pos (head d_head) -> batch pos head d_head", head=heads
+            ),
         )
     if not is_hooked(model):
         return Frame(_unchanged, _unchanged)
@@ -84,10 +90,10 @@ def site_frame(model: Model, site: str, layer: int) -> Frame:
         return Frame(_unchanged, _unchanged)
     if (weight == 0).any():
         raise SteerlensError(
-            f"{site} of layer {layer} has weights of zero: what is written there cannot be undone "
-            "to the point that the host shows; steer resid_pre or resid_mid instead"
+            f"{site} of layer {layer} has weights of zero, so an edit there cannot be converted to "
+            "the host's hook point; steer resid_pre or resid_mid instead"
         )
-    return Frame(lambda shown: shown * weight + bias, lambda ours: (ours - bias) / weight)
+    return Frame(lambda normed: normed * weight + bias, lambda output: (output - bias) / weight)
 
 
 def _unchanged(activation: Tensor) -> Tensor:
@@ -95,39 +101,48 @@ def _unchanged(activation: Tensor) -> Tensor:
 
 
 def attention_scores(model: Model | None, layer: int) -> str | None:
-    """Where the host shows a layer's attention scores, `[row, head, query, key]`, if it does.
+    """The hook name of a layer's attention scores, `[batch, head, query, key]`, if the host has it.
 
-    As many keys as queries stand for a text from its beginning; more, for one that is continued.
+    There are as many keys as queries at the beginning of a text, and more when it is continued.
     """
     name = f"blocks.{layer}.attn.hook_attn_scores"
     return name if model is None or name in model.hook_dict else None
 
 
 def site_width(model: Model, site: str) -> int:
-    """How many numbers a token has at a site."""
+    """The width of a site's activations: d_model, or head × d_head at `z`.
+
+    >>> site_width(load_model(), "resid_post")
+    192
+    """
     return model.cfg.n_heads * model.cfg.d_head if site == "z" else model.cfg.d_model
 
 
 def require_site(site: str) -> None:
-    """Refuse what is no site of a block."""
+    """Refuse an unknown site."""
     if site not in SITES:
         raise SteerlensError(f"site {site!r} is unknown; the sites are {', '.join(SITES)}")
 
 
 def forward_order(site: str, layer: int) -> tuple[int, int]:
-    """Sorts sites of layers as the forward pass meets them."""
+    """A sort key: the order of a layer's sites in the forward pass."""
     return layer, list(SITES).index(site)
 
 
 def resolve_layers(model: Model, layers: Iterable[int] | None) -> tuple[int, ...]:
-    """Increasing layer numbers; None means all, and −1 the last."""
+    """Increasing layer numbers; None stands for all, and −1 for the last.
+
+    >>> resolve_layers(load_model(), [-1, 2])
+    (2, 5)
+    """
     n_layers = model.cfg.n_layers
     wanted = range(n_layers) if layers is None else list(layers)
     unknown = [layer for layer in wanted if not -n_layers <= layer < n_layers]
     if unknown:
         raise SteerlensError(
-            f"layer(s) {unknown} came; {model.cfg.model_name} has layers 0 to {n_layers - 1}"
+            f"got layer(s) {unknown}; expected 0 to {n_layers - 1}, the layers of "
+            f"{model.cfg.model_name}"
         )
     if not wanted:
-        raise SteerlensError("no layer was given; name at least one")
+        raise SteerlensError("got no layers; expected at least one, or None for all")
     return tuple(sorted({layer % n_layers for layer in wanted}))

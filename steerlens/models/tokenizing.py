@@ -1,11 +1,11 @@
-"""Prompts → token rows: the chat template, one BOS, and where suffixes and replies begin."""
+"""Prompts → token rows: chat template, one BOS, and where suffixes and replies begin."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from steerlens.data.contrastive import ContrastiveDataset
@@ -13,6 +13,7 @@ from steerlens.data.prompts import Passage, Prompt, as_texts, require_prompt
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.chat_templates import Template, Text
 from steerlens.models.host import Model
+from steerlens.shapes import TokenIds, TokenMask
 
 
 class TokenRow(NamedTuple):
@@ -22,16 +23,16 @@ class TokenRow(NamedTuple):
     suffix_start: int | None = None
     """Where the prompt's suffix begins, if it has one."""
     reply_start: int | None = None
-    """Where the user's words have ended, if a chat template was applied."""
+    """Where the user's words end, if a chat template was applied."""
     user_start: int | None = None
-    """Where the user's last words begin, if a chat template was applied and shows it."""
+    """Where the user's last words begin, if a chat template shows it."""
 
 
 Readable = Prompt | Passage | TokenRow | Sequence[int] | Int[Tensor, " pos"]
-"""A prompt as text, as chat messages, as one side of a contrast, or as tokens."""
+"""A prompt as text, chat messages, one side of a contrast, or token ids."""
 
 Sides = ContrastiveDataset | tuple[Sequence[Readable], Sequence[Readable]]
-"""Positives and negatives: a dataset, or two lists."""
+"""A dataset, or two lists: positive and negative prompts."""
 
 
 def tokenize(
@@ -41,9 +42,17 @@ def tokenize(
     chat: bool | None = None,
     generation_prompt: bool = True,
 ) -> list[TokenRow]:
-    """Token rows of prompts: the chat template applied, one BOS, suffixes marked.
+    """Token rows of prompts: with the chat template, one BOS, and the start of suffixes.
 
-    A tokenizer's own batch (`input_ids` and `attention_mask`) is read without its padding.
+    Args:
+        model: The model whose tokenizer is used.
+        prompts: Texts, chats, sides of a contrast or token ids; or a tokenizer's batch with
+            `input_ids` and `attention_mask`, whose padding is removed.
+        chat: Whether texts get the chat template; None if the tokenizer has one.
+        generation_prompt: Whether a templated prompt ends with the opening of the reply.
+
+    >>> tokenize(load_model(), ["Hi."], chat=False)[0].ids
+    (1466, 19)
     """
     listed: Any = prompts
     if isinstance(prompts, Mapping) and "input_ids" in prompts:
@@ -63,10 +72,10 @@ def tokenize(
     rows: list[TokenRow | None] = []
     texts: list[Text] = []
     for index, prompt in enumerate(listed):
-        ready = _ready_row(prompt)
-        rows.append(ready)
-        if ready is not None:
-            _fitting(model, ready.ids, f"prompt {index}")
+        row = _row_of_ids(prompt)
+        rows.append(row)
+        if row is not None:
+            _require_fit(model, row.ids, f"prompt {index}")
             continue
         passage = prompt if isinstance(prompt, Passage) else Passage(prompt)
         require_prompt(passage.prompt, f"prompt {index}")
@@ -90,7 +99,7 @@ def _text(template: Template | None, passage: Passage, templated: bool, where: s
     if isinstance(prompt, str) and template.is_applied_to(prompt):
         warnings.warn(
             f"{where} ({short_repr(prompt)}) is in the model's chat template already, and is read "
-            "as it stands; pass chat=False to say so",
+            "without applying it again; pass chat=False to confirm",
             stacklevel=4,
         )
         return Text(prompt + suffix, True, suffix_start=len(prompt) if suffix else None)
@@ -98,21 +107,21 @@ def _text(template: Template | None, passage: Passage, templated: bool, where: s
 
 
 def unpadded(batch: Mapping[str, Any]) -> list[TokenRow]:
-    """The rows of a tokenizer's batch without their padding, which its attention mask tells.
+    """The rows of a tokenizer's batch without padding, by its attention mask.
 
     >>> unpadded({"input_ids": [[5, 6, 0]], "attention_mask": [[1, 1, 0]]})[0].ids
     (5, 6)
     """
     if not {"input_ids", "attention_mask"} <= set(batch):
         raise SteerlensError(
-            f"a table with {sorted(map(str, batch))} came as prompts; needed are a list of "
-            "prompts, or a tokenizer's batch with input_ids and attention_mask"
+            f"got a table with {sorted(map(str, batch))} as prompts; expected a list of prompts, "
+            "or a tokenizer's batch with input_ids and attention_mask"
         )
     ids, mask = (torch.as_tensor(batch[key]) for key in ("input_ids", "attention_mask"))
     if ids.shape != mask.shape or ids.ndim != 2:
         raise SteerlensError(
-            f"input_ids of shape {tuple(ids.shape)} came with an attention_mask of shape "
-            f"{tuple(mask.shape)}; needed are two tables, row by row"
+            f"got input_ids of shape {tuple(ids.shape)} with an attention_mask of shape "
+            f"{tuple(mask.shape)}; expected two tables of one shape, [batch, pos]"
         )
     return [TokenRow(tuple(row[kept.bool()].tolist())) for row, kept in zip(ids, mask, strict=True)]
 
@@ -120,7 +129,7 @@ def unpadded(batch: Mapping[str, Any]) -> list[TokenRow]:
 def _require_unpadded(
     pad: int, prompts: Sequence[Any] | Tensor, rows: Sequence[TokenRow | None]
 ) -> None:
-    """Refuse token ids that a tokenizer may have padded: only its mask tells pads from text."""
+    """Refuse token ids that a tokenizer may have padded: only its mask shows which are text."""
     ids = [
         row.ids
         for row, prompt in zip(rows, prompts, strict=True)
@@ -130,19 +139,28 @@ def _require_unpadded(
     same_length = len(ids) > 1 and len({len(row) for row in ids}) == 1
     if any(edge > 1 for edge in edges) or (same_length and len(set(map(bool, edges))) > 1):
         raise SteerlensError(
-            f"token ids came that begin or end with the padding token {pad}: they may be padded, "
-            "and padding read as text changes the result. Pass the tokenizer's batch with its "
-            "attention_mask, or rows without padding (TokenRow(ids) if these are text)"
+            f"got token ids that begin or end with the padding token {pad}; expected rows without "
+            "padding, which would be read as text: pass the tokenizer's batch with its "
+            "attention_mask, or TokenRow(ids) if these tokens are text"
         )
 
 
 def _run(row: Sequence[int], token: int) -> int:
-    """How often a row begins with a token; a row of nothing else is no padding."""
-    return next((at for at, one in enumerate(row) if one != token), 0)
+    """How often a row begins with a token; 0 for a row of nothing else."""
+    return next((index for index, other in enumerate(row) if other != token), 0)
 
 
 def tokenize_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
-    """Token rows of the positive and of the negative side of a dataset or of two lists."""
+    """Token rows of the positive and the negative side.
+
+    Args:
+        model: The model whose tokenizer is used.
+        data: A dataset, or two lists (positive, negative) of texts, chats or token ids.
+
+    >>> positive, negative = tokenize_sides(load_model(), (["I love you."], ["I hate you."]))
+    >>> len(positive), len(negative)
+    (1, 1)
+    """
     if isinstance(data, ContrastiveDataset):
         positive, negative = (
             tokenize(model, side, chat=data.chat, generation_prompt=data.generation_prompt)
@@ -155,8 +173,13 @@ def tokenize_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[Toke
 
 def right_padded(
     rows: Sequence[Sequence[int]], pad: int, device: Any = None
-) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
-    """Token ids flush left, and the mask of real tokens."""
+) -> tuple[TokenIds, TokenMask]:
+    """Token ids padded on the right, and the mask of text tokens.
+
+    >>> right_padded([[5, 6], [7]], pad=0)[0]
+    tensor([[5, 6],
+            [7, 0]])
+    """
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.full((len(rows), int(lengths.max())), pad)
     mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
@@ -166,35 +189,38 @@ def right_padded(
 
 def left_padded(
     rows: Sequence[Sequence[int]], pad: int, device: Any = None
-) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
-    """Token ids flush right, as generation needs them, and the mask of real tokens."""
+) -> tuple[TokenIds, TokenMask]:
+    """Token ids padded on the left, as generation needs them, and the mask of text tokens.
+
+    >>> left_padded([[5, 6], [7]], pad=0)[0]
+    tensor([[5, 6],
+            [0, 7]])
+    """
     tokens, mask = right_padded([row[::-1] for row in rows], pad, device)
     return tokens.flip(1), mask.flip(1)
 
 
 def pad_token(model: Model) -> int:
-    """The id to pad with; masks, never this id, tell padding from text."""
+    """The id to pad with; which tokens are padding is known by masks, never by this id."""
     return int(_tokenizer_of(model).pad_token_id or 0)
 
 
 def own_prefix(tokenizer: Any) -> tuple[int, ...]:
-    """What a tokenizer itself puts before every text: most often a BOS, or nothing."""
+    """The tokens that a tokenizer puts before every text: usually a BOS, or none."""
     probe = "a"
     plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
     whole = tokenizer(probe)["input_ids"]
-    start = next(
-        (at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), len(whole)
-    )
+    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
     return tuple(whole[:start])
 
 
 def _tokenizer_of(model: Model) -> Any:
     if model.tokenizer is None:
-        raise SteerlensError(f"{model.cfg.model_name} has no tokenizer; set one on the model")
+        raise SteerlensError(f"{model.cfg.model_name} has no tokenizer; set model.tokenizer")
     return model.tokenizer
 
 
-def _ready_row(prompt: Readable) -> TokenRow | None:
+def _row_of_ids(prompt: Readable) -> TokenRow | None:
     if isinstance(prompt, TokenRow):
         return prompt
     if isinstance(prompt, Tensor):
@@ -212,39 +238,39 @@ def _encode(model: Model, tokenizer: Any, texts: Sequence[Text]) -> Iterator[Tok
     encoding = tokenizer(
         plain, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
     )
-    places = encoding["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
+    offset_mapping = encoding["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
     prefix = _prefix(model, tokenizer)
-    for text, ids, offsets in zip(texts, encoding["input_ids"], places, strict=True):
-        # A template writes its own BOS, and so do texts that begin with one.
+    for text, ids, offsets in zip(texts, encoding["input_ids"], offset_mapping, strict=True):
+        # Templates write their own BOS, and some texts begin with one.
         front = prefix if not text.templated and tuple(ids[: len(prefix)]) != prefix else ()
         if offsets is None and (text.templated or text.suffix_start is not None):
             raise SteerlensError(
                 f"the tokenizer of {model.cfg.model_name} ({type(tokenizer).__name__}) gives no "
-                "offsets, so that places in chats and suffixes cannot be found; pass chat=False "
-                "and no suffixes, or a model with a fast tokenizer"
+                "offsets, by which replies and suffixes are found; pass chat=False and no "
+                "suffixes, or use a model with a fast tokenizer"
             )
         suffix_start, reply_start, user_start = (
             None if place is None else len(front) + _first_token_past(place, offsets)
             for place in (text.suffix_start, text.words[1], text.words[0])
         )
-        whole = _fitting(model, (*front, *ids), f"the prompt {text.text[:40]!r}")
+        whole = _require_fit(model, (*front, *ids), f"the prompt {text.text[:40]!r}")
         yield TokenRow(whole, suffix_start, reply_start, user_start)
 
 
 def _first_token_past(place: int, offsets: Sequence[tuple[int, int]]) -> int:
-    """The first token that reaches past a place in the text; one that straddles it counts."""
+    """The first token that ends after a position in the text, even if it begins before it."""
     return next((index for index, (_, end) in enumerate(offsets) if end > place), len(offsets))
 
 
 def _prefix(model: Model, tokenizer: Any) -> tuple[int, ...]:
-    """What stands before a text: the tokenizer's own, or a BOS where the host is set to add one."""
+    """The tokens before a text: the tokenizer's own, or a BOS if the host is set to add one."""
     if not model.cfg.default_prepend_bos:
         return ()
     bos = tokenizer.bos_token_id
     return own_prefix(tokenizer) or (() if bos is None else (int(bos),))
 
 
-def _fitting(model: Model, ids: tuple[int, ...], which: str) -> tuple[int, ...]:
+def _require_fit(model: Model, ids: tuple[int, ...], which: str) -> tuple[int, ...]:
     if not ids:
         raise SteerlensError(f"{which} has no tokens; every prompt needs some text")
     if len(ids) > model.cfg.n_ctx:
@@ -261,25 +287,30 @@ def _fitting(model: Model, ids: tuple[int, ...], which: str) -> tuple[int, ...]:
 
 
 def end_tokens(model: Model) -> frozenset[int]:
-    """All tokens that end a reply: those that the model declares, and its tokenizer's own.
+    """All end tokens: those that the model declares, and its tokenizer's.
 
     >>> end_tokens(load_model())
     frozenset({5})
     """
-    own = _tokenizer_of(model).eos_token_id
+    eos = _tokenizer_of(model).eos_token_id
     declared = getattr(model, "end_tokens", ())
-    return frozenset(int(token) for token in (*declared, own) if token is not None)
+    return frozenset(int(token) for token in (*declared, eos) if token is not None)
 
 
 def reply_starts(rows: Sequence[TokenRow]) -> Int[Tensor, " row"] | None:
-    """Where each reply begins, if that is known of all of them."""
+    """Where each reply begins; None unless it is known for all rows."""
     starts = [row.reply_start for row in rows]
     known = [start for start in starts if start is not None]
     return torch.tensor(known) if len(known) == len(starts) else None
 
 
 def text_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """Each token's part of the text; a character made of several tokens stands at the last."""
+    """Each token's part of the text; a character of several tokens belongs to the last of them.
+
+    >>> tokenizer = load_model().tokenizer
+    >>> text_pieces(tokenizer, tokenizer("Hi.")["input_ids"])
+    ('Hi', '.')
+    """
     pieces: list[str] = []
     waiting: list[int] = []
     for token in ids:

@@ -1,7 +1,7 @@
 """Models converted from GGUF files, kept on disk as Hugging Face directories.
 
-An entry is named by what decides its content: the whole file's hash, and the versions of the
-libraries that convert it. It is complete or not there, and what was damaged since is made anew.
+An entry is named after the file's hash and the versions of the libraries that convert it. It is
+complete or absent; a damaged one is converted again.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from steerlens.errors import SteerlensError
 from steerlens.files import digest, read_json, write_json
 
 FORMAT = 1
-"""Counted up whenever what is written into an entry changes."""
+"""Increased whenever the content of an entry changes."""
 
 LIBRARIES = ("transformers", "tokenizers", "gguf", "safetensors")
-"""What converts and writes the weights."""
+"""The libraries that convert and write the weights."""
 
 _RECORD = "steerlens-cache.json"
 
@@ -33,23 +33,23 @@ class CachedModel(NamedTuple):
 
     directory: Path
     source: str
-    """The file that it was made from, as it was called then."""
+    """The path of the GGUF file at that time."""
     size: int
-    """In bytes."""
+    """Bytes on disk."""
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept: `STEERLENS_CACHE`, or the user's cache directory."""
+    """The directory of converted models: `STEERLENS_CACHE`, or the user's cache directory."""
     chosen = os.environ.get("STEERLENS_CACHE")
     if chosen:
         return Path(chosen).expanduser()
     if sys.platform == "win32":
-        usual = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        default = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        usual = Path.home() / "Library" / "Caches"
+        default = Path.home() / "Library" / "Caches"
     else:
-        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return usual / "steerlens"
+        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return default / "steerlens"
 
 
 def cached_models() -> list[CachedModel]:
@@ -58,31 +58,36 @@ def cached_models() -> list[CachedModel]:
     >>> sum(model.size for model in cached_models()) >= 0
     True
     """
-    found = []
+    models = []
     for directory in _models().glob("*/"):
         record = _record(directory)
         if record is not None:
             size = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
-            found.append(CachedModel(directory, str(record.get("source")), size))
-    return sorted(found, key=lambda model: (-model.size, model.directory.name))
+            models.append(CachedModel(directory, str(record.get("source")), size))
+    return sorted(models, key=lambda model: (-model.size, model.directory.name))
 
 
 def clear_cached_models() -> int:
-    """Remove all converted models, and what broken-off conversions have left; the bytes freed."""
+    """Remove converted models and remains of interrupted conversions; returns the bytes freed."""
     freed = sum(file.stat().st_size for file in _models().rglob("*") if file.is_file())
     shutil.rmtree(_models(), ignore_errors=True)
     if _models().exists():
         raise SteerlensError(
-            f"not all of {str(_models())!r} could be removed; is it in use, or write-protected?"
+            f"not all of {str(_models())!r} could be removed; close what uses it, or make it "
+            "writable"
         )
     return freed
 
 
 @contextmanager
 def cached_directory(path: Path, write: Callable[[Path, Path], None]) -> Iterator[Path]:
-    """The directory that `write(path, directory)` makes of a file, from the cache if it is there.
+    """The directory converted from a file, from the cache if it is there.
 
-    Where the cache cannot be written, it is made for this once.
+    If the cache cannot be written, the directory is temporary.
+
+    Args:
+        path: The GGUF file.
+        write: Converts a file into a directory.
     """
     entry = _models() / f"{path.stem}-{_key(path)}"
     if not _is_whole(entry):
@@ -91,13 +96,13 @@ def cached_directory(path: Path, write: Callable[[Path, Path], None]) -> Iterato
         except OSError as error:
             warnings.warn(
                 f"the converted model cannot be kept in {str(_models())!r} "
-                f"({error.strerror or error}), so every start converts it anew; set "
-                "STEERLENS_CACHE to a directory with room",
+                f"({error.strerror or error}), so it is converted at every start; set "
+                "STEERLENS_CACHE to a directory with free space",
                 stacklevel=4,
             )
-            with tempfile.TemporaryDirectory(prefix="steerlens-") as once:
-                write(path, Path(once))
-                yield Path(once)
+            with tempfile.TemporaryDirectory(prefix="steerlens-") as temporary:
+                write(path, Path(temporary))
+                yield Path(temporary)
             return
     yield entry
 
@@ -107,7 +112,7 @@ def _models() -> Path:
 
 
 def _key(path: Path) -> str:
-    """The whole content counts: size, date and first bytes can outlast a replaced file."""
+    """A hash of the whole content: a replaced file may have the same size, date and beginning."""
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     versions = [f"{name} {version(name)}" for name in LIBRARIES]
@@ -115,7 +120,7 @@ def _key(path: Path) -> str:
 
 
 def _replace(entry: Path, path: Path, write: Callable[[Path, Path], None]) -> None:
-    """Make an entry beside its place, then move it there; another process may do the same."""
+    """Write an entry to a temporary directory, then move it; another process may do the same."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=entry.parent) as aside:
         new, old = Path(aside) / "new", Path(aside) / "old"
@@ -124,11 +129,11 @@ def _replace(entry: Path, path: Path, write: Callable[[Path, Path], None]) -> No
         files = {file.name: _sum(file) for file in sorted(new.iterdir())}
         write_json(new / _RECORD, {"source": str(path.resolve()), "files": files})
         with suppress(FileNotFoundError):
-            entry.rename(old)  # it is damaged
+            entry.rename(old)  # a damaged one
         try:
             new.rename(entry)
         except OSError:
-            if not _is_whole(entry):  # else another process was faster
+            if not _is_whole(entry):  # otherwise another process was faster
                 raise
 
 
@@ -140,7 +145,7 @@ def _is_whole(entry: Path) -> bool:
     if not isinstance(files, dict) or "config.json" not in files:
         return False
     try:
-        return all(_sum(entry / name) == found for name, found in files.items())
+        return all(_sum(entry / name) == noted for name, noted in files.items())
     except OSError:
         return False
 

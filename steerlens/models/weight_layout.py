@@ -1,7 +1,7 @@
-"""How weights lie in memory: as the host wants them at every forward pass, or as it made them.
+"""The memory layout of weights: as the forward pass needs them, or as the host made them.
 
-HookedTransformer passes `W.T.contiguous()` or a rearranged weight to every product of matrices,
-which copies the whole matrix, unless it lies transposed in memory already.
+HookedTransformer passes `W.T.contiguous()` or a rearranged weight to every matrix product, which
+copies the whole matrix unless it is transposed in memory already.
 """
 
 from collections.abc import Iterator
@@ -21,16 +21,15 @@ _PROJECTIONS: dict[str, tuple[int, ...]] = {
 }
 _GATED_MLP: dict[str, tuple[int, ...]] = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
 _UNEMBED: dict[str, tuple[int, ...]] = {"W_U": (1, 0)}
-"""Names of weights, and the order of their axes in memory that spares the host its copies."""
+"""Weight → the order of its axes in memory with which the host copies nothing."""
 
 
 def fast_layout(model: Host) -> Host:
-    """Store weights so that the host stops copying them at every forward pass; returns the model.
+    """Store weights so that the host stops copying them in every forward pass; returns the model.
 
     Values, shapes and names stay, only strides change: logits stay bit-identical, and `.to()`,
-    `state_dict` and `load_state_dict` keep the layout. `stock_layout` undoes it. Weights are moved
-    one by one, so that no more than one is ever held twice. A TransformerBridge computes with
-    Hugging Face's own modules, which copy nothing: it is left as it is.
+    `state_dict` and `load_state_dict` keep the layout. `stock_layout` undoes it. At most one weight
+    is held twice at a time. A TransformerBridge, whose modules copy nothing, is left unchanged.
 
     >>> fast_layout(load_model()).unembed.W_U.stride()
     (1, 192)
@@ -41,22 +40,30 @@ def fast_layout(model: Host) -> Host:
 
 
 def stock_layout(model: Host) -> Host:
-    """Undo `fast_layout`: every weight contiguous in memory, as the host makes it."""
+    """Undo `fast_layout`: every weight contiguous in memory, as the host makes it.
+
+    >>> model = load_model()
+    >>> stock_layout(model).unembed.W_U.stride()
+    (3072, 1)
+    >>> _ = fast_layout(model)
+    """
     for weight, _ in _weights(model):
         weight.data = weight.data.contiguous()
     return model
 
 
 def _weights(model: Any) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
-    """The host's weights that it copies, with the order of axes that they should have in memory."""
+    """The weights that the host copies, with the order that their axes should have in memory."""
     if not is_hooked(model):
         return
     parts: list[tuple[Any, dict[str, tuple[int, ...]]]] = [(model.unembed, _UNEMBED)]
     for block in model.blocks:
-        if not (model.cfg.use_split_qkv_input or model.cfg.use_attn_in):  # multiplied as they lie
+        if not (
+            model.cfg.use_split_qkv_input or model.cfg.use_attn_in
+        ):  # multiplied without a copy
             parts.append((block.attn, _PROJECTIONS))
         mlp = getattr(block, "mlp", None)  # attention-only models have none
-        if hasattr(mlp, "W_gate"):  # a plain one is multiplied as it lies
+        if hasattr(mlp, "W_gate"):  # a plain MLP is multiplied without a copy
             parts.append((mlp, _GATED_MLP))
     for part, orders in parts:
         for name, order in orders.items():

@@ -1,4 +1,4 @@
-"""Where the host keeps the weights and biases that a steering can be folded into."""
+"""The weights and biases that a steering can be folded into."""
 
 from typing import NamedTuple
 
@@ -14,17 +14,20 @@ from steerlens.models.sites import hook_name
 
 
 class SiteBias(NamedTuple):
-    """Adding `v @ weight` to `bias` adds v at a site; no weight stands for the identity."""
+    """Adding `v @ weight` to `bias` adds v at a site; without a weight, v itself is added."""
 
     bias: Parameter
     weight: Float[Tensor, "site ..."] | None = None
 
 
 def site_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
-    """The biases that, all together, move a site by a constant, whatever the text.
+    """The biases that together shift a site by a constant, independently of the text.
 
-    Refuses where no bias does so exactly. The embedding, which has none, stands in for one at the
-    first block's input: every row of it moves.
+    Refuses sites where no bias does so exactly. At the first block's input the embedding takes the
+    place of a bias: all its rows are shifted.
+
+    >>> len(site_biases(load_model(), "attn_out", 2))
+    1
     """
     require_own_weights(model)
     hook_name(model, site, layer)
@@ -41,15 +44,15 @@ def site_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
         return site_biases(model, "resid_post", layer - 1)
     if site in ("attn_out", "resid_mid") or (site == "resid_post" and cfg.attn_only):
         return [SiteBias(block.attn.b_O)]
-    return [SiteBias(_own_parameter(model, layer, "mlp", "b_out", site))]
+    return [SiteBias(_parameter(model, layer, "mlp", "b_out", site))]
 
 
 def _norm_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
-    """Those of all maps that read the norm's output: `(x + v) W + b = x W + (b + v W)`."""
+    """The biases of all maps that read the norm's output: `(x + v) W + b = x W + (b + v W)`."""
     if model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
         raise SteerlensError(
             f"{model.cfg.model_name} puts its norms after attention and MLP: nothing reads {site} "
-            "but the stream itself, and no bias lies behind it"
+            "but the stream itself, and no bias follows it; steer by hooks instead"
         )
     block = model.blocks[layer]
     if site == "ln1_out":
@@ -59,26 +62,31 @@ def _norm_biases(model: Model, site: str, layer: int) -> list[SiteBias]:
             SiteBias(getattr(block.attn, bias), getattr(block.attn, weight).detach())
             for weight, bias in names
         ]
-    own = getattr(block.ln2, "b", None)
-    if own is not None and model.cfg.gated_mlp:
-        return [SiteBias(own)]
+    norm_bias = getattr(block.ln2, "b", None)
+    if norm_bias is not None and model.cfg.gated_mlp:
+        return [SiteBias(norm_bias)]
     if model.cfg.gated_mlp:
         raise SteerlensError(
             f"{model.cfg.model_name}'s MLP is gated: W_gate and W_in both read ln2_out, and "
-            "neither has a bias before the product (b_in comes after it), nor has the norm"
+            "neither has a bias before the product (b_in comes after it), nor has the norm; steer "
+            "by hooks instead"
         )
-    bias = _own_parameter(model, layer, "mlp", "b_in", site)
+    bias = _parameter(model, layer, "mlp", "b_in", site)
     return [SiteBias(bias, block.mlp.W_in.detach())]
 
 
 def stream_writers(model: Model) -> list[Parameter]:
-    """All that writes into the residual stream, `d_model` its last axis; sums of them make it."""
+    """All weights whose rows are added up to the residual stream; `d_model` is their last axis.
+
+    >>> {weight.shape[-1] for weight in stream_writers(load_model())}
+    {192}
+    """
     require_own_weights(model)
     require_free_writers(model, "a change of all writers")
     if model.cfg.post_embedding_ln:
         raise SteerlensError(
-            f"{model.cfg.model_name} normalises its embedding: what the stream begins with is no "
-            "sum of rows of a weight"
+            f"{model.cfg.model_name} normalises its embedding, so that the stream does not begin "
+            "as a sum of rows of a weight; steer by hooks instead"
         )
     writers = [model.embed.W_E]
     if model.cfg.positional_embedding_type == "standard":  # others do not write it to the stream
@@ -87,17 +95,17 @@ def stream_writers(model: Model) -> list[Parameter]:
         writers += [block.attn.W_O, block.attn.b_O]
         if not model.cfg.attn_only:
             writers += [
-                _own_parameter(model, layer, "mlp", name, "mlp_out") for name in ("W_out", "b_out")
+                _parameter(model, layer, "mlp", name, "mlp_out") for name in ("W_out", "b_out")
             ]
     return writers
 
 
 def require_own_weights(model: Model) -> None:
-    """Refuse hosts whose weights are shared, or kept in a form that cannot be edited."""
+    """Refuse hosts whose weights are shared, or stored in a form that cannot be edited."""
     if not is_hooked(model):
         raise SteerlensError(
-            f"a {type(model).__name__} came; weights are edited in a HookedTransformer only, which "
-            "has a bias everywhere and shares no weight; steer this model by hooks"
+            f"got a {type(model).__name__}; expected a HookedTransformer, which has a bias "
+            "everywhere and shares no weight: steer this model by hooks"
         )
     if model.cfg.load_in_4bit:
         raise SteerlensError(
@@ -107,22 +115,23 @@ def require_own_weights(model: Model) -> None:
 
 
 def require_free_writers(model: Model, what: str) -> None:
-    """Refuse models that normalise what attention and MLP write before it is added up."""
+    """Refuse models that normalise the outputs of attention and MLP before they are added."""
     after = model.cfg.use_normalization_before_and_after
     if after or model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
         raise SteerlensError(
             f"{what} was asked for, but {model.cfg.model_name} normalises what its attention and "
-            "MLP write before it enters the stream, and would normalise the change with it"
+            "MLP write before it enters the stream, and would normalise the change with it; steer "
+            "by hooks instead"
         )
 
 
-def _own_parameter(model: Model, layer: int, part: str, name: str, site: str) -> Parameter:
-    """A parameter of a block's attention or MLP, which not every kind has."""
+def _parameter(model: Model, layer: int, part: str, name: str, site: str) -> Parameter:
+    """A parameter of a block's attention or MLP; raises if this model has none."""
     parameter = getattr(getattr(model.blocks[layer], part, None), name, None)
     if not isinstance(parameter, Parameter):
         raise SteerlensError(
             f"{model.cfg.model_name} has no {part}.{name} at layer {layer} "
-            f"(a mixture of experts has none, nor has a model without {part}), so nothing is there "
-            f"to change {site} by"
+            f"(a mixture of experts has none, nor has a model without {part}), by which {site} "
+            "could be changed; steer by hooks instead"
         )
     return parameter

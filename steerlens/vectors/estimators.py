@@ -345,7 +345,12 @@ def _pointing_to_positive(directions: Directions, positive: Side, negative: Side
 
 
 def sign_votes(directions: Directions, positive: Side, negative: Side) -> PerLayer:
-    """Pairs that agree with each direction's sign, minus pairs that do not."""
+    """Pairs that agree with each direction's sign, minus pairs that do not.
+
+    >>> positive = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    >>> sign_votes(torch.tensor([[1.0, 0.0]]), positive, -positive)
+    tensor([2.])
+    """
     return torch.stack(
         [
             (p @ direction.to(p) - n @ direction.to(p)).sign().sum()

@@ -41,14 +41,18 @@ def write_gguf(path: PathLike, content: VectorFile) -> None:
             + (f"save vector.at({rest}), or all" if rest else "save it")
             + " as .safetensors"
         )
-    own = {name: content.tensors[name].tolist() for name in _AS_METADATA & content.tensors.keys()}
+    tensors = {
+        name: content.tensors[name].tolist() for name in _AS_METADATA & content.tensors.keys()
+    }
 
     def write(temporary: Path) -> None:
         writer = gguf.GGUFWriter(temporary, _GGUF_ARCHITECTURE)
         try:
             writer.add_string(f"{_GGUF_ARCHITECTURE}.model_hint", model_type(content))
             writer.add_uint32(f"{_GGUF_ARCHITECTURE}.layer_count", len(rows))
-            writer.add_string(_GGUF_METADATA, json.dumps(content.metadata | own, sort_keys=True))
+            writer.add_string(
+                _GGUF_METADATA, json.dumps(content.metadata | tensors, sort_keys=True)
+            )
             for layer, row in rows.items():
                 writer.add_tensor(f"direction.{layer}", row.numpy())
             writer.write_header_to_file()
@@ -125,10 +129,10 @@ def _bounded_reader(gguf: ModuleType, path: PathLike) -> Any:
             self._reads += 1
             if self._reads > LARGEST_HEADER:
                 raise SteerlensError("its header is larger than a control vector's can be")
-            found = super()._get(offset, dtype, count, *args, **kwargs)
-            if len(found) != count:
+            values = super()._get(offset, dtype, count, *args, **kwargs)
+            if len(values) != count:
                 raise ValueError(f"{int(count)} values are declared past the end, at byte {offset}")
-            return found
+            return values
 
         def _push_field(self, field: Any, *args: Any, **kwargs: Any) -> Any:
             # Checked here, so that a model is refused before its vocabulary is read.

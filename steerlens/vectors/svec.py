@@ -44,16 +44,16 @@ class _Svec(Declared):
 
 def read_svec(path: PathLike) -> VectorFile:
     """Read what activation-steering wrote; its directions belong to the blocks' outputs."""
-    found = check(_Svec, read_json(path), path)
-    rows = by_layer(found.directions.items())
-    explained = by_layer((found.explained_variances or {}).items())
+    content = check(_Svec, read_json(path), path)
+    rows = by_layer(content.directions.items())
+    explained = by_layer((content.explained_variances or {}).items())
     if explained and explained.keys() != rows.keys():
         raise SteerlensError(
             f"got directions for layers {sorted(rows)}, but explained variances for "
             f"{sorted(explained)}; the file may be incomplete"
         )
     directions = {layer: torch.tensor(row) for layer, row in rows.items()}
-    return noted(as_vector_file(directions, found.model_type, explained), path)
+    return noted(as_vector_file(directions, content.model_type, explained), path)
 
 
 def svec_left_out(path: PathLike, content: VectorFile) -> list[str]:

@@ -131,7 +131,7 @@ class SteeringVector:
         """The vector at these layers only.
 
         >>> vector.at([3])
-        SteeringVector(..., resid_post, layers 3, d 192)
+        SteeringVector('refusal/train', resid_post, layers 3, d 192)
         """
         rows = [self.row(layer) for layer in sorted(set(layers))]
         if not rows:
@@ -213,6 +213,10 @@ class SteeringVector:
             path: A `.safetensors`, `.svec`, `.gguf`, `.pt` or `.npz` file.
             layer: The layer of a `.pt` or `.npz` file that holds one direction and does not name
                 its layer.
+
+        >>> vector.save("refusal.safetensors")
+        >>> SteeringVector.load("refusal.safetensors").layers == vector.layers
+        True
         """
         tensors, metadata = read_vector_file(path, layer)
         with naming(path):

@@ -355,7 +355,7 @@ def test_unreadable_prompts_are_refused_by_number(unchecked, model, prompts, tol
 def test_what_the_model_or_prompt_lacks_is_refused(model, monkeypatch):
     with pytest.raises(sl.SteerlensError, match="prompt without suffix"):
         read_residual(model, ["Hi."], tokens="suffix", progress=False)
-    with pytest.raises(sl.SteerlensError, match=r"layer\(s\) \[9\] came"):
+    with pytest.raises(sl.SteerlensError, match=r"got layer\(s\) \[9\]; expected"):
         read_residual(model, ["Hi."], [9], progress=False)
     with pytest.raises(sl.SteerlensError, match="site 'mid' is unknown"):
         read_residual(model, ["Hi."], site="mid", progress=False)

@@ -437,7 +437,7 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
         ({"strengths": []}, "0 strengths"),
         ({"strengths": [float("nan")]}, "expected finite numbers"),
         ({"layers": []}, "0 layers"),
-        ({"layers": [[]]}, "no layer was given"),
+        ({"layers": [[]]}, "got no layers; expected at least one"),
         ({"layers": [99]}, "has layers 0 to 3"),
         ({"steering": {}}, "0 steerings"),
         ({"judges": [LENGTH, LENGTH]}, r"\['length'\] more than once"),

@@ -128,16 +128,16 @@ def test_hook_names_are_the_hosts(model):
 def test_unknown_sites_and_layers_are_refused(model):
     with pytest.raises(sl.SteerlensError, match="site 'resid' is unknown; the sites are resid_pre"):
         hook_name(model, "resid", 2)
-    with pytest.raises(sl.SteerlensError, match=r"layer\(s\) \[4\] came; .* layers 0 to 3"):
+    with pytest.raises(sl.SteerlensError, match=r"got layer\(s\) \[4\]; expected 0 to 3"):
         hook_name(model, "resid_post", 4)
 
 
 def test_layers_are_resolved(model):
     assert resolve_layers(model, None) == (0, 1, 2, 3)
     assert resolve_layers(model, [3, -1, 0, -3]) == (0, 1, 3)
-    with pytest.raises(sl.SteerlensError, match=r"\[-5, 7\] came"):
+    with pytest.raises(sl.SteerlensError, match=r"got layer\(s\) \[-5, 7\]; expected"):
         resolve_layers(model, [0, -5, 7])
-    with pytest.raises(sl.SteerlensError, match="no layer was given"):
+    with pytest.raises(sl.SteerlensError, match="got no layers; expected at least one"):
         resolve_layers(model, [])
 
 
@@ -188,10 +188,10 @@ def with_nan(weights):
             lambda weights: {k: w for k, w in weights.items() if "layers.3." not in k},
             r"it lacks 9 tensors \(model\.layers\.3\.",
         ),
-        (lambda weights: {f"base.{k}": w for k, w in weights.items()}, "knows nothing of"),
+        (lambda weights: {f"base.{k}": w for k, w in weights.items()}, "does not know"),
         (
             lambda weights: weights | {"model.layers.4.mlp.up_proj.weight": torch.ones(2, 2)},
-            r"knows nothing of 1 tensors \(model\.layers\.4\.mlp\.up_proj",
+            r"does not know 1 tensors \(model\.layers\.4\.mlp\.up_proj",
         ),
         (with_nan, r"not finite.* in model\.layers\.2\.mlp\.down_proj\.weight"),
     ],

@@ -109,7 +109,7 @@ def test_a_begun_reply_is_gone_on_with(model):
 
 def test_a_reply_that_the_template_rewrites_is_refused(templated):
     model = templated(FORGETS_THOUGHTS)
-    with pytest.raises(sl.SteerlensError, match="template does not write the reply"):
+    with pytest.raises(sl.SteerlensError, match="template rewrites the reply"):
         tokenize(model, [Passage("Hi", "<think>Well</think>Sure")])
 
 
@@ -139,7 +139,7 @@ def test_a_padded_batch_is_read_by_its_mask_and_refused_without(model, side):
     batch = model.tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
     rows = [row.ids for row in tokenize(model, batch)]
     assert rows == [tuple(ids) for ids in model.tokenizer(texts)["input_ids"]]
-    with pytest.raises(sl.SteerlensError, match=r"may be padded.*attention_mask"):
+    with pytest.raises(sl.SteerlensError, match=r"expected rows without padding.*attention_mask"):
         tokenize(model, batch["input_ids"])
     ready = [TokenRow(tuple(ids)) for ids in batch["input_ids"].tolist()]
     assert tokenize(model, ready) == ready
@@ -149,7 +149,7 @@ def test_tables_that_are_no_batch_are_refused(model):
     with pytest.raises(sl.SteerlensError, match=r"got a mapping .*expected a list of texts"):
         tokenize(model, {"prompt": ["Hi"]})
     ids = torch.ones(2, 3, dtype=torch.long)
-    with pytest.raises(sl.SteerlensError, match=r"shape \(2, 3\) came with an attention_mask"):
+    with pytest.raises(sl.SteerlensError, match=r"shape \(2, 3\) with an attention_mask"):
         tokenize(model, {"input_ids": ids, "attention_mask": ids[:, :2]})
 
 

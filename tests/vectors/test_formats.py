@@ -459,7 +459,7 @@ SVEC = {"model_type": "llama", "directions": {"1": [1.0, 2.0], "2": [3, 4]}}
         (SVEC | {"directions": {"1": [[1], [2]]}}, "expected a valid number"),
         (SVEC | {"directions": {"1": [True]}}, "got True; expected a valid number"),
         (SVEC | {"directions": {"1": []}}, "at least 1 entries"),
-        (SVEC | {"directions": {"1": [float("nan")]}}, "NaN came where JSON has a number"),
+        (SVEC | {"directions": {"1": [float("nan")]}}, "got NaN; expected a number"),
         (SVEC | {"directions": {"1": [1e39]}}, "NaN or infinite"),
         (
             SVEC | {"directions": {"1": [10**400]}},
@@ -684,7 +684,7 @@ def test_other_weights_are_warned_of(model, extracted):
 
 
 def test_another_models_shape_is_refused(model, other_model, extracted):
-    with pytest.raises(sl.SteerlensError, match=r"layer\(s\) \[3\] came"):
+    with pytest.raises(sl.SteerlensError, match=r"got layer\(s\) \[3\]; expected"):
         check_provenance(other_model, extracted)
     with pytest.raises(sl.SteerlensError, match=r"32 wide, but .* 16; it belongs to another model"):
         check_provenance(other_model, extracted.at([0, 1]))

@@ -2,7 +2,7 @@
 
 prompts → vector → condition → steering → replies → effect → report
 
-What is not named here is in its folder: `from steerlens.export import edited_biases`.
+Other names are in their folders: `from steerlens.export import edited_biases`.
 """
 
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 import lazy_loader
 
 # Names are imported at first use: `import steerlens` loads neither torch nor TransformerLens.
-# Where each one comes from stands in `__init__.pyi`.
+# `__init__.pyi` lists where each one comes from.
 _attribute, __dir__, _ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version  # as long to import as all the rest
+        from importlib.metadata import version  # takes as long to import as all the rest
 
         return version("steerlens")
     return _attribute(name)

@@ -1,7 +1,7 @@
-"""How results show themselves: one card of HTML in a notebook, shortened texts in a terminal.
+"""How results are displayed: an HTML card in a notebook, shortened texts in a terminal.
 
-No scripts, and no colours of text or ground: a card is read on light and dark pages. Whatever a
-user or a model wrote is escaped here, once.
+No scripts, and no text or background colours: cards appear on light and dark pages. Everything that
+a user or a model wrote is escaped here, once.
 """
 
 import math
@@ -11,11 +11,11 @@ from itertools import islice
 from typing import NamedTuple
 
 MOST_ROWS = 20
-"""Rows of a table that a card shows."""
+"""Most rows of a table in a card."""
 LONGEST_TEXT = 600
-"""Characters of one text that a card shows."""
+"""Most characters of one text in a card."""
 SHORT = 24
-"""Characters of a cell that is not broken into lines."""
+"""Most characters of a cell that is not wrapped."""
 _CELL = (
     "text-align: left; vertical-align: top; padding: 3px 12px 3px 0; "
     "border-bottom: 1px solid rgba(128, 128, 128, 0.4); "
@@ -25,7 +25,7 @@ _TEXT = f'style="{_CELL}white-space: pre-wrap; overflow-wrap: anywhere; min-widt
 
 
 class Rows(NamedTuple):
-    """A table of a card; only its first rows are ever taken from `rows`."""
+    """A table in a card; only its first rows are taken from `rows`."""
 
     columns: Sequence[str]
     rows: Iterable[Sequence[object]]
@@ -33,18 +33,21 @@ class Rows(NamedTuple):
     """How many rows there are in all."""
     caption: str = ""
     folded: bool = False
-    """Behind a summary that opens it."""
+    """Hidden until its caption is clicked."""
 
 
 def card(title: str, facts: Mapping[str, object], *parts: Rows | str) -> str:
-    """The HTML of one result: a title, facts in a line, then tables and paragraphs.
+    """The HTML of one result: a title, facts on one line, then tables and paragraphs.
 
-    Facts that are empty or None are left out.
+    Args:
+        title: The heading.
+        facts: Name → value; empty values and None are left out.
+        *parts: Tables, and texts as paragraphs.
 
     >>> "&lt;b&gt;mine" in card("SteeringVector", {"name": "<b>mine"})
     True
     """
-    told = " · ".join(
+    facts_html = " · ".join(
         f'<span style="opacity: 0.75">{escape(name)}</span> {escape(shown(value))}'
         for name, value in facts.items()
         if value is not None and value != ""
@@ -52,12 +55,17 @@ def card(title: str, facts: Mapping[str, object], *parts: Rows | str) -> str:
     body = "".join(map(_table, parts))
     return (
         '<div style="max-width: 72rem; line-height: 1.5; overflow-wrap: anywhere">'
-        f"<div><strong>{escape(title)}</strong>{' &nbsp;' if told else ''}{told}</div>{body}</div>"
+        f"<div><strong>{escape(title)}</strong>{' &nbsp;' if facts_html else ''}{facts_html}"
+        f"</div>{body}</div>"
     )
 
 
 def shown(value: object) -> str:
-    """A value as a reader wants it: four digits, yes and no, a dash for what is missing."""
+    """A value for readers: four digits, "yes" and "no", a dash for a missing one.
+
+    >>> shown(0.123456), shown(True), shown(None)
+    ('0.1235', 'yes', '–')
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):
@@ -66,7 +74,7 @@ def shown(value: object) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many characters, and dots where more were.
+    """A text of at most `most` characters, with an ellipsis if it was cut.
 
     >>> shortened("Hello there.", 6)
     'Hello…'
@@ -75,7 +83,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def prompt_text(prompt: object) -> str:
-    """A prompt in words: a chat turn by turn, tokens by their number.
+    """A prompt as text: a chat turn by turn, token ids by their number.
 
     >>> prompt_text([{"role": "user", "content": "Hi."}])
     'user: Hi.'
@@ -88,7 +96,7 @@ def prompt_text(prompt: object) -> str:
     if isinstance(ids, str):
         return ids
     messages = list(ids) if isinstance(ids, Iterable) else [ids]
-    turns = [one for one in messages if isinstance(one, Mapping)]
+    turns = [message for message in messages if isinstance(message, Mapping)]
     if turns:
         return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in turns)
     return f"{len(messages)} tokens"
@@ -100,8 +108,8 @@ def _table(part: Rows | str) -> str:
     head = "".join(f'<th scope="col" {_UNBROKEN}>{escape(name)}</th>' for name in part.columns)
     rows = list(islice(part.rows, MOST_ROWS))
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    left = part.n - len(rows)
-    more = f'<div style="opacity: 0.75">and {left:,} more</div>' if left > 0 else ""
+    n_more = part.n - len(rows)
+    more = f'<div style="opacity: 0.75">and {n_more:,} more</div>' if n_more > 0 else ""
     table = (
         '<div style="overflow-x: auto"><table style="border-collapse: collapse; margin: 6px 0">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}"

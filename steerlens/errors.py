@@ -6,11 +6,11 @@ from typing import Any
 
 
 class SteerlensError(ValueError):
-    """Says what came, what was needed and what to do about it."""
+    """Invalid input; the message says what was given, what was expected and what to do."""
 
 
 def short_repr(value: object) -> str:
-    """Any value as a message can hold it: never long, however large or deep it is.
+    """A value for a message: short, however large or deeply nested it is.
 
     >>> short_repr(["x" * 1000] * 1000)[:9]
     "['xxxxxxx"
@@ -23,9 +23,12 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 
 def import_extra(module: str, extra: str, what: str) -> Any:
-    """A module that only some of the work needs; without it, `what` is named and how to install it.
+    """Import an optional dependency; if it is missing, the error says how to install it.
 
-    `extra` is the name of the group of packages in pyproject.toml that holds it.
+    Args:
+        module: The module to import.
+        extra: The extra of steerlens that installs it.
+        what: What needs it, for the message.
 
     >>> import_extra("json", "judges", "reading JSON").dumps([1])
     '[1]'

@@ -1,4 +1,4 @@
-"""Reading and writing files so that nothing is ever half written."""
+"""Reading and writing files; nothing is ever half written."""
 
 import codecs
 import hashlib
@@ -20,14 +20,20 @@ PathLike = str | os.PathLike[str]
 
 
 def write_atomically(path: PathLike, write: Callable[[Path], object]) -> Path:
-    """Call `write` on a temporary neighbour of `path`, then move it into place.
+    """Write a temporary file in the same directory, then move it to `path`.
 
-    Whatever stood at `path` before stays whole until the new file is complete, also where the
-    disk is full.
+    The file that was there before stays intact until the new one is complete, also on a full disk.
+
+    Args:
+        path: The file.
+        write: Writes the content to the path that it gets.
+
+    >>> write_atomically("note.txt", lambda temporary: temporary.write_text("Hi.")).read_text()
+    'Hi.'
     """
     path = Path(path)
     require_writable(path.parent)
-    with _naming_what_fails(path):
+    with _naming_os_errors(path):
         handle, name = tempfile.mkstemp(
             prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
         )
@@ -45,15 +51,22 @@ def write_atomically(path: PathLike, write: Callable[[Path], object]) -> Path:
 def write_directory(
     path: PathLike, write: Callable[[Path], object], *, replace: bool = False
 ) -> Path:
-    """Call `write` on a temporary directory beside `path`, then move it into place.
+    """Write a temporary directory with the same parent, then move it to `path`.
 
-    What stands at `path` is refused, or with `replace` moved away once the new one is complete.
+    Args:
+        path: The directory.
+        write: Writes the content into the directory that it gets.
+        replace: Replace an existing directory, once the new one is complete, instead of refusing.
+
+    >>> made = write_directory("notes", lambda new: (new / "a.txt").write_text("Hi."))
+    >>> [file.name for file in made.iterdir()]
+    ['a.txt']
     """
     path = Path(path).resolve()
     if path.exists() and not replace:
         raise SteerlensError(f"{str(path)!r} exists already; choose another name, or remove it")
     require_writable(path.parent)
-    with _naming_what_fails(path):
+    with _naming_os_errors(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         new, old = temporary / "new", temporary / "old"
         try:
@@ -73,13 +86,13 @@ def write_directory(
 
 
 @contextmanager
-def _naming_what_fails(path: Path) -> Iterator[None]:
-    """A full disk, a quota, a file system that has gone: which file, why, and what is left."""
+def _naming_os_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError, such as a full disk, into an error that names the file."""
     try:
         yield
     except OSError as error:
         raise SteerlensError(
-            f"cannot write {str(path)!r} ({error.strerror or error}); what stood there before is "
+            f"cannot write {str(path)!r} ({error.strerror or error}); what was there before is "
             "unchanged"
         ) from error
 
@@ -91,10 +104,7 @@ def _umask() -> int:
 
 
 def require_writable(directory: PathLike) -> Path:
-    """Create `directory` if needed and prove that a file can be written there.
-
-    Call it before long work, so that an unwritable place is found first.
-    """
+    """Create a directory if needed, and check before long work that files can be written there."""
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -114,13 +124,17 @@ def write_text(path: PathLike, text: str) -> Path:
 
 
 def write_json(path: PathLike, value: Any) -> Path:
-    """Write `value` atomically as JSON; NaN and infinity are refused, for JSON has neither."""
+    """Write `value` atomically as JSON; NaN and infinity, which JSON lacks, are refused.
+
+    >>> read_json(write_json("a.json", {"a": [1, 2]}))
+    {'a': [1, 2]}
+    """
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     return write_text(path, text + "\n")
 
 
 def import_pyarrow(module: str = "pyarrow") -> Any:
-    """What reads and writes Parquet; without it, the way to it is told."""
+    """A module of pyarrow, which reads and writes Parquet; if missing, how to install it."""
     return import_extra(module, "sweeps", "a table in Parquet")
 
 
@@ -131,9 +145,9 @@ def write_parquet(path: PathLike, table: Any) -> Path:
 
 
 def read_parquet(path: PathLike) -> Any:
-    """Read a table as pandas has it; a file that is none is named with the reason."""
+    """Read a pandas table from Parquet; errors name the file and the reason."""
     pa = import_pyarrow()
-    import pandas as pd  # here, for most of what reads files needs no table
+    import pandas as pd  # here, as most files are no tables
 
     try:
         return pd.read_parquet(path, engine="pyarrow")
@@ -145,41 +159,48 @@ def read_parquet(path: PathLike) -> Any:
 
 
 def read_json(path: PathLike) -> Any:
-    """Read JSON; a missing, truncated or malformed file is named with the place of the fault."""
+    """Read JSON; errors name the file, and the line and column of a fault."""
     return parse_json(_read_text(path), path)
 
 
 def parse_json(text: str, path: PathLike) -> Any:
-    """Parse the JSON found in a file, and refuse what other readers would take in silence.
+    """Parse the JSON of a file, and refuse what other parsers accept silently.
 
-    That is: a key given twice, NaN and infinity, halves of surrogate pairs (which no file can
-    hold again), and nesting so deep that whatever walks it would fail.
+    Refused are duplicate keys, NaN and infinity, lone surrogates (which cannot be written again),
+    and nesting so deep that recursive code would fail.
+
+    Args:
+        text: The JSON.
+        path: The file it is from, for messages.
+
+    >>> parse_json('{"a": [1, 2]}', "a.json")
+    {'a': [1, 2]}
     """
     try:
-        value = json.loads(text, object_pairs_hook=_table, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_table, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise SteerlensError(
             f"{str(path)!r} is not valid JSON: {error.msg} at line {error.lineno}, "
             f"column {error.colno}; the file may be truncated"
         ) from error
-    except ValueError as error:  # ours, or a number of thousands of digits
+    except ValueError as error:  # from the hooks, or for a number of thousands of digits
         raise SteerlensError(f"in {str(path)!r}: {error}") from error
     except RecursionError as error:
         raise SteerlensError(_too_deep(path)) from error
-    for depth, found in _walk(value):
+    for depth, node in _walk(value):
         if depth > DEEPEST:
             raise SteerlensError(_too_deep(path))
-        if isinstance(found, str) and _HALF_PAIR.search(found):
+        if isinstance(node, str) and _LONE_SURROGATE.search(node):
             raise SteerlensError(
-                f"{str(path)!r} holds {short_repr(found)}, which is no Unicode text"
+                f"{str(path)!r} holds {short_repr(node)}, which is not Unicode text"
             )
     return value
 
 
 DEEPEST = 50
-"""Lists and tables inside one another; steerlens's own files have five or six."""
+"""Most nested lists and tables; steerlens's own files have five or six."""
 
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _too_deep(path: PathLike) -> str:
@@ -194,13 +215,13 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _no_number(word: str) -> float:
-    raise SteerlensError(f"{word} came where JSON has a number")
+def _refuse_constant(word: str) -> float:
+    raise SteerlensError(f"got {word}; expected a number, as JSON has no {word}")
 
 
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Put the name of a file before messages of what is done with it, unless they say it."""
+    """Put the name of a file before the messages of errors raised here, unless they have it."""
     try:
         yield
     except SteerlensError as error:
@@ -210,15 +231,17 @@ def naming(path: PathLike) -> Iterator[None]:
 
 
 def _walk(value: Any) -> Iterator[tuple[int, Any]]:
-    """All values in a JSON tree, keys included, with their depth; not by recursion."""
+    """All values in a JSON tree, keys included, with their depth; without recursion."""
     waiting = [(0, value)]
     while waiting:
-        depth, found = waiting.pop()
-        yield depth, found
-        if isinstance(found, dict):
-            waiting += [(depth + 1, one) for pair in found.items() for one in pair]
-        elif isinstance(found, list):
-            waiting += [(depth + 1, one) for one in found if isinstance(one, str | list | dict)]
+        depth, node = waiting.pop()
+        yield depth, node
+        if isinstance(node, dict):
+            waiting += [(depth + 1, child) for pair in node.items() for child in pair]
+        elif isinstance(node, list):
+            waiting += [
+                (depth + 1, child) for child in node if isinstance(child, str | list | dict)
+            ]
 
 
 def read_lines(path: PathLike) -> list[str]:
@@ -227,16 +250,16 @@ def read_lines(path: PathLike) -> list[str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """The non-empty lines; they end at \\n, \\r\\n or \\r, and at no other sign.
+    """The non-empty lines; only \\n, \\r\\n and \\r end a line.
 
-    `str.splitlines` would also cut at signs that occur inside of texts, such as U+2028.
+    `str.splitlines` would also cut at characters that occur within texts, such as U+2028.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line for line in lines if line.strip()]
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """The content of a file; one that is missing or unreadable is named."""
+    """The content of a file; errors name it."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -251,16 +274,16 @@ def _read_text(path: PathLike) -> str:
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, with whose mark it begins
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte order marks, which say the encoding of what follows."""
+"""Byte order mark → encoding."""
 
 
 def decode_text(content: bytes, path: PathLike) -> str:
-    """Text in UTF-8, or in what its byte order mark says; other encodings are refused by name."""
+    """Decode UTF-8, or the encoding of the byte order mark; errors name file and byte."""
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
@@ -279,12 +302,20 @@ def decode_text(content: bytes, path: PathLike) -> str:
 
 
 def digest(*content: bytes) -> str:
-    """A short hash of what decides a result."""
+    """A short hash of some bytes: 16 hexadecimal digits.
+
+    >>> len(digest(b"a", b"b"))
+    16
+    """
     return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
 
 
 def demo_file(name: str) -> Path:
-    """The path of a file or directory of `demo-data/`, in a checkout as in an installed wheel."""
+    """The path of a file or directory of `demo-data/`, in a checkout or an installed wheel.
+
+    >>> demo_file("refusal.json").name
+    'refusal.json'
+    """
     package = Path(__file__).parent
     for root in (package / "demo-data", package.parent / "demo-data"):
         if (root / name).exists():

@@ -14,9 +14,9 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value, between the ends of its 95 % interval; unpacks into the three.
+    """A measured value with its 95 % interval; unpacks into value, low and high.
 
-    No tuple: pandas would print it as one.
+    Not a tuple, which pandas would print as one.
 
     >>> Interval(1 / 30, 0.006, 0.167)
     0.033 [0.006, 0.167]
@@ -33,7 +33,7 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def columns(self, name: str) -> dict[str, float]:
-        """As the three columns of a tidy table: `name`, `name_low`, `name_high`.
+        """Three columns of a tidy table: `name`, `name_low`, `name_high`.
 
         >>> Interval(0.5, 0.25, 0.75).columns("effect")
         {'effect': 0.5, 'effect_low': 0.25, 'effect_high': 0.75}
@@ -42,7 +42,12 @@ class Interval:
 
 
 def rate(hits: int, n: int) -> Interval:
-    """A share with Wilson's score interval, which holds at 0 and 1 too (Wilson 1927).
+    """A proportion with Wilson's score interval, which is valid at 0 and 1, too (Wilson 1927).
+
+    Args:
+        hits: How many of the units have the property.
+        n: All units; with 0, the interval is [0, 1] and the value NaN.
+
 
     >>> print(rate(0, 100))
     0.000 [0.000, 0.037]
@@ -54,10 +59,14 @@ def rate(hits: int, n: int) -> Interval:
 
 
 def paired_rates(before: Bool[np.ndarray, " unit"], after: Bool[np.ndarray, " unit"]) -> Interval:
-    """How much a share of the same units rose, with Newcombe's paired score interval.
+    """The change of a proportion of the same units, with Newcombe's paired score interval.
 
-    Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635). Unlike a bootstrap, it has a width
-    where all units changed, or none.
+    Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635). Unlike a bootstrap interval, it has
+    a width even if all units changed, or none.
+
+    Args:
+        before: Whether each unit had the property before.
+        after: Whether it has it after.
 
     >>> print(paired_rates(np.zeros(10, bool), np.ones(10, bool)))
     1.000 [0.608, 1.000]
@@ -74,8 +83,8 @@ def paired_rates(before: Bool[np.ndarray, " unit"], after: Bool[np.ndarray, " un
     margins = (both + rose) * (neither + fell) * (both + fell) * (neither + rose)
     phi = agreement / np.sqrt(margins) if margins else 0.0
 
-    def width(one: float, other: float) -> float:
-        return float(np.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0)))
+    def width(a: float, b: float) -> float:
+        return float(np.sqrt(max(a**2 - 2 * phi * a * b + b**2, 0)))
 
     change = first.value - second.value
     down = width(first.value - first.low, second.high - second.value)
@@ -86,11 +95,18 @@ def paired_rates(before: Bool[np.ndarray, " unit"], after: Bool[np.ndarray, " un
 def ratios(
     sums: Float[np.ndarray, "unit column"], counts: Float[np.ndarray, "unit column"], *, seed: int
 ) -> list[Interval]:
-    """Sum over count of each column, with bootstrap intervals that resample units.
+    """Sum divided by count for each column, with bootstrap intervals that resample units.
 
-    A unit is what was drawn independently: a prompt, not a token. All columns share the draws.
-    The percentiles are widened for few units (Hesterberg 2015, "expanded percentile"); one unit
-    has no interval, and its ends are NaN. With 8 units they cover about 94 in 100, with 20, 95.
+    The percentiles are widened for few units (Hesterberg 2015, "expanded percentile"): with 8 units
+    the intervals cover about 94 in 100, with 20, 95. One unit has no interval: its ends are NaN.
+
+    Args:
+        sums: The numerators. A unit is what was sampled independently: a prompt, not a token.
+        counts: The denominators.
+        seed: Seed of the draws, which all columns share.
+
+    >>> print(ratios(np.arange(100.0)[:, None], np.ones((100, 1)), seed=0)[0])
+    49.500 [44.102, 55.207]
     """
     n = (counts > 0).sum(axis=0)
     weights = np.random.default_rng(seed).multinomial(
@@ -100,8 +116,8 @@ def ratios(
         values, drawn = sums.sum(axis=0) / counts.sum(axis=0), (weights @ sums) / (weights @ counts)
         tails = norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.5 + CONFIDENCE / 2, n - 1))
     return [
-        Interval(float(value), *_percentiles(many[~np.isnan(many)], tail))
-        for value, many, tail in zip(values, drawn.T, tails, strict=True)
+        Interval(float(value), *_percentiles(draws[~np.isnan(draws)], tail))
+        for value, draws, tail in zip(values, drawn.T, tails, strict=True)
     ]
 
 
@@ -114,7 +130,7 @@ def _percentiles(drawn: Float[np.ndarray, " draw"], tail: float) -> tuple[float,
 
 
 def means(values: Float[np.ndarray, "unit column"], *, seed: int) -> list[Interval]:
-    """The mean of each column with its interval, as `ratios` makes them; NaN counts as missing.
+    """The mean of each column with its interval, as in `ratios`; NaN counts as missing.
 
     >>> print(means(np.arange(100.0)[:, None], seed=0)[0])
     49.500 [44.102, 55.207]
@@ -124,7 +140,7 @@ def means(values: Float[np.ndarray, "unit column"], *, seed: int) -> list[Interv
 
 
 class Scores(NamedTuple):
-    """How well a yes-or-no decision agrees with the truth."""
+    """Agreement of a yes-or-no decision with the truth."""
 
     f1: Interval
     precision: Interval
@@ -137,9 +153,19 @@ class Scores(NamedTuple):
 def score_decisions(
     fired_on_positive: np.ndarray, fired_on_negative: np.ndarray, *, seed: int, resamples: int
 ) -> Scores:
-    """Scores with bootstrap intervals, resampling positives and negatives each among themselves.
+    """Scores with bootstrap intervals, resampling positives and negatives separately.
 
-    A resample of decisions is a binomial count of hits, so all of them are drawn at once.
+    A resample of decisions is a binomial count, so that all resamples are drawn at once.
+
+    Args:
+        fired_on_positive: The decision on each positive.
+        fired_on_negative: The decision on each negative.
+        seed: Seed of the resamples.
+        resamples: Number of resamples.
+
+    >>> fired = np.array([True] * 9 + [False])
+    >>> score_decisions(fired, ~fired, seed=0, resamples=1000).recall.value
+    0.9
     """
     n_positive, n_negative = len(fired_on_positive), len(fired_on_negative)
     hits, alarms = int(fired_on_positive.sum()), int(fired_on_negative.sum())
@@ -150,8 +176,8 @@ def score_decisions(
     drawn = _measures(drawn_hits, drawn_alarms, n_positive, n_negative)
     tail = (1 - CONFIDENCE) / 2
     f1, precision, recall, balanced = (
-        Interval(float(value[0]), *np.quantile(many, [tail, 1 - tail]).tolist())
-        for value, many in zip(measured, drawn, strict=True)
+        Interval(float(value[0]), *np.quantile(draws, [tail, 1 - tail]).tolist())
+        for value, draws in zip(measured, drawn, strict=True)
     )
     return Scores(f1, precision, recall, balanced, n_positive, n_negative)
 
@@ -169,5 +195,5 @@ def _measures(
 
 
 def mean(values: Float[np.ndarray, " unit"], *, seed: int = 0) -> Interval:
-    """`means` of one column."""
+    """The mean of one column with its interval; see `means`."""
     return means(values[:, None], seed=seed)[0]

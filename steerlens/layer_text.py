@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from steerlens.errors import SteerlensError
 
 MOST_LAYERS = 10_000
-"""No model has as many; a range of far more would fill the memory."""
+"""More than any model has; a far longer range would fill the memory."""
 
 
 def layers_as_text(layers: Sequence[int], *, dash: str = "-", comma: str = ",") -> str:
-    """Layers as people type them; `parse_layers` reads them back.
+    """Layers as a user types them; `parse_layers` reads them back.
 
     >>> layers_as_text((1, 4, 5, 6))
     '1,4-6'
@@ -19,7 +19,7 @@ def layers_as_text(layers: Sequence[int], *, dash: str = "-", comma: str = ",") 
 
 
 def display_layers(layers: Sequence[int]) -> str:
-    """Layers as people print them, for messages and figures; `parse_layers` reads these too.
+    """Layers for messages and figures; `parse_layers` reads these, too.
 
     >>> display_layers((1, 4, 5, 6))
     '1, 4–6'
@@ -28,7 +28,11 @@ def display_layers(layers: Sequence[int]) -> str:
 
 
 def consecutive(numbers: Sequence[int]) -> list[range]:
-    """Increasing numbers as the unbroken runs that they consist of."""
+    """Increasing numbers as runs of consecutive ones.
+
+    >>> consecutive([1, 4, 5, 6])
+    [range(1, 2), range(4, 7)]
+    """
     runs: list[range] = []
     for number in numbers:
         if runs and number == runs[-1].stop:
@@ -39,9 +43,11 @@ def consecutive(numbers: Sequence[int]) -> list[range]:
 
 
 def parse_layers(text: str | None, argument: str = "--layers") -> list[int] | None:
-    """`"1,4-6"` as [1, 4, 5, 6]; None stays None, which stands for all layers.
+    """Layers from text such as "1,4-6".
 
-    `argument` is what the person who typed it calls it, for the message where it cannot be read.
+    Args:
+        text: The layers; None stands for all of them, and stays None.
+        argument: What the user calls this argument, for messages.
 
     >>> parse_layers("1,4-6")
     [1, 4, 5, 6]
@@ -56,10 +62,10 @@ def parse_layers(text: str | None, argument: str = "--layers") -> list[int] | No
             low, high = int(first), int(last if dash else first)
             if high > MOST_LAYERS:
                 raise ValueError
-            found = range(low, high + 1)
-            if not found:
+            layers = range(low, high + 1)
+            if not layers:
                 empty = piece.strip()
-            numbers += found
+            numbers += layers
     except ValueError as error:
         raise SteerlensError(
             f'{argument} {text!r} cannot be read; write "3", "2-5" or "1,4-6"'

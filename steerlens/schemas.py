@@ -1,4 +1,4 @@
-"""What the files of steerlens must hold, declared as pydantic models, and told where they don't."""
+"""Schemas of steerlens's files: pydantic models, with errors that name the place of a fault."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
@@ -12,21 +12,21 @@ T = TypeVar("T")
 
 
 class Declared(BaseModel):
-    """A table whose keys and kinds of values are declared; nothing is converted or left unread."""
+    """A table with declared keys and types; nothing is converted, unknown keys are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FileModel(Declared):
-    """A whole JSON file, which says by its `format` what it is; a subclass declares a `Literal`."""
+    """A JSON file, identified by its `format`, which a subclass declares as a `Literal`."""
 
     title: ClassVar[str]
-    """What people call such a file, with its article."""
+    """What users call such a file, with the article."""
     format: str
 
     @classmethod
     def formats(cls) -> tuple[str, ...]:
-        """What `format` may be."""
+        """The allowed values of `format`."""
         return get_args(cls.model_fields["format"].annotation)
 
 
@@ -35,34 +35,39 @@ Model = TypeVar("Model", bound=FileModel)
 
 
 Many = Annotated[list[T], Field(fail_fast=True)]
-"""A list that may be long: the first wrong entry is told, and no other is looked for."""
+"""A list that may be long: only its first wrong entry is reported."""
 Numbers = Annotated[Many[float], Field(min_length=1)]
 Two = Annotated[list[T], Field(min_length=2, max_length=2)]
-"""A pair, as JSON has it."""
+"""A list of two."""
 
 
 def read_as(path: PathLike, *kinds: type[Model]) -> Model:
-    """Read a JSON file as the one of `kinds` that its format names."""
+    """Read a JSON file as the schema, among `kinds`, of its `format`."""
     return check_file(read_json(path), path, *kinds)
 
 
 def check_file(content: Any, path: PathLike, *kinds: type[Model]) -> Model:
-    """What was read from a file, as the one of `kinds` that its format names."""
+    """Check a file's content against the schema, among `kinds`, of its `format`."""
     known = {name: kind for kind in kinds for name in kind.formats()}
-    found = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(found, str) or found not in known:
-        got = f"the format {short_repr(found)}" if isinstance(content, dict) else "no table"
+    named = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(named, str) or named not in known:
+        got = f"the format {short_repr(named)}" if isinstance(content, dict) else "no table"
         titles = " or ".join(dict.fromkeys(kind.title for kind in kinds))
         expected = " or ".join(map(repr, known))
         raise SteerlensError(
             f"{str(path)!r} is not {titles}: got {got}; expected the format {expected}; "
             "give another file"
         )
-    return check(known[found], content, path)
+    return check(known[named], content, path)
 
 
 def check(kind: type[Table], content: Any, path: PathLike) -> Table:
-    """What was read from a file, as a declared table; the fault is told by its place.
+    """Check content against a schema; the error names the place of the fault.
+
+    Args:
+        kind: The schema.
+        content: What was read.
+        path: Where from, for messages.
 
     >>> class Point(Declared):
     ...     x: list[int]
@@ -74,27 +79,30 @@ def check(kind: type[Table], content: Any, path: PathLike) -> Table:
         return kind.model_validate(content)
     except ValidationError as error:
         faults = error.errors(include_url=False)
-    raise SteerlensError(f"in {str(path)!r}, {_told(faults, content)}")
+    raise SteerlensError(f"in {str(path)!r}, {_describe(faults, content)}")
 
 
-def _told(faults: Sequence[Any], content: Any) -> str:
-    """The fault that lies deepest: where a value may be of several kinds, the nearest was meant."""
+def _describe(faults: Sequence[Any], content: Any) -> str:
+    """Describe the deepest fault: of several allowed types, the one that fits best was meant."""
     places = [_place(fault["loc"], content) for fault in faults]
     deepest = max(places, key=len)
-    alike = [fault for fault, place in zip(faults, places, strict=True) if place == deepest]
+    deepest_faults = [
+        fault for fault, place in zip(faults, places, strict=True) if place == deepest
+    ]
     fault, where = (
-        alike[0],
+        deepest_faults[0],
         "".join(
             f"[{key}]" if isinstance(key, int) else f".{short_repr(key)[1:-1]}" for key in deepest
         ),
     )
-    at = f"at {where.removeprefix('.')}" if where else "on the whole"
+    location = f"at {where.removeprefix('.')}" if where else "on the whole"
     if fault["type"] == "missing":
-        return f"{at}: got no {fault['loc'][-1]!r}; expected one"
+        return f"{location}: got no {fault['loc'][-1]!r}; expected one"
     if fault["type"] == "extra_forbidden":
-        return f"{at}: got the unknown key {fault['loc'][-1]!r}; expected none, or another spelling"
-    expected = dict.fromkeys(_expected(one) for one in alike)
-    return f"{at}: got {short_repr(fault['input'])}; expected {' or '.join(expected)}"
+        key = fault["loc"][-1]
+        return f"{location}: got the unknown key {key!r}; expected none, or another spelling"
+    expected = dict.fromkeys(_expected(fault) for fault in deepest_faults)
+    return f"{location}: got {short_repr(fault['input'])}; expected {' or '.join(expected)}"
 
 
 def _expected(fault: Any) -> str:
@@ -104,13 +112,13 @@ def _expected(fault: Any) -> str:
         bound = "min_length" if fault["type"] == "too_short" else "max_length"
         least = "at least" if fault["type"] == "too_short" else "at most"
         return f"{least} {fault['ctx'][bound]} entries"
-    said = str(fault["msg"]).removeprefix("Input should be ")
+    message = str(fault["msg"]).removeprefix("Input should be ")
     is_table = fault["type"] in ("dict_type", "model_type")
-    return "a table" if is_table else said[:1].lower() + said[1:]
+    return "a table" if is_table else message[:1].lower() + message[1:]
 
 
 def _place(location: Sequence[int | str], content: Any) -> tuple[int | str, ...]:
-    """The keys and numbers on the way to a value; pydantic puts the kinds it tried between them."""
+    """The keys and indices that lead to a value, without the types that pydantic tried."""
     place: list[int | str] = []
     for key in location:
         is_there = (isinstance(content, dict) and key in content) or (

@@ -59,7 +59,9 @@ def principal_scatter(
         rearrange(centred, "sample layer d_model -> layer sample d_model"), full_matrices=False
     )
     points = einsum(
-        left[..., :2], sizes[:, :2], "layer sample axis, layer axis -> sample layer axis"
+        left[..., :2],
+        sizes[:, :2],
+        "layer sample component, layer component -> sample layer component",
     )
     n = len(positive)
     on_the_right = points[:n].mean(dim=0) >= points[n:].mean(dim=0)

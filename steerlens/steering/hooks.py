@@ -127,6 +127,12 @@ def affine_direction(
     With `estimators.negative_mean` as the reference, strength 0 means "no trace of the concept"
     (affine concept editing, arXiv 2411.09003).
 
+    Args:
+        resid: The stream.
+        direction: The concept's direction.
+        strength: How many directions to add.
+        reference: An activation whose projection on the direction replaces the stream's.
+
     >>> resid, direction = torch.tensor([[[1.0, 2.0]]]), torch.tensor([0.0, 4.0])
     >>> affine_direction.edit(resid, direction, 0.5, torch.tensor([5.0, 1.0]))
     tensor([[[1., 3.]]])
@@ -147,6 +153,12 @@ def rotate_to_direction(
 
     Only the part in the plane of the two rotates, and every token keeps its norm (angular
     steering, arXiv 2510.26243). Where the two are parallel, or one is zero, nothing rotates.
+
+    Args:
+        resid: The stream.
+        direction: Where to rotate to.
+        strength: The angle in radians.
+        reference: Where to rotate from.
 
     >>> resid, direction = torch.tensor([[[1.0, 2.0]]]), torch.tensor([0.0, 4.0])
     >>> quarter_turn = rotate_to_direction.edit(
@@ -182,6 +194,11 @@ def restore_grown_norm(before: Resid, after: Resid) -> Resid:
     """CAST's rule: where any token of a row has grown in this pass, restore the whole row's norms.
 
     Which tokens a pass contains depends on caching, and so does this; `restore_norm` does not.
+
+    >>> before = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    >>> restore_grown_norm(before, before / 2)  # none has grown
+    tensor([[[1.5000, 2.0000],
+             [0.5000, 0.0000]]])
     """
     grew = (_lengths(after) > _lengths(before)).any(dim=1, keepdim=True)
     return torch.where(grew, restore_norm(before, after), after)

@@ -477,7 +477,6 @@ def user_edit(resid, direction, strength):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"strength": torch.ones(2, 3)}, "its strength is one for each row"),
         ({"positions": "prompt"}, 'its positions are not "all"'),
         ({"positions": torch.ones(8, dtype=torch.bool)}, 'its positions are not "all"'),
         ({"skip_bos": True}, "skip_bos leaves the first token out"),

@@ -67,7 +67,7 @@ def test_places_are_those_that_generate_steers(model, texts, positions, skip_bos
     clock = DecodingClock(mask, torch.tensor([text.words_end for text in texts]))
     chosen = steered_places(texts, positions, skip_bos)
     clock.show(0, rows.shape[1])
-    prompt = clock.shown.steered(positions, skip_bos)
+    prompt = clock.current.steered(positions, skip_bos)
     for row, text in enumerate(texts):
         own = (
             torch.ones(text.start, dtype=torch.bool)
@@ -77,7 +77,7 @@ def test_places_are_those_that_generate_steers(model, texts, positions, skip_bos
         assert chosen[row, : text.start].tolist() == own.tolist()
     for step in range(min(text.end - text.start for text in texts)):
         clock.show(rows.shape[1] + step, 1)
-        new = clock.shown.steered(positions, skip_bos)
+        new = clock.current.steered(positions, skip_bos)
         for row, text in enumerate(texts):
             expected = True if new is None else bool(new.expand(len(texts), -1)[row, 0])
             assert bool(chosen[row, text.start + step]) == expected

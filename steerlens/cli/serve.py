@@ -77,7 +77,7 @@ def export_command(
         options["prompts"] = read_prompts(prompts, columns=prompt_column or ())
     if to == "gguf":
         require_outputs(out)
-    from steerlens.export.exporting import control_vector, export_ablation, export_model
+    from steerlens.export.exporting import export_ablation, export_model
     from steerlens.steering.steering import Steering
     from steerlens.vectors.vector import SteeringVector
 
@@ -87,13 +87,20 @@ def export_command(
     else:
         steering = Steering(direction, layers, strength, relative=relative)
         if to == "gguf":
-            control_vector(steering).save(out)
-            say(f"wrote {steering} to {out}, strength included. To steer with it:")
-            say(f"  llama-cli -m MODEL.gguf --control-vector {out}")
+            _write_control_vector(steering, out)
             return
         certificate = export_model(steering, model, out, **options)
     say(certificate)
     say(f"wrote {out}; load it as you would {certificate.source}")
+
+
+def _write_control_vector(steering: Any, out: Path) -> None:
+    """Write a steering for llama.cpp, and print the command that loads it."""
+    from steerlens.export.exporting import control_vector
+
+    control_vector(steering).save(out)
+    say(f"wrote {steering} to {out}, strength included. To steer with it:")
+    say(f"  llama-cli -m MODEL.gguf --control-vector {out}")
 
 
 @app.command(rich_help_panel=SERVE)

@@ -18,15 +18,13 @@ from steerlens.dashboards.conditions import (
 )
 from steerlens.dashboards.effects import dose_response, layer_strength
 from steerlens.dashboards.theme import DARK, TEMPLATE, dark
+from steerlens.dashboards.tokens import logit_lens, token_scan, token_text
 from steerlens.dashboards.tradeoffs import calibration, pareto
 from steerlens.dashboards.vectors import (
     cosine_matrix,
     explained_variance,
-    logit_lens,
     principal_scatter,
     singular_spectrum,
-    token_scan,
-    token_text,
     vector_cosines,
     writers,
 )

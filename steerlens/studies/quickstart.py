@@ -257,9 +257,11 @@ def show(part: DemoPart, console: Console) -> None:
     """Print what was chosen, and a table of some replies.
 
     >>> part = DemoPart([], "strength 0.3", [("prompt", "steered"), ("Why?", "I cannot say.")])
-    >>> show(part, Console(width=40))
+    >>> show(part, Console(width=40))  # doctest: +ELLIPSIS
     strength 0.3
-    ...Why?...I cannot say...
+    ...
+    │ Why?   │ I cannot say. │
+    ...
     """
     console.print(part.chosen, markup=False)
     header, *lines = part.examples

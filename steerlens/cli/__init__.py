@@ -3,7 +3,7 @@
 None imports the library's heavy parts before a command line has been found to make sense.
 """
 
-from steerlens.cli import start, steer, measure, show, serve  # isort: skip - the order of the help
+from steerlens.cli import start, steer, learn, measure, show, serve  # isort: skip - the order of the help
 from steerlens.cli.options import app
 
-__all__ = ["app", "measure", "serve", "show", "start", "steer"]
+__all__ = ["app", "learn", "measure", "serve", "show", "start", "steer"]

@@ -3,10 +3,10 @@
 Nothing here runs a model, shows or saves. Conditions: `similarities_by_layer`, `threshold_sweep`,
 `condition_report`, `gate_timeline`. Vectors: `vector_cosines`, `cosine_matrix`,
 `explained_variance`, `logit_lens`, `writers`, `token_scan`, `token_text`, `principal_scatter`,
-`singular_spectrum`. Effects, from the results themselves or tidy tables: `layer_strength` (of a
-sweep), `dose_response` (of an evaluation or a sweep), `pareto` (of either, or a suggestion),
-`rates` (of an evaluation), `calibration`, `sentiment`, `saturation`. Where colours have a sign,
-orange is positive and blue is negative.
+`singular_spectrum`, `learning_curve` (of a learned one). Effects, from the results themselves or
+tidy tables: `layer_strength` (of a sweep), `dose_response` (of an evaluation or a sweep), `pareto`
+(of either, or a suggestion), `rates` (of an evaluation), `calibration`, `sentiment`, `saturation`.
+Where colours have a sign, orange is positive and blue is negative.
 """
 
 from steerlens.dashboards.comparisons import rates, saturation, sentiment
@@ -17,6 +17,7 @@ from steerlens.dashboards.conditions import (
     threshold_sweep,
 )
 from steerlens.dashboards.effects import dose_response, layer_strength
+from steerlens.dashboards.learning import learning_curve
 from steerlens.dashboards.theme import DARK, TEMPLATE, dark
 from steerlens.dashboards.tradeoffs import calibration, pareto
 from steerlens.dashboards.vectors import (
@@ -42,6 +43,7 @@ __all__ = [
     "explained_variance",
     "gate_timeline",
     "layer_strength",
+    "learning_curve",
     "logit_lens",
     "pareto",
     "principal_scatter",

@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 import steerlens as sl
 from steerlens.learning.batches import Batch
 from steerlens.learning.descent import first_directions, train
-from steerlens.learning.learning import _passes
+from steerlens.learning.learning import passes_of
 from steerlens.learning.objectives import bipo, reft_r1, reply_likelihood, reps
 from steerlens.learning.replies import reply_pairs
 
@@ -31,7 +31,7 @@ def pairs(model):
 def passes(model, pairs):
     plan = sl.Steering(sl.SteeringVector(torch.zeros(1, model.cfg.d_model), (LAYER,)))
     texts = [text for pair in pairs for text in (pair.wanted, pair.unwanted)]
-    return _passes(model, plan, texts, progress=False)
+    return passes_of(model, plan, texts, progress=False)
 
 
 @pytest.fixture

@@ -53,7 +53,8 @@ def linear_transport(
     *,
     site: str = "resid_post",
 ) -> StreamMap:
-    """Move each coordinate's distribution to the target's by a line (Linear-AcT, 2410.23054).
+    """Move each coordinate's distribution to the target's by a line (Linear-AcT,
+    arXiv 2410.23054).
 
     Coordinate by coordinate, both samples are sorted, and the line a x + b is the one of least
     squares from the one to the other. Strength 1 is the whole way, 0 none; where the two
@@ -95,7 +96,8 @@ def null_space_map(
     kept_energy: float = 1e-6,
     ridge: float = 1e-3,
 ) -> StreamMap:
-    """Add a direction to harmful activations, and nothing to benign ones (AlphaSteer, 2506.07022).
+    """Add a direction to harmful activations, and nothing to benign ones (AlphaSteer,
+    arXiv 2506.07022).
 
     x + Δ P x, where P projects on what benign activations leave free and Δ is the ridge regression
     from P x of harmful ones to the direction.

@@ -124,12 +124,12 @@ def null_space_map(
             f"{kept_energy:g} of their mean square; raise kept_energy, or give fewer"
         )
     free = axes[:, :n_free]
-    seen = einsum(harmful.double(), free, "prompt d_model, d_model axis -> prompt axis")
+    seen = einsum(harmful.double(), free, "prompt d_model, d_model free -> prompt free")
     own = einsum(seen, seen, "prompt a, prompt b -> a b")
     own += ridge * own.diagonal().mean() * torch.eye(n_free, dtype=own.dtype)
     # The target is one direction for all, so that Δ has rank one: how much of it, by what is read.
     gate = torch.linalg.lstsq(own, seen.sum(dim=0)[:, None], driver="gelsd").solution[:, 0]
-    read = einsum(free, gate, "d_model axis, axis -> d_model").float()
+    read = einsum(free, gate, "d_model free, free -> d_model").float()
 
     def shift(resid: Tensor) -> Tensor:
         amount = einsum(resid, read.to(resid), "batch pos d_model, d_model -> batch pos")

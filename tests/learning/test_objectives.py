@@ -161,7 +161,9 @@ def test_the_rank_one_vector_has_the_mean_length_that_was_added(model, passes, p
         handle.remove()
         latent = (read["h"].reshape(-1, len(unit))[1:] @ unit).relu()
         added.append(latent.topk(2).values.mean())
-    assert float(direction.norm()) == pytest.approx(float(torch.stack(added).mean()), rel=1e-4)
+    assert float(direction.norm()) == pytest.approx(
+        float(torch.stack(added).mean().detach()), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("objective", [bipo, reps])

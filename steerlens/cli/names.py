@@ -22,6 +22,7 @@ ESTIMATOR_NAMES = (
     "logistic_probe",
     "cluster_mean",
 )
+OBJECTIVE_NAMES = ("reply_likelihood", "bipo", "reps", "reft_r1")
 SIMILARITY_NAMES = ("cast", "cosine", "projection")
 SITE_NAMES = (
     "resid_pre",

@@ -3,10 +3,11 @@
 No figure runs a model or writes a file: call `.show()` or `.write_html(path)` on what is returned.
 Conditions: `similarities_by_layer`, `threshold_sweep`, `condition_report`, `gate_timeline`.
 Vectors: `vector_cosines`, `cosine_matrix`, `explained_variance`, `logit_lens`, `writers`,
-`token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`. Effects, from results or tidy
-tables: `layer_strength` (sweep), `dose_response` (evaluation, sweep), `pareto` (evaluation, sweep,
-suggestion), `rates` (evaluation), `calibration`, `sentiment`, `saturation`. Where colours show a
-sign, orange is positive and blue is negative.
+`token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`, `learning_curve` (of a
+learned one). Effects, from results or tidy tables: `layer_strength` (sweep), `dose_response`
+(evaluation, sweep), `pareto` (evaluation, sweep, suggestion), `rates` (evaluation),
+`calibration`, `sentiment`, `saturation`. Where colours show a sign, orange is positive and blue
+is negative.
 """
 
 from steerlens.dashboards.comparisons import rates, saturation, sentiment
@@ -17,6 +18,7 @@ from steerlens.dashboards.conditions import (
     threshold_sweep,
 )
 from steerlens.dashboards.effects import dose_response, layer_strength
+from steerlens.dashboards.learning import learning_curve
 from steerlens.dashboards.theme import DARK, TEMPLATE, dark
 from steerlens.dashboards.tokens import logit_lens, token_scan, token_text
 from steerlens.dashboards.tradeoffs import calibration, pareto
@@ -40,6 +42,7 @@ __all__ = [
     "explained_variance",
     "gate_timeline",
     "layer_strength",
+    "learning_curve",
     "logit_lens",
     "pareto",
     "principal_scatter",

@@ -2,17 +2,24 @@
 
 from steerlens.learning.batches import Batch
 from steerlens.learning.learning import learn
+from steerlens.learning.maps import StreamMap, linear_transport, null_space_map
 from steerlens.learning.objectives import Objective, bipo, reft_r1, reply_likelihood, reps
 from steerlens.learning.passes import TokenLogs
+from steerlens.learning.seeds import Seeds, learn_seeds
 from steerlens.learning.training import Training
 
 __all__ = [
     "Batch",
     "Objective",
+    "Seeds",
+    "StreamMap",
     "TokenLogs",
     "Training",
     "bipo",
     "learn",
+    "learn_seeds",
+    "linear_transport",
+    "null_space_map",
     "reft_r1",
     "reply_likelihood",
     "reps",

@@ -15,7 +15,8 @@ from torch import Tensor
 from steerlens.activations.reading import read_rows
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.errors import SteerlensError
-from steerlens.files import PathLike, digest, require_writable
+from steerlens.files import PathLike, digest
+from steerlens.files import require_writable as require_writable_folder
 from steerlens.learning.descent import Descent, Keeper, train
 from steerlens.learning.losses import gain, mean_strength
 from steerlens.learning.objectives import Objective, reply_likelihood
@@ -40,7 +41,7 @@ from steerlens.models.sites import (
 )
 from steerlens.models.tokenizing import TokenRow
 from steerlens.steering.generation import generate
-from steerlens.steering.positions import Positions, require_positions
+from steerlens.steering.positions import Positions
 from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
@@ -85,38 +86,20 @@ def learn(
     ((2,), 5)
     """
     begun = perf_counter()
-    numbers = _layers(model, layers)
-    require_positions(positions)
-    require_writable(model, site)
-    blank = torch.zeros(len(numbers), site_width(model, site))
-    plan = Steering(SteeringVector(blank, numbers, site), positions=positions)
-    prompts = _likeliest(model, plan, reply_pairs(model, data), training.replies)
-    held_out = None if validation is None else reply_pairs(model, validation)
-    lessons = _planned(prompts, held_out, training)
-    job = {
-        **model_provenance(model),
-        "objective": name_of(objective),
-        "training": asdict(training),
-        "positions": positions if isinstance(positions, str) else repr(positions),
-        "site": site,
-        "layers": numbers,
-        "pairs_hash": digest(repr(lessons).encode()),
-    }
-    keeper = None if out is None else _keeper(Path(out), job)
-    if keeper is not None and (done := _done_before(Path(out or ""), keeper.job)) is not None:
-        return done
-    lessons = _with_continuations(model, lessons, training, progress)
-    norms = _norms(model, lessons, numbers, site, progress)
-    passes = _passes(model, plan, lessons.texts, progress)
+    job = prepared(model, data, layers, site, positions, validation, training)
+    origin = {**model_provenance(model), "objective": name_of(objective), **job.account}
+    keeper = None
+    if out is not None:
+        keeper = _keeper(Path(out), origin)
+        if (done := _done_before(Path(out), keeper.job)) is not None:
+            return done
+    lessons = _with_continuations(model, job.lessons, training, progress)
+    numbers, texts = job.plan.layers_steered, lessons.texts
+    norms = _norms(model, texts, numbers, site, progress)
+    passes = passes_of(model, job.plan, texts, progress)
+    steps, held_out = lessons.steps, lessons.held_out
     descent = train(
-        passes,
-        objective,
-        lessons.steps,
-        lessons.held_out,
-        norms,
-        training,
-        keeper=keeper,
-        progress=progress,
+        passes, objective, steps, held_out, norms, training, keeper=keeper, progress=progress
     )
     vector = SteeringVector(
         descent.found * mean_strength(passes, objective, lessons.learned, descent.found),
@@ -125,26 +108,26 @@ def learn(
         norms=norms,
         provenance={
             "name": name or (data.name if isinstance(data, ContrastiveDataset) else "lessons"),
-            **job,
+            **origin,
             **_account(passes, lessons, descent),
             "seconds": round(perf_counter() - begun, 1),
         },
     )
-    if keeper is not None and not descent.interrupted:
+    if out is not None and keeper is not None and not descent.interrupted:
         vector = replace(vector, provenance={**vector.provenance, "job": keeper.job})
-        vector.save(out or "")
+        vector.save(out)
         keeper.path.unlink(missing_ok=True)
     return vector
 
 
-def _keeper(out: Path, job: Mapping[str, Any]) -> Keeper:
+def _keeper(out: Path, origin: Mapping[str, Any]) -> Keeper:
     """Where the state of a job is kept, beside the vector that comes of it."""
     if out.suffix != ".safetensors":
         raise SteerlensError(
             f"got out={str(out)!r}; expected a .safetensors file, which keeps all of a vector"
         )
-    require_writable(out.parent)
-    return Keeper(out.with_suffix(".learning.safetensors"), digest(repr(job).encode()))
+    require_writable_folder(out.parent)
+    return Keeper(out.with_suffix(".learning.safetensors"), digest(repr(origin).encode()))
 
 
 def _done_before(out: Path, job: str) -> SteeringVector | None:
@@ -179,6 +162,47 @@ class Lessons(NamedTuple):
         return list(dict.fromkeys(text for pair in pairs for text in _texts_of(pair)))
 
 
+class Job(NamedTuple):
+    """What is to be learned, where, and how; found possible."""
+
+    plan: Steering
+    """What will be run, with a vector of zeros."""
+    lessons: Lessons
+    training: Training
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """All that the vector depends on, but for the model and the objective."""
+        positions = self.plan.positions
+        return {
+            "training": asdict(self.training),
+            "positions": positions if isinstance(positions, str) else repr(positions),
+            "pairs_hash": digest(
+                repr((self.plan.site_written, self.plan.layers_steered)).encode(),
+                repr(self.lessons).encode(),
+            ),
+        }
+
+
+def prepared(
+    model: Model,
+    data: LESSONS,
+    layers: Iterable[int] | int | None = None,
+    site: str = "resid_post",
+    positions: Positions = "all",
+    validation: LESSONS | None = None,
+    training: Training = Training(),  # noqa: B008 - frozen
+) -> Job:
+    """The job of `learn` with these arguments, before anything long is run."""
+    numbers = _layers(model, layers)
+    require_writable(model, site)
+    blank = torch.zeros(len(numbers), site_width(model, site))
+    plan = Steering(SteeringVector(blank, numbers, site), positions=positions)
+    prompts = _likeliest(model, plan, reply_pairs(model, data), training.replies)
+    held_out = None if validation is None else reply_pairs(model, validation)
+    return Job(plan, _planned(prompts, held_out, training), training)
+
+
 def default_layer(n_layers: int) -> int:
     """A third of the way up: below, vectors break the text sooner; above, they do less.
 
@@ -208,7 +232,7 @@ def _likeliest(
     scores = torch.zeros(n_shared)
     for pairs in prompts[:PROMPTS_TO_RANK_BY]:
         texts = [pair.wanted for pair in pairs]
-        passes = _passes(model, plan, texts, False)
+        passes = passes_of(model, plan, texts, False)
         scores += passes.reply_logs(passes.unsteered(texts)).means.cpu()
     best = scores.topk(n_replies).indices.tolist()
     return [[pairs[index] for index in sorted(best)] for pairs in prompts]
@@ -257,14 +281,14 @@ def _with_continuations(
 
 
 def _norms(
-    model: Model, lessons: Lessons, layers: Sequence[int], site: str, progress: bool
+    model: Model, texts: Sequence[ReplyText], layers: Sequence[int], site: str, progress: bool
 ) -> Float[Tensor, " layer"]:
     """The stream's mean length over some of the texts."""
-    rows = [TokenRow(text.ids) for text in lessons.texts[:READ_FOR_NORMS]]
+    rows = [TokenRow(text.ids) for text in texts[:READ_FOR_NORMS]]
     return read_rows(model, rows, layers, tokens="all", site=site, progress=progress).norms.mean(0)
 
 
-def _passes(model: Model, plan: Steering, texts: Sequence[ReplyText], progress: bool) -> Passes:
+def passes_of(model: Model, plan: Steering, texts: Sequence[ReplyText], progress: bool) -> Passes:
     """How the texts are read: from the first steered block, where the host can begin there."""
     first = min(plan.layers_steered, key=partial(forward_order, plan.site_written))
     start = start_of(model, plan.site_written, first)

@@ -110,3 +110,12 @@ def _reft_r1_strength(batch: Batch, k: int = 8, sparsity: float = 0.005) -> Tens
 
 
 reft_r1.strength = _reft_r1_strength  # type: ignore[attr-defined]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "reply_likelihood": reply_likelihood,
+    "bipo": bipo,
+    "reps": reps,
+    "reft_r1": reft_r1,
+}
+"""The names under which the command line has them."""

@@ -2,11 +2,10 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,8 +53,7 @@ class Streams:
     places: dict[tuple[int, ...], slice]
     """Where in `kept` each text's own tokens are."""
     kept: Float[Tensor, "token d_model"]
-    on_disk: Any = field(default=None, repr=False)
-    """The folder that is removed with this object."""
+    """In memory, or mapped from a file."""
 
     @property
     def n_shared(self) -> int:
@@ -84,7 +82,7 @@ def keep_streams(
     places = {
         row: slice(end - length, end) for row, end, length in zip(rows, ends, lengths, strict=True)
     }
-    kept, folder = _room(ends[-1], model.cfg.d_model, memory_bytes)
+    kept = _room(ends[-1], model.cfg.d_model, memory_bytes)
     cpu = torch.device(model.cfg.device).type == "cpu"
     budget = CPU_BATCH_TOKENS if cpu else BATCH_TOKENS
     shared = _lower(model, rows[:1], 0, n_shared, start)[:1]
@@ -95,21 +93,20 @@ def keep_streams(
             for row, stream in zip(some, _flat(halving(work, some)), strict=True):
                 kept[places[row]] = stream.float().cpu()
             bar.update(len(batch))
-    return Streams(start, shared, places, kept, folder)
+    return Streams(start, shared, places, kept)
 
 
 def _flat(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [stream for part in parts for stream in part]
 
 
-def _room(tokens: int, width: int, memory_bytes: int) -> tuple[Tensor, Any]:
+def _room(tokens: int, width: int, memory_bytes: int) -> Float[Tensor, "token d_model"]:
     """Memory for so many tokens, or a file."""
     if 4 * tokens * width <= memory_bytes:
-        return torch.zeros(tokens, width), None
-    folder = tempfile.TemporaryDirectory(prefix="steerlens-learning-")
-    path = Path(folder.name) / "streams"
-    array = np.memmap(path, dtype=np.float32, mode="w+", shape=(tokens, width))
-    return torch.from_numpy(array), folder
+        return torch.zeros(tokens, width)
+    with tempfile.TemporaryFile() as file:  # it has no name, and ends with what maps it
+        array = np.memmap(file, dtype=np.float32, mode="w+", shape=(tokens, width))
+    return torch.from_numpy(array)
 
 
 def _own_streams(

@@ -61,9 +61,9 @@ class Training:
         if wrong:
             given = ", ".join(f"{name}={getattr(self, name)}" for name in wrong)
             raise SteerlensError(
-                f"got {given}; expected steps, batch_size, replies, replies_drawn, check_every and patience "
-                "of at least 1, learning_rate and norm_budget above 0, the rest not negative, and "
-                "held_out and weight_decay below 1"
+                f"got {given}; expected steps, batch_size, replies, replies_drawn, check_every and "
+                "patience of at least 1, learning_rate and norm_budget above 0, the rest not "
+                "negative, and held_out and weight_decay below 1"
             )
 
 

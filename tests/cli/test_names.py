@@ -7,6 +7,7 @@ from steerlens.activations.selection import require_tokens
 from steerlens.cli import names
 from steerlens.export import exporting
 from steerlens.judges.builtin import JUDGES
+from steerlens.learning.objectives import OBJECTIVES
 from steerlens.models import loading, sites
 from steerlens.steering.positions import require_positions
 from steerlens.studies import paper, sentiment
@@ -16,6 +17,7 @@ from steerlens.vectors.formats import FORMATS
 def test_names_are_the_registries_keys():
     assert tuple(sl.estimators.ESTIMATORS) == names.ESTIMATOR_NAMES
     assert tuple(sl.similarities.SIMILARITIES) == names.SIMILARITY_NAMES
+    assert tuple(OBJECTIVES) == names.OBJECTIVE_NAMES
     assert tuple(JUDGES) == names.JUDGE_NAMES
     assert tuple(sites.SITES) == names.SITE_NAMES
     assert tuple(FORMATS) == names.VECTOR_ENDINGS

@@ -1,0 +1,103 @@
+"""The command that learns vectors."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerlens.cli.names import OBJECTIVE_NAMES, POSITION_NAMES, SITE_NAMES, TINY_CHAT
+from steerlens.cli.options import (
+    VECTORS,
+    Layers,
+    ModelName,
+    PairsFile,
+    Part,
+    Seed,
+    app,
+    one_of,
+    require_outputs,
+    taking,
+)
+from steerlens.cli.output import print_rows, reporting, say
+from steerlens.data.prompt_files import read_pairs
+
+
+@app.command("learn", rich_help_panel=VECTORS)
+@reporting
+def learn_command(
+    dataset: PairsFile,
+    out: Annotated[Path, typer.Option(help="The vector file to write (.safetensors).")],
+    model: ModelName = TINY_CHAT,
+    part: Part = "",
+    validation: Annotated[
+        str, typer.Option(help="The part to check on; empty: some prompts are held out.")
+    ] = "",
+    objective: Annotated[
+        str,
+        taking(
+            one_of(OBJECTIVE_NAMES, "objective"), "NAME", f"One of {', '.join(OBJECTIVE_NAMES)}."
+        ),
+    ] = "reply_likelihood",
+    layers: Layers = None,
+    site: Annotated[
+        str, taking(one_of(SITE_NAMES, "site"), "NAME", f"Where: one of {', '.join(SITE_NAMES)}.")
+    ] = "resid_post",
+    positions: Annotated[
+        str,
+        taking(
+            one_of(POSITION_NAMES, "positions"),
+            "NAME",
+            f"Which tokens are steered: one of {', '.join(POSITION_NAMES)}.",
+        ),
+    ] = "all",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts of one step.")] = 8,
+    learning_rate: Annotated[
+        float, typer.Option(help="Of a step, as a fraction of the layer's activation norm.")
+    ] = 0.005,
+    norm_budget: Annotated[
+        float | None, typer.Option(help="Longest vector, as a fraction of the activation norm.")
+    ] = None,
+    seed: Seed = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would cost; write nothing.")
+    ] = False,
+) -> None:
+    """Learn a vector that makes the model give the positive suffixes as its replies.
+
+    Run again after Ctrl-C, it goes on where it stopped.
+
+    Example: steerlens learn demo-data/refusal.json --part train --out refuse.safetensors
+    """
+    data = read_pairs(dataset, ())
+    lessons, checked = (data.part(name) if name else None for name in (part, validation))
+    require_outputs(out)
+    from steerlens.learning.forecast import forecast
+    from steerlens.learning.learning import learn
+    from steerlens.learning.objectives import OBJECTIVES
+    from steerlens.learning.training import Training
+    from steerlens.models.loading import load_model
+
+    training = Training(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, norm_budget=norm_budget,
+        seed=seed,
+    )  # fmt: skip
+    what = load_model(model), lessons or data, OBJECTIVES[objective], layers
+    if dry_run:
+        say(forecast(*what, site=site, positions=positions, validation=checked, training=training))
+        return
+    vector = learn(
+        *what, site=site, positions=positions, validation=checked, training=training, out=out
+    )
+    told = vector.provenance
+    print_rows(
+        ("step", "held-out loss", "gain, nats per token"),
+        (
+            (check["step"], f"{check['loss']:.3f}", f"{check['gain']:+.3f}")
+            for check in told["checks"]
+        ),
+    )
+    if told["interrupted"]:
+        say(f"stopped after {told['steps']} steps; run it again to go on")
+        raise typer.Exit(130)
+    say(f"wrote {vector} to {out}")

@@ -140,8 +140,7 @@ def resolve_layers(model: Model, layers: Iterable[int] | None) -> tuple[int, ...
     unknown = [layer for layer in wanted if not -n_layers <= layer < n_layers]
     if unknown:
         raise SteerlensError(
-            f"got layer(s) {unknown}; expected 0 to {n_layers - 1}, the layers of "
-            f"{model.cfg.model_name}"
+            f"got layer(s) {unknown}; expected layers 0 to {n_layers - 1} of {model.cfg.model_name}"
         )
     if not wanted:
         raise SteerlensError("got no layers; expected at least one, or None for all")

@@ -312,7 +312,7 @@ def test_models_that_see_what_follows_are_refused(tmp_path):
     )  # fmt: skip
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(sl.SteerlensError, match="only causal language models"):
+    with pytest.raises(sl.SteerlensError, match="expected a causal language model"):
         sl.load_model(str(tmp_path), host="bridge")
 
 

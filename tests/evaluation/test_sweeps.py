@@ -438,7 +438,7 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
         ({"strengths": [float("nan")]}, "expected finite numbers"),
         ({"layers": []}, "0 layers"),
         ({"layers": [[]]}, "got no layers; expected at least one"),
-        ({"layers": [99]}, "has layers 0 to 3"),
+        ({"layers": [99]}, "expected layers 0 to 3"),
         ({"steering": {}}, "0 steerings"),
         ({"judges": [LENGTH, LENGTH]}, r"\['length'\] more than once"),
         ({"judges": [Judge("reply", len)]}, r"\['reply'\] more than once"),

@@ -128,7 +128,7 @@ def test_hook_names_are_the_hosts(model):
 def test_unknown_sites_and_layers_are_refused(model):
     with pytest.raises(sl.SteerlensError, match="site 'resid' is unknown; the sites are resid_pre"):
         hook_name(model, "resid", 2)
-    with pytest.raises(sl.SteerlensError, match=r"got layer\(s\) \[4\]; expected 0 to 3"):
+    with pytest.raises(sl.SteerlensError, match=r"got layer\(s\) \[4\]; expected layers 0 to 3"):
         hook_name(model, "resid_post", 4)
 
 

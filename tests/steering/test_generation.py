@@ -438,7 +438,7 @@ def impossible_plans(model, other_model):
     narrow, fitting = random_vector(other_model), random_vector(model)
     return {
         "16 wide, but random-model.* 32; it belongs to another": sl.Steering(narrow, layers=[2]),
-        r"got layer\(s\) \[5\]; expected 0 to 3": sl.Steering(six, layers=[5]),
+        r"got layer\(s\) \[5\]; expected layers 0 to 3": sl.Steering(six, layers=[5]),
         "would touch no token": sl.Steering(fitting, positions=slice(100, None)),
         r"got BatchPlan\(2 rows of .* for 6 prompts": BatchPlan(
             sl.Steering(fitting), torch.ones(2, 4)

@@ -1,7 +1,7 @@
 """The command that learns vectors."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from steerlens.cli.options import (
 )
 from steerlens.cli.output import print_rows, reporting, say
 from steerlens.data.prompt_files import read_pairs
+
+if TYPE_CHECKING:
+    from steerlens.vectors.vector import SteeringVector
 
 
 @app.command("learn", rich_help_panel=VECTORS)
@@ -65,7 +68,7 @@ def learn_command(
 ) -> None:
     """Learn a vector that makes the model give the positive suffixes as its replies.
 
-    Run again after Ctrl-C, it goes on where it stopped.
+    Run again after Ctrl-C, it continues where it stopped.
 
     Example: steerlens learn demo-data/refusal.json --part train --out refuse.safetensors
     """
@@ -89,15 +92,20 @@ def learn_command(
     vector = learn(
         *what, site=site, positions=positions, validation=checked, training=training, out=out
     )
-    told = vector.provenance
+    _report(vector, out)
+
+
+def _report(vector: "SteeringVector", out: Path) -> None:
+    """Print the losses on held-out prompts, and where the vector was written."""
+    run = vector.provenance
     print_rows(
         ("step", "held-out loss", "gain, nats per token"),
         (
             (check["step"], f"{check['loss']:.3f}", f"{check['gain']:+.3f}")
-            for check in told["checks"]
+            for check in run["checks"]
         ),
     )
-    if told["interrupted"]:
-        say(f"stopped after {told['steps']} steps; run it again to go on")
+    if run["interrupted"]:
+        say(f"stopped after {run['steps']} steps; run it again to continue")
         raise typer.Exit(130)
     say(f"wrote {vector} to {out}")

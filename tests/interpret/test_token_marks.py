@@ -81,7 +81,7 @@ def test_a_suffix_and_an_answer_letter_are_marked(model):
 
 def test_what_the_user_did_not_write_is_there_too(model):
     assert str(mark_read(model, "Hi.", 1)) == "<s><|user|>Hi.<|end|>⟦<|assistant|>⟧"
-    assert str(mark_read(model, "Hi.", 1, chat=False)) == "Hi⟦.⟧"
+    assert str(mark_read(model, "Hi.", 1, chat=False)) == "<s>Hi⟦.⟧"
     assert "<|assistant|>" not in str(mark_read(model, "Hi.", 1, generation_prompt=False))
 
 

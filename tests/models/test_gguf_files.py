@@ -72,7 +72,7 @@ def test_a_gguf_file_is_the_model_that_was_written(name, original, tokenizer, tm
     if name == "gemma2":  # no GGUF file holds it: all but the largest of the family have this one
         for layer in theirs.model.layers:
             layer.self_attn.scaling = transformers.Gemma2Config().query_pre_attn_scalar ** -0.5
-    path = write_gguf(tmp_path / f"{name}.gguf", name, theirs, tokenizer)
+    path = write_gguf(tmp_path / f"{name}.gguf", name, theirs, tokenizer, add_bos=True)
     model = sl.load_model(str(path))
     tokens = torch.randint(6, len(tokenizer), (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

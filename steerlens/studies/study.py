@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from steerlens.dashboards.tables import kind_of
 from steerlens.data.prompts import Prompt
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep
 from steerlens.files import PathLike, read_json, read_parquet
@@ -204,7 +204,8 @@ def _content(path: Path, name: str, study: Study) -> tuple[dict[str, Any], Any]:
     if kind_of(table) is None:
         known = ", ".join((*SearchFile.formats(), RESULTS_FORMAT, REPLIES_FORMAT))
         raise SteerlensError(
-            f"got the format {format_name!r}; expected {known}, or a table with known columns"
+            f"got the format {short_repr(format_name)}; expected {known}, or a table with known "
+            "columns"
             if format_name
             else 'got JSON without "format"; expected a result file of this version of steerlens'
         )

@@ -1,6 +1,7 @@
 """From a contrastive dataset to a steering vector."""
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
@@ -13,6 +14,7 @@ from torch import Tensor
 from steerlens.activations.pairs import PairReader, Pairs
 from steerlens.activations.selection import Tokens
 from steerlens.data.contrastive import ContrastiveDataset
+from steerlens.data.lint import LintWarning
 from steerlens.errors import SteerlensError
 from steerlens.files import digest
 from steerlens.models.engine import RunOptions, run_settings
@@ -78,6 +80,7 @@ def extract(
     """
     numbers = resolve_layers(model, layers)
     pairs = _pairs(model, data)
+    _warn_of_findings(data)
     reader = PairReader(model, numbers, site, tokens, batch_tokens, run_settings(**run))
     if pairs_at_once is None:
         result = _from_all_pairs(reader, pairs, estimator)
@@ -100,6 +103,19 @@ def extract(
             **_provenance(model, pairs, estimator, tokens),
         },
     )
+
+
+def _warn_of_findings(data: Sides) -> None:
+    """Python shows equal warnings once."""
+    found = data.lint() if isinstance(data, ContrastiveDataset) else []
+    if found:
+        assert isinstance(data, ContrastiveDataset)
+        warnings.warn(
+            f"the dataset {data.name!r} may mislead: {'; '.join(map(str, found))}. Even out the "
+            "sides, or see in search_conditions(...).verdict what is left of a condition",
+            LintWarning,
+            stacklevel=3,
+        )
 
 
 class _Extracted(NamedTuple):

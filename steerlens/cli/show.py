@@ -1,4 +1,4 @@
-"""Commands that show results: pages and paper figures."""
+"""Commands that show data and results: findings, pages and paper figures."""
 
 import warnings
 from pathlib import Path
@@ -7,11 +7,35 @@ from typing import Annotated, Any
 import typer
 
 from steerlens.cli.names import PICTURE_NAMES
-from steerlens.cli.options import SHOW, app, argument, existing_directory, parse_pictures, taking
+from steerlens.cli.options import (
+    SHOW,
+    PairColumns,
+    PairsFile,
+    app,
+    argument,
+    existing_directory,
+    parse_pictures,
+    taking,
+)
 from steerlens.cli.output import reporting, say
+from steerlens.data.prompt_files import read_pairs
 from steerlens.errors import SteerlensError
 
 StudyDirectory = Annotated[Path, argument(existing_directory, "STUDY", "A directory of results.")]
+
+
+@app.command("lint", rich_help_panel=SHOW)
+@reporting
+def lint_command(dataset: PairsFile, pair_columns: PairColumns = None) -> None:
+    """Say what in contrasting prompts would mislead: length, leaked words, duplicates.
+
+    Example: steerlens lint demo-data/harmful.json
+    """
+    data = read_pairs(dataset, pair_columns or ())
+    found = data.lint()
+    for finding in found:
+        say(finding)
+    say(f"{len(found)} findings in {data!r}" if found else f"found nothing amiss in {data!r}")
 
 
 @app.command("report", rich_help_panel=SHOW)

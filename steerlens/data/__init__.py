@@ -1,12 +1,15 @@
 """Contrasting prompts: what goes in. Knows no model."""
 
 from steerlens.data.contrastive import ContrastiveDataset
+from steerlens.data.lint import Finding, LintWarning
 from steerlens.data.prompt_files import load_prompts, read_pairs, read_prompts
 from steerlens.data.prompts import Message, Passage, Prompt, as_texts, require_prompt
 from steerlens.data.questions import Question, load_questions, require_unseen
 
 __all__ = [
     "ContrastiveDataset",
+    "Finding",
+    "LintWarning",
     "Message",
     "Passage",
     "Prompt",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
+from steerlens.data.lint import Finding, lint_pairs
 from steerlens.data.prompts import Passage, Prompt, as_texts, require_prompt
 from steerlens.data.row_files import PAIRS as FORMAT
 from steerlens.display import Rows, card, prompt_text
@@ -246,6 +247,22 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
             parts[part] = (range(start, start + len(indices)), every_suffix)
             start += len(indices)
         return replace(self, pairs=[self.pairs[index] for index in order], parts=parts)
+
+    def lint(self) -> list[Finding]:
+        """What would mislead whoever learns from these pairs, each with its number.
+
+        Length skew, leaked words, prompts on both sides, uneven sides, duplicates, near-duplicates
+        between parts, template tokens in prompts, empty and over-long rows. `extract` warns of
+        what is found.
+
+        >>> ContrastiveDataset([("Hi.", "Hi.")]).lint()
+        [Finding(kind='prompts on both sides', told="1, such as 'Hi.'")]
+        """
+        told_apart = self.system[0] != self.system[1] or any(
+            not isinstance(suffix, str) and suffix[0] != suffix[1] for suffix in self.suffixes
+        )
+        rows = {name: pairs for name, (pairs, _) in self.parts.items()}
+        return lint_pairs(self.pairs, rows, same_prompts=told_apart)
 
     def save(self, path: PathLike) -> None:
         """Write the dataset with its parts as JSON, atomically."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from steerlens.activations.pairs import PairReader, Pairs
+from steerlens.activations.reading import Sink
 from steerlens.activations.selection import Tokens
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.lint import LintWarning
@@ -43,6 +44,7 @@ def extract(
     estimator: Estimator = pca_pairwise,
     *,
     tokens: Tokens | Sequence[int] = "last",
+    sinks: bool = False,
     layers: Iterable[int] | None = None,
     site: str = "resid_post",
     name: str | None = None,
@@ -59,9 +61,11 @@ def extract(
         estimator: Computes the directions: one of `estimators`, or your own function of two
             [pair, layer, d_model] tensors that returns [layer, d_model].
         tokens: Which tokens of each prompt are read and averaged: "last", "all", "suffix",
-            "reply" (everything after the user's words, template included), a positive int k (the
-            last k), a slice, a function of the string tokens such as `answer_letter`, or a list
-            with one index for each prompt.
+            "user" (the user's own words), "reply" (everything after them, template included), a
+            positive int k (the last k), a slice, a function of the string tokens such as
+            `answer_letter`, or a list with one index for each prompt.
+        sinks: Whether attention sinks are averaged too, as in `read_residual`. The provenance
+            notes this, and the largest sink of each layer.
         layers: Layers to read; −1 is the last, None stands for all.
         site: Where in each block: "resid_post" (the default), or another key of `SITES`.
         name: The vector's name; None for the dataset's.
@@ -81,7 +85,7 @@ def extract(
     numbers = resolve_layers(model, layers)
     pairs = _pairs(model, data)
     _warn_of_findings(data)
-    reader = PairReader(model, numbers, site, tokens, batch_tokens, run_settings(**run))
+    reader = PairReader(model, numbers, site, tokens, batch_tokens, run_settings(**run), sinks)
     if pairs_at_once is None:
         result = _from_all_pairs(reader, pairs, estimator)
     else:
@@ -101,6 +105,8 @@ def extract(
         provenance={
             "name": name or (data.name if isinstance(data, ContrastiveDataset) else "pairs"),
             **_provenance(model, pairs, estimator, tokens),
+            "sinks": sinks,
+            "sinks_seen": [list(sink) for sink in result.sinks],
         },
     )
 
@@ -122,6 +128,7 @@ class _Extracted(NamedTuple):
     directions: Directions
     norms: PerLayer
     explained: PerLayer
+    sinks: Sequence[Sink] = ()
 
 
 def apply_estimator(estimator: Estimator, positive: Side, negative: Side) -> Directions:
@@ -163,11 +170,11 @@ def apply_estimator(estimator: Estimator, positive: Side, negative: Side) -> Dir
 
 
 def _from_all_pairs(reader: PairReader, pairs: Pairs, estimator: Estimator) -> _Extracted:
-    positive, negative, norms = reader.sides(pairs)
+    positive, negative, norms, sinks = reader.sides(pairs)
     require_contrast(positive, negative)
     directions = apply_estimator(estimator, positive, negative)
     centred = CENTRING.get(estimator, pairwise_centred)(positive, negative)
-    return _Extracted(directions, norms, explained_variance(centred, directions).float())
+    return _Extracted(directions, norms, explained_variance(centred, directions).float(), sinks)
 
 
 def _from_moments(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlens.activations.reading import read_rows
+from steerlens.activations.reading import Sink, largest_sinks, read_rows
 from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, RUN, RunOptions, RunSettings, run_settings
@@ -34,6 +34,8 @@ class SidesRead(NamedTuple):
     negative: Float[Tensor, "negative layer d_model"]
     norms: PerLayer
     """The mean length of an activation."""
+    sinks: tuple[Sink, ...]
+    """The token of largest norm at each layer where it is a sink."""
 
 
 class _Part(NamedTuple):
@@ -60,6 +62,8 @@ class PairReader:
     batch_tokens: int | None = None
     """Most tokens in a forward pass, padding included; None chooses by device."""
     run: RunSettings = RUN
+    sinks: bool = False
+    """Whether attention sinks are averaged too."""
 
     def sides(self, pairs: Pairs) -> SidesRead:
         """The activations of both sides, read at once."""
@@ -69,12 +73,14 @@ class PairReader:
             [*positive, *negative],
             self.layers,
             tokens=self.tokens,
+            sinks=self.sinks,
             site=self.site,
             batch_tokens=self.batch_tokens,
             **self.run.given(),
         )
         pooled, n = reading.pooled, len(positive)
-        return SidesRead(pooled[:n], pooled[n:], reading.norms.mean(dim=0))
+        sinks = largest_sinks(reading, self.layers)
+        return SidesRead(pooled[:n], pooled[n:], reading.norms.mean(dim=0), sinks)
 
     def moments(
         self, pairs: Pairs, at_once: int, *, with_sum: bool
@@ -108,7 +114,7 @@ class PairReader:
         if at_once < 1:
             raise SteerlensError(f"got pairs_at_once={at_once}; expected at least 1")
         worker_run = replace(self.run, progress=False, engine=LOCAL)
-        settings = (self.layers, self.site, self.batch_tokens, worker_run)
+        settings = (self.layers, self.site, self.batch_tokens, worker_run, self.sinks)
         parts = ((len(part.pairs[0]), part) for part in self._parts(pairs, at_once))
         with progress_bar(len(pairs[0]), "pair", self.run.progress, what="reading") as bar:
             for n_pairs, result in self.run.engine.run(
@@ -133,6 +139,7 @@ def read_contrast(
     layers: Sequence[int] | range | None = None,
     *,
     tokens: Tokens | Sequence[int] = "last",
+    sinks: bool = False,
     site: str = "resid_post",
     **run: Unpack[RunOptions],
 ) -> tuple[Float[Tensor, "positive layer d_model"], Float[Tensor, "negative layer d_model"]]:
@@ -143,6 +150,7 @@ def read_contrast(
         data: A dataset, or two lists (positive, negative) of texts, chats or token ids.
         layers: Layers to read; −1 is the last, None stands for all.
         tokens: Which tokens are read and averaged, as in `extract`.
+        sinks: Whether attention sinks are averaged too.
         site: Where in each block, such as "resid_post".
         **run: `batch_size`, `progress` and `engine`.
 
@@ -151,18 +159,18 @@ def read_contrast(
     torch.Size([1, 6, 192])
     """
     numbers = resolve_layers(model, layers)
-    reader = PairReader(model, numbers, site, tokens, run=run_settings(**run))
+    reader = PairReader(model, numbers, site, tokens, run=run_settings(**run), sinks=sinks)
     sides = reader.sides(tokenize_sides(model, data))
     return sides.positive, sides.negative
 
 
-_Settings = tuple[tuple[int, ...], str, int | None, RunSettings]
-"""A reader's layers, site, batch_tokens and run; its model stays where the work is done."""
+_Settings = tuple[tuple[int, ...], str, int | None, RunSettings, bool]
+"""A reader's layers, site, batch_tokens, run and sinks; its model stays where the work is done."""
 
 
 def _reader_of(model: Model, part: _Part, settings: _Settings) -> PairReader:
-    layers, site, batch_tokens, run = settings
-    return PairReader(model, layers, site, part.tokens, batch_tokens, run)
+    layers, site, batch_tokens, run, sinks = settings
+    return PairReader(model, layers, site, part.tokens, batch_tokens, run, sinks)
 
 
 def _moments_of(
@@ -173,7 +181,7 @@ def _moments_of(
     with_sum: bool,
 ) -> tuple[ContrastMoments, PerLayer]:
     """A part's moments and mean norms; like `_votes_of`, it may run on another machine."""
-    positive, negative, norms = _reader_of(model, part, settings).sides(part.pairs)
+    positive, negative, norms, _ = _reader_of(model, part, settings).sides(part.pairs)
     require_finite(positive, negative)
     return ContrastMoments.of(positive, negative, with_sum=with_sum), norms
 
@@ -185,5 +193,5 @@ def _votes_of(
     settings: _Settings,
     directions: Directions,
 ) -> PerLayer:
-    positive, negative, _ = _reader_of(model, part, settings).sides(part.pairs)
+    positive, negative, *_ = _reader_of(model, part, settings).sides(part.pairs)
     return sign_votes(directions, positive, negative)

@@ -5,11 +5,17 @@ from functools import partial
 from typing import NamedTuple, Unpack
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerlens.activations.batching import BatchBudget, ReadJob, read_batches, read_jobs
-from steerlens.activations.pooling import Readers
+from steerlens.activations.pooling import (
+    TIMES_MEDIAN,
+    norms_of,
+    sum_of,
+    times_median,
+    without_sinks,
+)
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.errors import SteerlensError
 from steerlens.models.engine import RunOptions, halving, run_settings
@@ -20,7 +26,7 @@ from steerlens.models.progress import progress_bar
 from steerlens.models.sites import Frame, hook_name, resolve_layers, site_frame
 from steerlens.models.tokenizing import Readable, TokenRow, pad_token, right_padded, tokenize
 from steerlens.numerics import at_least_float32
-from steerlens.shapes import PromptActivations, Resid, TokenIds
+from steerlens.shapes import PromptActivations, Resid, TokenIds, TokenMask
 
 Place = tuple[str, int]
 """A site of a layer."""
@@ -32,7 +38,38 @@ class Reading(NamedTuple):
     pooled: PromptActivations
     """Mean activation over the tokens read."""
     norms: Float[Tensor, "prompt layer"]
-    """Mean norm of these tokens' activations; position 0, an attention sink, is left out."""
+    """Mean norm of these tokens' activations, attention sinks left out."""
+    largest: Float[Tensor, "prompt layer"]
+    """Largest norm of a token of the prompt, in multiples of the prompt's median norm."""
+    largest_at: Int[Tensor, "prompt layer"]
+    """The position of that token."""
+
+
+class Sink(NamedTuple):
+    """A token that is of many times the median norm of its text at a layer."""
+
+    layer: int
+    position: int
+    times: float
+    """How many times the median."""
+
+
+def largest_sinks(reading: Reading, layers: Sequence[int]) -> tuple[Sink, ...]:
+    """The token of largest norm at each layer, over all prompts read, where it is a sink.
+
+    >>> one = torch.tensor([[170.4, 3.0]])
+    >>> reading = Reading(torch.zeros(1, 2, 1), one, one, torch.zeros(1, 2, dtype=torch.long))
+    >>> largest_sinks(reading, (11, 12))
+    (Sink(layer=11, position=0, times=170.4),)
+    """
+    largest, row = reading.largest.max(dim=0)
+    at = reading.largest_at.gather(0, row[None])[0]
+    found = zip(layers, at.tolist(), largest.tolist(), strict=True)
+    return tuple(
+        Sink(layer, position, round(times, 1))
+        for layer, position, times in found
+        if times > TIMES_MEDIAN
+    )
 
 
 def read_residual(
@@ -41,6 +78,7 @@ def read_residual(
     layers: Sequence[int] | range | None = None,
     *,
     tokens: Tokens | Sequence[int] = "last",
+    sinks: bool = False,
     site: str = "resid_post",
     chat: bool | None = None,
     generation_prompt: bool = True,
@@ -53,9 +91,13 @@ def read_residual(
         model: The model to read.
         prompts: Texts, chats (lists of `{"role": …, "content": …}`) or token ids.
         layers: Layers to read; −1 is the last, None stands for all.
-        tokens: Which tokens are read: "last", "all", "suffix", "reply" (everything after the
-            user's words, template included), a positive int k (the last k), a slice, a function of
-            the string tokens such as `answer_letter`, or a list with one index for each prompt.
+        tokens: Which tokens are read: "last", "all", "user" (the user's own words, without the
+            template), "suffix", "reply" (everything after the user's words, template included), a
+            positive int k (the last k), a slice, a function of the string tokens such as
+            `answer_letter`, or a list with one index for each prompt.
+        sinks: Whether attention sinks are averaged too: the first token of a text, and every token
+            whose norm at a layer is more than 10 times the text's median norm there. Where nothing
+            else is selected, they are.
         site: Where in each block: "resid_post", or another key of `SITES`.
         chat: Whether texts get the chat template; None if the tokenizer has one. Token ids are
             used as they are.
@@ -75,6 +117,7 @@ def read_residual(
         rows,
         layers,
         tokens=tokens,
+        sinks=sinks,
         site=site,
         batch_tokens=batch_tokens,
         **run,
@@ -87,6 +130,7 @@ def read_rows(
     layers: Sequence[int] | range | None = None,
     *,
     tokens: Tokens | Sequence[int] = "last",
+    sinks: bool = False,
     site: str = "resid_post",
     batch_tokens: int | None = None,
     **run: Unpack[RunOptions],
@@ -112,38 +156,38 @@ def read_rows(
         _point(model, *site_of_layer)
     wanted = list(zip(rows, positions_of(model, rows, tokens), strict=True))
     jobs, shared = read_jobs(wanted)
-    pooled: Tensor | None = None
-    norms = torch.zeros(len(jobs), len(numbers))
+    whole: Reading | None = None
     total = sum(len(row.ids) for row, _ in jobs)
     budget = BatchBudget.of(model, batch_tokens, options.engine, options.batch_size)
     shards = (
         (indices, ([jobs[index] for index in indices], shared[indices[0]]))
         for indices in read_batches(jobs, shared, budget)
     )
-    work = partial(_read_batch, places=places)
+    work = partial(_read_batch, places=places, sinks=sinks)
     with progress_bar(total, "tok", options.progress, what="reading") as bar:
         for indices, read in options.engine.run(model, work, shards):
-            if pooled is None:
-                pooled = read.pooled.new_zeros(len(jobs), *read.pooled.shape[1:])
-            pooled[indices], norms[indices] = read.pooled, read.norms
+            if whole is None:
+                whole = Reading(*(part.new_zeros(len(jobs), *part.shape[1:]) for part in read))
+            for of_all, part in zip(whole, read, strict=True):
+                of_all[indices] = part
             bar.update(sum(len(jobs[index][0].ids) for index in indices))
-    if pooled is None:
+    if whole is None:
         raise SteerlensError("got an empty list of prompts; expected at least one prompt")
     index_of = {job: index for index, job in enumerate(jobs)}
     order = [index_of[job] for job in wanted]
-    return Reading(pooled[order], norms[order])
+    return Reading(*(part[order] for part in whole))
 
 
 @torch.no_grad()
 def _read_batch(
-    model: Model, shard: tuple[Sequence[ReadJob], int], *, places: Sequence[Place]
+    model: Model, shard: tuple[Sequence[ReadJob], int], *, places: Sequence[Place], sinks: bool
 ) -> Reading:
     """Read a batch whose rows share their first `n_shared` tokens; in halves if memory runs out."""
     jobs, n_shared = shard
 
     def read() -> list[Reading]:
         points = [_point(model, *place) for place in places]
-        return halving(lambda half: _read_at_once(model, half, n_shared, points), jobs)
+        return halving(lambda half: _read_at_once(model, half, n_shared, points, sinks), jobs)
 
     parts = forward_pass(model, read)
     return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))
@@ -166,77 +210,70 @@ def _point(model: Model, site: str, layer: int) -> _Point:
     return _Point(hook_name(model, "resid_post", layer - 1), layer - 1, frame)
 
 
-class _Sums(NamedTuple):
-    """Per-job sums over the selected positions."""
+class _Prefixes(NamedTuple):
+    """The distinct beginnings of a batch's rows, run once each."""
 
-    activations: Float[Tensor, "reader layer d_model"]
-    norms: Float[Tensor, "reader layer"]
-    """Sum of norms, position 0 excluded."""
-    sink: Float[Tensor, "reader layer"]
-    """Norm at position 0, an attention sink; 0 if it is not read."""
+    of_row: Int[Tensor, " batch"]
+    """Which of them each row begins with."""
+    activations: list[Float[Tensor, "prefix pos d_model"]]
+    """At each point."""
+    cache: Cache
+    """The KV cache, with a row for each row of the batch."""
 
 
 def _read_at_once(
-    model: Model, jobs: Sequence[ReadJob], n_shared: int, points: Sequence[_Point]
+    model: Model, jobs: Sequence[ReadJob], n_shared: int, points: Sequence[_Point], sinks: bool
 ) -> Reading:
     rest = [row.ids[n_shared:] for row, _ in jobs]
-    tokens, _ = right_padded(rest, pad_token(model), model.cfg.device)
-    readers = [
-        (row, [position for position in positions if position >= n_shared])
-        for row, (_, positions) in enumerate(jobs)
-    ]
-    if n_shared:
-        cache, prefix_sums = _run_prefixes(model, jobs, n_shared, tokens.shape[1], points)
-        rest_sums = _sum_selected(model, tokens, readers, points, cache, n_shared)
-        sums = _Sums(*map(torch.add, prefix_sums, rest_sums))
-    else:
-        sums = _sum_selected(model, tokens, readers, points)
-    n = torch.tensor([len(positions) for _, positions in jobs], device=tokens.device)[:, None]
-    n_off_sink = n - torch.tensor([0 in positions for _, positions in jobs]).to(n)[:, None]
-    norms = torch.where(n_off_sink > 0, sums.norms / n_off_sink.clamp_min(1), sums.sink)
-    return Reading((sums.activations / n[:, :, None]).cpu(), norms.cpu())
+    tokens, real = right_padded(rest, pad_token(model), model.cfg.device)
+    real = torch.cat([real.new_ones(len(jobs), n_shared), real], dim=1)
+    selected = torch.zeros(real.shape, dtype=torch.bool)
+    for row, (_, positions) in zip(selected, jobs, strict=True):
+        row[list(positions)] = True
+    selected = selected.to(real.device)
+    prefixes = _run_prefixes(model, jobs, n_shared, tokens.shape[1], points) if n_shared else None
+    layers = []
+    cache = None if prefixes is None else prefixes.cache
+    for at, activation in enumerate(_activations_at(model, tokens, points, cache)):
+        norms = norms_of(activation)
+        if prefixes is not None:
+            beginning = prefixes.activations[at]
+            norms = torch.cat([norms_of(beginning)[prefixes.of_row], norms], dim=1)
+        times = times_median(norms, real)
+        kept = without_sinks(selected, times, real)
+        pooled = selected if sinks else kept
+        total = sum_of(activation, pooled[:, n_shared:])
+        if prefixes is not None:
+            total += _sum_of_prefixes(beginning, prefixes.of_row, pooled[:, :n_shared])
+        norm = torch.where(kept, norms, 0).sum(dim=1) / kept.sum(dim=1)
+        layers.append((total / pooled.sum(dim=1, keepdim=True), norm, *times.max(dim=1)))
+    return Reading(*(torch.stack(parts, dim=1).cpu() for parts in zip(*layers, strict=True)))
 
 
 def _run_prefixes(
     model: Model, jobs: Sequence[ReadJob], n_shared: int, n_rest: int, points: Sequence[_Point]
-) -> tuple[Cache, _Sums]:
-    """Run each distinct prefix once; the KV cache and sums returned have a row for each job.
-
-    The cache can take `n_rest` more tokens per row.
-    """
+) -> _Prefixes:
+    """Run each distinct prefix once; the cache can take `n_rest` more tokens per row."""
     prefixes = list(dict.fromkeys(row.ids[:n_shared] for row, _ in jobs))
     index = {prefix: number for number, prefix in enumerate(prefixes)}
-    prefix_of_job = [index[row.ids[:n_shared]] for row, _ in jobs]
-    selected = [
-        tuple(position for position in positions if position < n_shared) for _, positions in jobs
-    ]
-    wanted = list(zip(prefix_of_job, selected, strict=True))
-    reader_of = {reader: number for number, reader in enumerate(dict.fromkeys(wanted))}
     tokens = torch.tensor(prefixes, device=model.cfg.device)
+    of_row = torch.tensor([index[row.ids[:n_shared]] for row, _ in jobs], device=tokens.device)
     cache = decoding_cache(model, len(tokens), n_shared + n_rest, is_on(model))
-    sums = _sum_selected(model, tokens, list(reader_of), points, cache)
-    select_rows(cache, torch.tensor(prefix_of_job, device=tokens.device))
-    return cache, _Sums(*(part[[reader_of[reader] for reader in wanted]] for part in sums))
+    activations = list(_activations_at(model, tokens, points, cache))
+    select_rows(cache, of_row)
+    return _Prefixes(of_row, activations, cache)
 
 
-def _sum_selected(
-    model: Model,
-    tokens: TokenIds,
-    readers: Sequence[tuple[int, Sequence[int]]],
-    points: Sequence[_Point],
-    cache: Cache | None = None,
-    first: int = 0,
-) -> _Sums:
-    """Run rows, whose first token is at position `first`, and sum over each reader's positions."""
-    pooling = Readers.of(readers, tokens.device)
-    off_sink = pooling.position > 0
-    layer_sums = []
-    for activation in _activations_at(model, tokens, points, cache):
-        picked = pooling.pick(activation, first)
-        norms = picked.norm(dim=1).float()
-        parts = (picked, norms * off_sink, norms * ~off_sink)
-        layer_sums.append(tuple(map(pooling.add_up, parts)))
-    return _Sums(*(torch.stack(layers, dim=1) for layers in zip(*layer_sums, strict=True)))
+def _sum_of_prefixes(
+    activation: Float[Tensor, "prefix pos d_model"],
+    of_row: Int[Tensor, " batch"],
+    selected: TokenMask,
+) -> Float[Tensor, "batch d_model"]:
+    """The sum over each row's selected tokens of its prefix; alike selections are summed once."""
+    choices, of_choice = torch.cat([of_row[:, None], selected.long()], dim=1).unique(
+        dim=0, return_inverse=True
+    )
+    return sum_of(activation[choices[:, 0]], choices[:, 1:].bool())[of_choice]
 
 
 def _activations_at(

@@ -8,15 +8,23 @@ from steerlens.models.host import Model
 from steerlens.models.tokenizing import TokenRow
 
 Tokens = str | int | slice | Callable[[list[str]], Sequence[int]]
-"""Which tokens of a prompt are read: "last", "all", "suffix", "reply" (everything after the user's
-words, template included), a positive int k (the last k), a slice, or a function from the string
-tokens to positions, such as `answer_letter`. Padding is never read."""
+"""Which tokens of a prompt are read: "last", "all", "user" (the user's own words, without the
+template), "suffix", "reply" (everything after the user's words, template included), a positive int
+k (the last k), a slice, or a function from the string tokens to positions, such as `answer_letter`.
+Padding is never read."""
+
+PARTS = {
+    "user": "give text or chats instead of token ids",
+    "suffix": "give the dataset suffixes",
+    "reply": "use a model with a chat template",
+}
+"""The parts of a prompt that may be read by name, and what to do where a prompt lacks one."""
 
 
 def read_positions(
     tokens: Tokens,
     n_tokens: int,
-    starts: Mapping[str, int | None],
+    parts: Mapping[str, slice | None],
     str_tokens: Callable[[], list[str]],
 ) -> list[int]:
     """The positions that `tokens` selects in a prompt; at least one.
@@ -24,22 +32,22 @@ def read_positions(
     Args:
         tokens: The selection.
         n_tokens: Tokens in the prompt.
-        starts: Where the prompt's "suffix" and "reply" begin, if it has them.
+        parts: Where the prompt's "user", "suffix" and "reply" are, if it has them.
         str_tokens: Gives the string tokens; called only for a selection that is a function.
 
-    >>> read_positions("suffix", 5, {"suffix": 3}, list)
+    >>> read_positions("suffix", 5, {"suffix": slice(3, None)}, list)
     [3, 4]
     """
     require_tokens(tokens)
     every = range(n_tokens)
-    if isinstance(tokens, str) and tokens in ("suffix", "reply"):
-        start = starts.get(tokens)
-        if start is None:
+    if isinstance(tokens, str) and tokens in PARTS:
+        part = parts.get(tokens)
+        if part is None:
             raise SteerlensError(
                 f"tokens={tokens!r} was asked for a prompt without {tokens}; "
-                'give the dataset suffixes or a chat template, or read "last" or "all"'
+                f'{PARTS[tokens]}, or read "last" or "all"'
             )
-        chosen = list(every[start:])
+        chosen = list(every[part])
     elif isinstance(tokens, str):
         chosen = list(every) if tokens == "all" else [n_tokens - 1]
     elif isinstance(tokens, int):
@@ -56,11 +64,11 @@ def read_positions(
 def require_tokens(tokens: Tokens) -> None:
     """Refuse a value that does not select tokens to read."""
     last_k = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0
-    named = isinstance(tokens, str) and tokens in ("all", "last", "suffix", "reply")
+    named = isinstance(tokens, str) and tokens in ("all", "last", *PARTS)
     if not (named or last_k or isinstance(tokens, slice) or callable(tokens)):
         raise SteerlensError(
-            f'tokens={tokens!r} is not a token selection; use "last", "all", "suffix", "reply", '
-            "a positive int (the last k), a slice, or a function of the string tokens"
+            f'tokens={tokens!r} is not a token selection; use "last", "all", "user", "suffix", '
+            '"reply", a positive int (the last k), a slice, or a function of the string tokens'
         )
 
 
@@ -105,9 +113,8 @@ def positions_of(
         each = [tokens] * len(rows)
 
     def positions(row: TokenRow, choice: Tokens) -> tuple[int, ...]:
-        starts = {"suffix": row.suffix_start, "reply": row.reply_start}
         str_tokens = partial(_str_tokens, model, row)
-        return tuple(read_positions(choice, len(row.ids), starts, str_tokens))
+        return tuple(read_positions(choice, len(row.ids), row.parts, str_tokens))
 
     return [positions(row, choice) for row, choice in zip(rows, each, strict=True)]
 

@@ -37,7 +37,7 @@ SITE_NAMES = (
 JUDGE_NAMES = ("refusal", "degeneration", "distinct", "repetition", "sentiment")
 POSITION_NAMES = ("all", "prompt", "generated", "last", "reply")
 PICTURE_NAMES = ("svg", "pdf", "png")
-TOKEN_NAMES = ("last", "all", "suffix", "reply")
+TOKEN_NAMES = ("last", "all", "user", "suffix", "reply")
 VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")
 WRITTEN_ENDINGS = (".safetensors", ".svec", ".gguf")
 

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlens.activations.pooling import Readers
+from steerlens.activations.pooling import mean_of
 from steerlens.activations.provenance import check_provenance
 from steerlens.activations.reading import every_token
 from steerlens.activations.selection import read_positions
+from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, text_pieces, tokenize
 from steerlens.steering.conditions import Condition
@@ -35,7 +36,7 @@ class GateTimeline(NamedTuple):
 
     tokens: tuple[str, ...]
     condition: Condition
-    similarity: Float[Tensor, "pos layer"]
+    similarity: Float[Tensor, "pos layer ..."]
     """NaN where a prefix lacks the tokens that the condition reads."""
     open: Bool[Tensor, " pos"]
     n_prompt: int
@@ -106,24 +107,33 @@ def gate_timeline(
     torch.Size([7])
     """
     check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
-    ids, n_prompt = _ids(model, prompt, reply, chat)
+    [row] = tokenize(model, [prompt], chat=chat)
+    ids = (*row.ids, *reply)
     stream = _every_token(model, ids, condition.site_read, condition.layers_read)
-    similarity = torch.full((len(ids), len(condition.layers_read)), torch.nan)
+    similarity = condition.unseen(len(ids))
+    tokens = row.parts["user"] if condition.tokens == "user" else condition.tokens
+    if tokens is None:
+        raise SteerlensError(
+            f"got a prompt whose user's words are not known; {condition} reads them: give text or "
+            "a chat"
+        )
     ends = [
-        end
-        for end in range(1, len(ids) + 1)
-        if not isinstance(condition.tokens, slice) or range(end)[condition.tokens]
+        end for end in range(1, len(ids) + 1) if not isinstance(tokens, slice) or range(end)[tokens]
     ]
-    prompts = Readers.of([(0, read_positions(condition.tokens, end, {}, list)) for end in ends])
+    chosen = torch.zeros(len(ends), len(ids), dtype=torch.bool)
+    for until, end in zip(chosen, ends, strict=True):
+        until[read_positions(tokens, end, {}, list)] = True
+    real = torch.arange(len(ids)) < torch.tensor(ends)[:, None]
     for column, layer in enumerate(condition.layers_read):
-        pooled = prompts.mean(stream[None, :, column])
+        activation = stream[None, :, column].expand(len(ends), -1, -1)
+        pooled = mean_of(activation, chosen, real, sinks=condition.sinks)
         similarity[[end - 1 for end in ends], column] = condition.measure(pooled, layer)
     return GateTimeline(
         text_pieces(model.tokenizer, ids),
         condition,
         similarity,
         condition.fires(similarity),
-        n_prompt,
+        len(row.ids),
     )
 
 

@@ -25,7 +25,22 @@ class TokenRow(NamedTuple):
     reply_start: int | None = None
     """Where the user's words end, if a chat template was applied."""
     user_start: int | None = None
-    """Where the user's last words begin, if a chat template shows it."""
+    """Where the user's last words begin; None for token ids, and templates that do not show it."""
+
+    @property
+    def parts(self) -> dict[str, slice | None]:
+        """Where the user's words, the suffix and the reply are, as far as it has them.
+
+        >>> TokenRow((1, 7, 8, 9), reply_start=3, user_start=1).parts["user"]
+        slice(1, 3, None)
+        """
+        words, suffix, reply = self.user_start, self.suffix_start, self.reply_start
+        end = suffix if reply is None else reply
+        return {
+            "user": None if words is None else slice(words, end),
+            "suffix": None if suffix is None else slice(suffix, None),
+            "reply": None if reply is None else slice(reply, None),
+        }
 
 
 Readable = Prompt | Passage | TokenRow | Sequence[int] | Int[Tensor, " pos"]
@@ -94,8 +109,10 @@ def _text(template: Template | None, passage: Passage, templated: bool, where: s
         )
     if template is None or (isinstance(prompt, str) and not templated):
         assert isinstance(prompt, str)
-        text = f"{system}\n{prompt}" if system else prompt
-        return Text(text + suffix, suffix_start=len(text) if suffix else None)
+        before = f"{system}\n" if system else ""
+        text = before + prompt
+        start = len(text) if suffix else None
+        return Text(text + suffix, suffix_start=start, words=(len(before), None))
     if isinstance(prompt, str) and template.is_applied_to(prompt):
         warnings.warn(
             f"{where} ({short_repr(prompt)}) is in the model's chat template already, and is read "
@@ -243,14 +260,16 @@ def _encode(model: Model, tokenizer: Any, texts: Sequence[Text]) -> Iterator[Tok
     for text, ids, offsets in zip(texts, encoding["input_ids"], offset_mapping, strict=True):
         # Templates write their own BOS, and some texts begin with one.
         front = prefix if not text.templated and tuple(ids[: len(prefix)]) != prefix else ()
-        if offsets is None and (text.templated or text.suffix_start is not None):
+        if offsets is None and not text.templated and text.suffix_start is None:
+            text = text._replace(words=(None, None))
+        elif offsets is None:
             raise SteerlensError(
                 f"the tokenizer of {model.cfg.model_name} ({type(tokenizer).__name__}) gives no "
                 "offsets, by which replies and suffixes are found; pass chat=False and no "
                 "suffixes, or use a model with a fast tokenizer"
             )
         suffix_start, reply_start, user_start = (
-            None if place is None else len(front) + _first_token_past(place, offsets)
+            None if place is None else len(front) + _first_token_past(place, offsets or [])
             for place in (text.suffix_start, text.words[1], text.words[0])
         )
         whole = _require_fit(model, (*front, *ids), f"the prompt {text.text[:40]!r}")
@@ -302,6 +321,17 @@ def reply_starts(rows: Sequence[TokenRow]) -> Int[Tensor, " row"] | None:
     starts = [row.reply_start for row in rows]
     known = [start for start in starts if start is not None]
     return torch.tensor(known) if len(known) == len(starts) else None
+
+
+def user_words(rows: Sequence[TokenRow]) -> Int[Tensor, "row 2"] | None:
+    """Where each user's words begin and end, if that is known of all rows."""
+    words = [row.parts["user"] for row in rows]
+    ends = [
+        part.indices(len(row.ids))[:2]
+        for part, row in zip(words, rows, strict=True)
+        if part is not None
+    ]
+    return torch.tensor(ends) if len(ends) == len(rows) else None
 
 
 def text_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:

@@ -6,13 +6,13 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
 from steerlens.models.hooking import NamedHook
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import TokenRow, reply_starts
+from steerlens.models.tokenizing import TokenRow, reply_starts, user_words
 from steerlens.shapes import TokenMask
 from steerlens.steering.clocks import DecodingClock, PlainHooksClock
 from steerlens.steering.steering import RowSettings, Run, Steering
@@ -129,8 +129,9 @@ def decoding_run(
         model: The model that runs.
         copies: How often the prompts are repeated in the batch, one copy after the other.
     """
-    start: Int[Tensor, " batch"] | None = reply_starts(rows)
-    clock = DecodingClock(mask.repeat(copies, 1), None if start is None else start.repeat(copies))
+    known = (reply_starts(rows), user_words(rows))
+    repeated = (None if of is None else torch.cat([of] * copies) for of in known)
+    clock = DecodingClock(mask.repeat(copies, 1), *repeated)
     parts = [
         (steering_of(plan), plan.settings if isinstance(plan, BatchPlan) else None)
         for plan in plans

@@ -24,6 +24,8 @@ class PromptRows:
     """True at real tokens; None: padding unknown."""
     reply_start: Int[Tensor, " batch"] | None = None
     """Where each row's reply begins: known only if tokenised here."""
+    words: Int[Tensor, "batch 2"] | None = None
+    """Where the user's words of each row begin and end: known only if tokenised here."""
     kept: Int[Tensor, " batch"] | None = None
     """Which of the run's first rows these are; None: all of them."""
 
@@ -49,6 +51,7 @@ class PromptRows:
             count=len(rows),
             mask=None if self.mask is None else self.mask[rows],
             reply_start=None if self.reply_start is None else self.reply_start[rows],
+            words=None if self.words is None else self.words[rows],
             kept=rows if self.kept is None else self.kept[rows],
         )
 
@@ -154,10 +157,16 @@ class DecodingClock:
     Args:
         mask: Which tokens of the padded prompts are real.
         reply_start: Where each row's reply begins, if known.
+        words: Where the user's words of each row begin and end, if known.
     """
 
-    def __init__(self, mask: TokenMask, reply_start: Int[Tensor, " batch"] | None = None) -> None:
-        self._rows = PromptRows(len(mask), mask.shape[1], mask, reply_start)
+    def __init__(
+        self,
+        mask: TokenMask,
+        reply_start: Int[Tensor, " batch"] | None = None,
+        words: Int[Tensor, "batch 2"] | None = None,
+    ) -> None:
+        self._rows = PromptRows(len(mask), mask.shape[1], mask, reply_start, words)
         self._tokens: PassTokens | None = None
 
     @property

@@ -9,16 +9,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steerlens.activations.pooling import Readers
+from steerlens.activations.pooling import mean_of
 from steerlens.activations.selection import Tokens, read_positions, require_tokens
 from steerlens.display import card
 from steerlens.errors import SteerlensError, short_repr
+from steerlens.layer_text import display_layers
 from steerlens.models.sites import require_site
 from steerlens.numerics import at_least_float32
-from steerlens.shapes import Resid
-from steerlens.steering.clocks import Clock
+from steerlens.shapes import Resid, TokenMask
+from steerlens.steering.clocks import Clock, PassTokens, PromptRows
 from steerlens.steering.predicates import Leaf
-from steerlens.steering.similarities import Similarity, cast_similarity
+from steerlens.steering.similarities import Similarity, Standard, cast_similarity
 from steerlens.vectors.vector import SteeringVector
 
 
@@ -31,15 +32,20 @@ class Condition(Leaf):
 
     Args:
         vector: The vector to compare with; it must have all of `layers`.
-        layers: One layer, or several; the condition fires if it does at any of them.
+        layers: One layer, or several; the condition fires if it does at any of them, or, with
+            `standard`, if the mean of their standardised similarities does.
         above: Fire where the similarity is greater than this. Give exactly one of `above` and
             `below`.
         below: Fire where the similarity is less than this.
         similarity: A function of pooled activations [batch, d_model] and a direction [d_model],
             which returns one number per row; see `steerlens.similarities`.
-        tokens: Which tokens of the prompt are averaged: "all", "last", an int k (the last k), or
-            a slice. Padding is never part of them.
+        tokens: Which tokens of the prompt are averaged: "all", "last", "user" (the user's own
+            words), an int k (the last k), or a slice. Padding is never part of them.
+        sinks: Whether attention sinks are averaged too: a text's first token, and tokens more than
+            10 times as long as its median token. Where nothing else is selected, they are.
         site: Where the activations are read, such as "resid_post"; None: where the vector was.
+        standard: Mean and deviation of the similarity at each of `layers`, in increasing order:
+            then layers are combined by the mean of the standardised similarities.
         name: A short name for messages and reports.
 
     Raises:
@@ -56,8 +62,10 @@ class Condition(Leaf):
     below: float | None = None
     similarity: Similarity = cast_similarity
     tokens: Tokens = "all"
+    sinks: bool = False
     site: str | None = None
     name: str = ""
+    standard: Standard | None = None
 
     def __post_init__(self) -> None:
         layers = (self.layers,) if isinstance(self.layers, int) else tuple(self.layers)
@@ -76,11 +84,16 @@ class Condition(Leaf):
             raise SteerlensError(
                 f"got {self._side}={self.threshold}; expected a finite number as the threshold"
             )
+        if self.standard is not None and {len(layers)} != {*map(len, self.standard)}:
+            raise SteerlensError(
+                f"got standard= for {len(self.standard.means)} layers; expected a mean and a "
+                f"deviation for each of the {len(layers)} layers that are read"
+            )
         require_tokens(self.tokens)
         if callable(self.tokens) or self.tokens in ("suffix", "reply"):
             raise SteerlensError(
-                f'got tokens={self.tokens!r} for a condition; expected "all", "last", an int or a '
-                "slice: hooks see activations, not text"
+                f'got tokens={self.tokens!r} for a condition; expected "all", "last", "user", an '
+                "int or a slice: hooks see activations, not text"
             )
 
     @property
@@ -105,7 +118,23 @@ class Condition(Leaf):
     def _side(self) -> str:
         return "above" if self.above is not None else "below"
 
-    def fires(self, similarities: Float[Tensor, "batch layer"]) -> Bool[Tensor, " batch"]:
+    def compared(
+        self, similarities: Float[Tensor, "batch layer ..."]
+    ) -> Float[Tensor, "batch column"]:
+        """What is compared with the threshold: each layer's similarity, or their one mean.
+
+        >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
+        >>> both = Condition(v, [0, 1], above=0, standard=Standard((0.5, 0.5), (0.1, 0.2)))
+        >>> both.compared(torch.tensor([[0.6, 0.9]]))
+        tensor([[1.5000]], dtype=torch.float64)
+        """
+        return similarities if self.standard is None else self.standard.mean_of(similarities)
+
+    def unseen(self, n_rows: int) -> Float[Tensor, "batch layer ..."]:
+        """NaN in the shape of what a gate sees of so many rows."""
+        return torch.full((n_rows, len(self.layers_read)), torch.nan)
+
+    def fires(self, similarities: Float[Tensor, "batch layer ..."]) -> Bool[Tensor, " batch"]:
         """Which rows the condition fires on.
 
         Args:
@@ -115,13 +144,14 @@ class Condition(Leaf):
         >>> Condition(v, layers=1, above=0.5).fires(torch.tensor([[0.4], [0.6]]))
         tensor([False,  True])
         """
-        exact = similarities.double()  # a threshold between two float32 numbers must stay there
+        # In float64: a threshold between two float32 numbers must stay there.
+        exact = self.compared(similarities).double()
         cut = exact > self.threshold if self.above is not None else exact < self.threshold
         return cut.any(dim=1)
 
     def measure(
         self, pooled: Float[Tensor, "batch d_model"], layer: int
-    ) -> Float[Tensor, " batch"]:
+    ) -> Float[Tensor, "batch ..."]:
         """Similarity of pooled activations to the vector at one layer, in float32 at least.
 
         >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
@@ -145,28 +175,36 @@ class Condition(Leaf):
             )
         return values.to(wide)
 
+    @property
+    def measure_told(self) -> str:
+        """What is compared with the threshold, in words."""
+        kind = self.similarity.__name__.removesuffix("_similarity")
+        mean = "mean standardised " if self.standard is not None else ""
+        return f"{mean}{kind} similarity"
+
     def __repr__(self) -> str:
         plural = "s" if len(self.layers_read) > 1 else ""
-        numbers = ", ".join(map(str, self.layers_read))
-        name = f"{self.name}: " if self.name else ""
-        kind = self.similarity.__name__.removesuffix("_similarity")
+        what = f"{self.name}: " if self.name else ""
         return (
-            f"Condition({name}{kind} similarity at layer{plural} {numbers} "
+            f"Condition({what}{self.measure_told} at layer{plural} {self._layers_told} "
             f"{self._side} {self.threshold:.4g})"
         )
+
+    @property
+    def _layers_told(self) -> str:
+        if self.standard is not None:
+            return display_layers(self.layers_read)
+        return ", ".join(map(str, self.layers_read))
 
     def _repr_html_(self) -> str:
         """For notebooks: what is read where, and when the condition fires."""
         return card(
             f"Condition {self.name}",
             {
-                "fires where": f"{self.similarity.__name__.replace('_', ' ')} is {self._side} "
-                f"{self.threshold:.4g}",
-                "at layers" if len(self.layers_read) > 1 else "at layer": (
-                    ", ".join(map(str, self.layers_read))
-                ),
+                "fires where": f"{self.measure_told} is {self._side} {self.threshold:.4g}",
+                "at layers" if len(self.layers_read) > 1 else "at layer": self._layers_told,
                 "site": self.site_read,
-                "tokens": self.tokens,
+                "tokens": f"{self.tokens}{', sinks too' if self.sinks else ''}",
                 "vector": repr(self.vector),
             },
         )
@@ -182,6 +220,8 @@ class Gate:
     condition: Condition
     clock: Clock
     _seen: dict[int, Tensor] = field(default_factory=dict)
+    _chosen: tuple[PassTokens, Tensor] | None = None
+    """The tokens that are read in a pass: all layers share them."""
 
     def read(self, resid: Resid, layer: int) -> None:
         """Measure the prompt's similarity at a layer; later passes of a run change nothing.
@@ -209,7 +249,7 @@ class Gate:
         self._seen[layer] = similarity
 
     @property
-    def similarity(self) -> Float[Tensor, "batch layer"]:
+    def similarity(self) -> Float[Tensor, "batch layer ..."]:
         """Similarity of each row, one column for each layer that the condition reads."""
         missing = [layer for layer in self.condition.layers_read if layer not in self._seen]
         if missing:
@@ -233,11 +273,26 @@ class Gate:
         self._seen = {layer: seen[rows] for layer, seen in self._seen.items()}
 
     def _pooled(self, resid: Resid) -> Float[Tensor, "batch d_model"]:
-        mask = self.clock.current.rows.require_mask(f"the condition {self.condition}").cpu()
-        tokens = self.condition.tokens
-        chosen = []
-        for row, real in enumerate(mask):
-            positions = real.nonzero().flatten()
-            indices = read_positions(tokens, len(positions), {}, list)
-            chosen.append((row, positions[indices].tolist()))
-        return Readers.of(chosen, resid.device).mean(resid)
+        shown = self.clock.current
+        real = shown.rows.require_mask(f"the condition {self.condition}").to(resid.device)
+        if self._chosen is None or self._chosen[0] is not shown:
+            self._chosen = shown, _tokens_read(self.condition, shown.rows).to(resid.device)
+        return mean_of(resid, self._chosen[1], real, sinks=self.condition.sinks)
+
+
+def _tokens_read(condition: Condition, rows: PromptRows) -> TokenMask:
+    """Which tokens of each row a condition reads, padding counted."""
+    mask = rows.require_mask(f"the condition {condition}").cpu()
+    if condition.tokens == "user" and rows.words is None:
+        raise SteerlensError(
+            f"the condition {condition} reads the user's words, and where they are is not known: "
+            "use steerlens.generate with text or chats, or a condition that reads "
+            '"last", "all" or a slice'
+        )
+    chosen = torch.zeros_like(mask)
+    for row, real in enumerate(mask):
+        positions = real.nonzero().flatten()
+        words = None if rows.words is None else slice(*rows.words[row].tolist())
+        at = read_positions(condition.tokens, len(positions), {"user": words}, list)
+        chosen[row, positions[at]] = True
+    return chosen

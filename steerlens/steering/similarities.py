@@ -1,6 +1,7 @@
 """Similarities between a prompt's pooled activation and a direction."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from einops import einsum, rearrange
@@ -52,6 +53,33 @@ def projection(
     """
     along = einsum(pooled, direction, "batch d_model, d_model -> batch")
     return along / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+
+
+class Standard(NamedTuple):
+    """Mean and standard deviation of a similarity at each layer, which make layers comparable.
+
+    >>> Standard.of(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).mean_of(torch.tensor([[2.0, 20.0]]))
+    tensor([[0.5000]], dtype=torch.float64)
+    """
+
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+
+    @classmethod
+    def of(cls, similarities: Float[Tensor, "sample layer"]) -> "Standard":
+        """Of measured similarities; a layer where they do not vary keeps its scale."""
+        wide = similarities.double()
+        deviations = wide.std(dim=0, correction=0)
+        return cls(
+            tuple(wide.mean(dim=0).tolist()),
+            tuple(deviations.where(deviations > 0, 1.0).tolist()),
+        )
+
+    def mean_of(self, similarities: Float[Tensor, "batch layer"]) -> Float[Tensor, "batch 1"]:
+        """The mean over the layers of the standardised similarities, in float64."""
+        wide = similarities.double()
+        apart = (wide - wide.new_tensor(self.means)) / wide.new_tensor(self.deviations)
+        return apart.mean(dim=1, keepdim=True)
 
 
 SIMILARITIES: dict[str, Similarity] = {

@@ -21,14 +21,19 @@ class GateReport:
     """What one condition saw of each prompt, and which prompts it fired on."""
 
     condition: Condition
-    similarity: Float[Tensor, "prompt layer"]
+    similarity: Float[Tensor, "prompt layer ..."]
     """One column for each layer that the condition reads."""
     open: Bool[Tensor, " prompt"]
     """Which prompts the condition fired on."""
 
+    @property
+    def compared(self) -> Float[Tensor, "row column"]:
+        """What was compared with the threshold: each layer's similarity, or their mean."""
+        return self.condition.compared(self.similarity)
+
     def seen_of(self, row: int) -> str:
-        """In words: whether the condition fired on a row, and the similarities it saw there."""
-        seen = ", ".join(f"{value:.4g}" for value in self.similarity[row].tolist())
+        """In words: whether the condition fired on a row, and what it compared there."""
+        seen = ", ".join(f"{value:.4g}" for value in self.compared[row].tolist())
         return f"{'fired' if self.open[row] else 'did not fire'} ({seen})"
 
     def __repr__(self) -> str:
@@ -114,7 +119,7 @@ class Transcript:
         """The transcript before the first token."""
         n_rows = len(rows)
         conditions = [condition for plan in plans for condition in steering_of(plan).conditions]
-        unseen = {c: torch.full((n_rows, len(c.layers_read)), torch.nan) for c in conditions}
+        unseen = {condition: condition.unseen(n_rows) for condition in conditions}
         return cls([[] for _ in rows], [False] * n_rows, unseen)
 
     def take(self, rows: Sequence[int], chosen: Sequence[int], eos: frozenset[int]) -> None:

@@ -251,6 +251,15 @@ def _conditions(searches: Mapping[str, ConditionSearch]) -> Iterator[Block]:
         yield f"The figures show the first {len(drawn)} of {len(searches)} conditions."
 
 
+def _largest_sink(vector: SteeringVector) -> str:
+    """Of the texts it was read from, as its provenance notes it."""
+    seen = vector.provenance.get("sinks_seen") or ()
+    if not seen:
+        return "–"
+    layer, position, times = max(seen, key=lambda sink: sink[2])
+    return f"{times:g} × the median norm (layer {layer}, position {position})"
+
+
 def _vectors(vectors: Mapping[str, SteeringVector]) -> Iterator[Block]:
     if not vectors:
         return
@@ -262,6 +271,7 @@ def _vectors(vectors: Mapping[str, SteeringVector]) -> Iterator[Block]:
             "layers": ", ".join(map(str, vector.layers)),
             "width": vector.width,
             **{key: str(vector.provenance.get(key, "–")) for key in keys},
+            "largest attention sink": _largest_sink(vector),
         }
         for name, vector in vectors.items()
     ]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import steerlens as sl
 from steerlens.activations import batching, reading
-from steerlens.activations.reading import read_residual, read_rows
+from steerlens.activations.reading import largest_sinks, read_residual, read_rows
 from steerlens.data.prompts import Passage
 from steerlens.models.tokenizing import TokenRow, left_padded, right_padded, tokenize
 
@@ -138,18 +138,108 @@ def test_padding_keeps_every_row_on_its_side(rows):
 # Reading
 
 
-@pytest.mark.parametrize("tokens", ["last", "all", 2, slice(1, -1)])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("tokens", ["last", "all", 2, slice(0, -1), slice(0, 1)])
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn_out", "mlp_out"])
-def test_a_read_is_the_mean_of_what_the_host_caches(model, tokens, site):
-    read = read_residual(model, PROMPTS, tokens=tokens, site=site, progress=False)
+def test_a_read_is_the_mean_of_what_the_host_caches(model, tokens, site, sinks):
+    read = read_residual(model, PROMPTS, tokens=tokens, sinks=sinks, site=site, progress=False)
     for row, ids in enumerate(ids_of(model, *PROMPTS)):
         _, cache = model.run_with_cache(torch.tensor([ids]))
         chosen = {"last": slice(-1, None), "all": slice(None), 2: slice(-2, None)}.get(
             tokens if not isinstance(tokens, slice) else "", tokens
         )
+        places = range(len(ids))[chosen]
+        if not sinks and len(places) > 1:
+            places = [place for place in places if place]
         for layer in range(4):
-            expected = cache[f"blocks.{layer}.hook_{site}"][0, chosen].mean(dim=0)
+            expected = cache[f"blocks.{layer}.hook_{site}"][0, list(places)].mean(dim=0)
             torch.testing.assert_close(read[row, layer], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sink_model(model_folder):
+    """Of which one token, "the", is a hundred times as long as others in the stream."""
+    model = sl.load_model(str(model_folder))
+    [row] = tokenize(model, ["Here is the"], chat=False)
+    with torch.no_grad():
+        model.W_E[row.ids[-1]] *= 300
+    return model
+
+
+THE = [f"{beginning} the {end}" for beginning in ("Here is", "We saw") for end in "abcdefgh"]
+
+
+def test_planted_sinks_are_named_and_never_averaged(sink_model):
+    """By hand: at each layer, tokens of more than ten times the row's median norm."""
+    rows = tokenize(sink_model, THE)
+    the = tokenize(sink_model, ["Here is the"], chat=False)[0].ids[-1]
+    reading = read_rows(sink_model, rows, tokens="all", progress=False)
+    whole = read_rows(sink_model, rows, tokens="all", sinks=True, progress=False)
+    torch.testing.assert_close(whole.norms, reading.norms)
+    left_out = 0
+    for index, row in enumerate(rows):
+        stream = reading_of(sink_model, row.ids)
+        for layer in range(4):
+            norms = stream[layer].norm(dim=1)
+            times = norms / norms.median()
+            others = [at for at in range(1, len(row.ids)) if times[at] <= 10]
+            left_out += len(row.ids) - 1 - len(others)
+            for found, expected in (
+                (reading.pooled, stream[layer, others].mean(dim=0)),
+                (reading.norms, norms[others].mean()),
+                (whole.pooled, stream[layer].mean(dim=0)),
+                (reading.largest, times.max()),
+            ):
+                torch.testing.assert_close(found[index, layer], expected, atol=1e-4, rtol=1e-3)
+            assert reading.largest_at[index, layer] == times.argmax()
+    assert left_out >= len(rows)
+    named = largest_sinks(reading, range(4))
+    assert {0, 1} <= {sink.layer for sink in named}
+    for sink in named:
+        assert sink.times > 10
+        assert any(row.ids[sink.position : sink.position + 1] == (the,) for row in rows)
+
+
+def reading_of(model, ids):
+    _, cache = model.run_with_cache(torch.tensor([ids]))
+    return torch.stack([cache[f"blocks.{layer}.hook_resid_post"][0] for layer in range(4)])
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_sinks_in_shared_beginnings_are_left_out_as_if_nothing_was_shared(
+    sink_model, monkeypatch, sinks
+):
+    rows = tokenize(sink_model, THE, chat=False)
+    ran = []
+    run = reading._run_prefixes
+    monkeypatch.setattr(reading, "_run_prefixes", lambda *given: ran.append(given) or run(*given))
+    shared = read_rows(sink_model, rows, tokens="all", sinks=sinks, progress=False)
+    assert ran
+    monkeypatch.setattr(batching, "shared_prefixes", lambda rows, widths: [0] * len(rows))
+    plain = read_rows(sink_model, rows, tokens="all", sinks=sinks, progress=False)
+    alone = [
+        read_rows(sink_model, [row], tokens="all", sinks=sinks, progress=False) for row in rows
+    ]
+    for one, other, *each in zip(shared, plain, *alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one, torch.cat(each), atol=1e-4, rtol=1e-4)
+
+
+def test_the_users_own_words_are_read_without_template_and_sinks(model):
+    text, chat = "How do I bake bread?", [{"role": "user", "content": "How do I bake bread?"}]
+    [whole] = tokenize(model, [text])
+    words = slice(whole.user_start, whole.reply_start)
+    assert model.tokenizer.decode(whole.ids[words]).strip() == text
+    expected = read_residual(model, [text], tokens=words, progress=False)
+    for prompt in (text, chat, Passage(text, suffix="Sure")):
+        read = read_residual(model, [prompt], tokens="user", progress=False)
+        torch.testing.assert_close(read, expected, atol=1e-5, rtol=1e-5)
+    raw = read_residual(model, [text], tokens="user", chat=False, progress=False)
+    torch.testing.assert_close(
+        raw, read_residual(model, [text], tokens="all", chat=False, progress=False)
+    )
+    with pytest.raises(sl.SteerlensError, match="without user; give text or chats"):
+        read_residual(model, [[1, 2, 3]], tokens="user", progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def readings(cast_oracle, cast_model):
             sides = zip(*cast_oracle["json"]["datasets"][name], strict=True)
             rows = tokenize(cast_model, [ids for side in sides for ids in side])
             tokens = pooling if pooling == "all" else int(pooling)
-            reading = read_rows(cast_model, rows, tokens=tokens, progress=False)
+            reading = read_rows(cast_model, rows, tokens=tokens, sinks=True, progress=False)
             cache[name, pooling] = reading.pooled.chunk(2)
         return cache[name, pooling]
 
@@ -134,6 +134,7 @@ def test_condition_similarities(cast_oracle, cast_model, mode):
                 cast_model,
                 data["prompts"][group],
                 tokens={"mean": "all"}.get(mode, mode),
+                sinks=True,
                 site="resid_pre",
                 progress=False,
             )
@@ -177,6 +178,7 @@ def condition_of(c, layers, threshold, comparator, mode, name=""):
         layers,
         **{side: threshold},
         tokens={"mean": "all"}.get(mode, mode),
+        sinks=True,
         site="resid_pre",
         name=name,
     )

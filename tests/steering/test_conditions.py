@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +8,13 @@ from hypothesis import strategies as st
 import steerlens as sl
 from steerlens.steering.clocks import PlainHooksClock
 from steerlens.steering.conditions import Gate
-from steerlens.steering.similarities import SIMILARITIES, cast_similarity, cosine, projection
+from steerlens.steering.similarities import (
+    SIMILARITIES,
+    Standard,
+    cast_similarity,
+    cosine,
+    projection,
+)
 
 VECTOR = sl.SteeringVector(torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), (0, 1, 2))
 law = settings(max_examples=25, deadline=None)
@@ -81,6 +89,18 @@ def test_it_fires_if_any_layer_does():
     assert below.fires(seen).tolist() == [True, True, False, False]
 
 
+def test_layers_decide_by_the_mean_of_what_is_standardised():
+    seen = torch.tensor([[1.0, 20.0], [3.0, 20.0], [3.0, -40.0]])
+    standard = Standard((1.0, 0.0), (2.0, 20.0))
+    both = sl.Condition(VECTOR, [0, 1], above=0.5, standard=standard)
+    assert both.compared(seen).flatten().tolist() == [0.5, 1.0, -0.5]
+    assert both.fires(seen).tolist() == [False, True, False]
+    assert "mean standardised cast similarity at layers 0–1 above 0.5" in repr(both)
+    measured = Standard.of(seen)
+    torch.testing.assert_close(measured.mean_of(seen).mean(), torch.tensor(0.0).double())
+    assert Standard.of(torch.ones(3, 1)).deviations == (1.0,)
+
+
 def test_conditions_combine_and_print_their_names():
     a, b = (sl.Condition(VECTOR, 0, above=0.5, name=name) for name in ("harmful", "legal"))
     assert str(a & ~b) == "harmful and not legal"
@@ -101,6 +121,7 @@ def test_conditions_combine_and_print_their_names():
         ({"above": 0, "tokens": "suffix"}, "hooks see activations, not text"),
         ({"above": 0, "tokens": lambda words: [0]}, "hooks see activations, not text"),
         ({"above": 0, "site": "nowhere"}, "site 'nowhere' is unknown; the sites are resid_pre"),
+        ({"above": 0, "standard": Standard((0.0, 1.0), (1.0, 1.0))}, "for each of the 1 layers"),
         ({"above": 0, "tokens": "first"}, "tokens='first' is not a token selection"),
     ],
 )
@@ -112,8 +133,8 @@ def test_impossible_conditions_are_refused(fields, told):
 # Gates
 
 
-def judged(resid, mask=None, tokens="all"):
-    condition = sl.Condition(VECTOR, 1, above=0, similarity=projection, tokens=tokens)
+def judged(resid, mask=None, tokens="all", sinks=False):
+    condition = sl.Condition(VECTOR, 1, above=0, similarity=projection, tokens=tokens, sinks=sinks)
     gate = Gate(condition, PlainHooksClock(mask))
     gate.clock.tick(resid)
     gate.read(resid, 1)
@@ -125,18 +146,33 @@ def judged(resid, mask=None, tokens="all"):
 def test_a_batch_is_judged_as_its_rows_one_by_one(lengths, seed, left):
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(length, 6, generator=generator) for length in lengths]
+    rows[0][-1] *= 1000  # a sink, not at the beginning
     width = max(lengths)
     resid = torch.full((len(rows), width, 6), torch.nan)  # whatever a pad holds
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for index, row in enumerate(rows):
         place = slice(width - len(row), None) if left else slice(0, len(row))
         resid[index, place], mask[index, place] = row, True
-    for tokens in ("all", "last", 2, slice(0, 3)):
-        together = judged(resid, mask, tokens)
-        alone = [judged(row[None], tokens=tokens) for row in rows]
+    for tokens, sinks in product(("all", "last", 2, slice(0, 3)), (False, True)):
+        together = judged(resid, mask, tokens, sinks)
+        alone = [judged(row[None], tokens=tokens, sinks=sinks) for row in rows]
         expected = torch.cat([gate.similarity for gate in alone])
         torch.testing.assert_close(together.similarity, expected, atol=1e-5, rtol=1e-5)
         assert together.open.tolist() == [gate.open.item() for gate in alone]
+
+
+def test_a_gate_averages_no_sinks_unless_asked_to():
+    text = torch.randn(1, 8, 6, generator=torch.Generator().manual_seed(0))
+    text[0, 5] *= 1000
+    along = text[0] @ VECTOR[1] / VECTOR[1].norm()
+    others = [1, 2, 3, 4, 6, 7]
+    torch.testing.assert_close(judged(text).similarity[0, 0], along[others].mean())
+    torch.testing.assert_close(judged(text, sinks=True).similarity[0, 0], along.mean())
+
+
+def test_a_gate_that_reads_the_users_words_must_know_where_they_are():
+    with pytest.raises(sl.SteerlensError, match=r"steerlens\.generate with text or chats"):
+        judged(torch.randn(1, 3, 6), tokens="user")
 
 
 def test_what_follows_the_prompt_changes_no_judgement():

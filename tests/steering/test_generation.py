@@ -517,3 +517,23 @@ def test_a_stream_that_is_left_takes_its_hooks_along(model):
     next(steps)
     steps.close()
     assert_no_hooks_left(model)
+
+
+@pytest.mark.parametrize("tokens", ["user", "all", "last"])
+def test_gates_are_the_same_in_a_batch_alone_without_cache_and_as_read(model, tokens):
+    """Whatever tokens they read, and sinks among them: the plain read is the measure."""
+    measure = splitting_condition(model, tokens=tokens)
+    plan = sl.Steering(random_vector(model), [2, 3], when=measure)
+    options = {"max_new_tokens": 3, "progress": False}
+    batch = sl.generate(model, PROMPTS, plan, **options)
+    plain = sl.generate(model, PROMPTS, plan, use_cache=False, **options)
+    alone = [sl.generate(model, [prompt], plan, **options) for prompt in PROMPTS]
+    read = read_residual(model, PROMPTS, [1], tokens=tokens, progress=False)[:, 0]
+    expected = measure.measure(read, 1)[:, None]
+    for seen in (
+        batch.gates[0].similarity,
+        plain.gates[0].similarity,
+        torch.cat([one.gates[0].similarity for one in alone]),
+    ):
+        torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-4)
+    assert batch.tokens == plain.tokens == tuple(one.tokens[0] for one in alone)

@@ -10,7 +10,7 @@ from steerlens.steering.positions import can_select, require_positions
 
 # What is read
 
-STARTS = {"suffix": 3, "reply": 2}
+PARTS = {"suffix": slice(3, None), "reply": slice(2, None), "user": slice(1, 2)}
 
 
 def no_text():
@@ -24,6 +24,7 @@ def no_text():
         ("last", [4]),
         ("suffix", [3, 4]),
         ("reply", [2, 3, 4]),
+        ("user", [1]),
         (1, [4]),
         (3, [2, 3, 4]),
         (9, [0, 1, 2, 3, 4]),
@@ -33,7 +34,7 @@ def no_text():
     ],
 )
 def test_tokens_read(tokens, chosen):
-    assert read_positions(tokens, 5, STARTS, no_text) == chosen
+    assert read_positions(tokens, 5, PARTS, no_text) == chosen
 
 
 def test_a_function_chooses_from_the_string_tokens():
@@ -44,7 +45,7 @@ def test_a_function_chooses_from_the_string_tokens():
 @pytest.mark.parametrize("tokens", [0, -1, True, "first", 1.5, None])
 def test_unknown_token_selections_are_refused(unchecked, tokens):
     with pytest.raises(sl.SteerlensError, match="is not a token selection; use"):
-        read_positions(tokens, 5, STARTS, no_text)
+        read_positions(tokens, 5, PARTS, no_text)
 
 
 def test_a_missing_suffix_is_refused():

@@ -17,6 +17,7 @@ from torch import Tensor
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.numerics import at_least_float32, unit
 from steerlens.shapes import Directions, PerLayer, Samples, Side
+from steerlens.vectors.discriminants import whitened
 from steerlens.vectors.eigenvectors import top_eigenvectors
 
 ROUNDING = 1e-6
@@ -163,7 +164,7 @@ def linear_discriminant(positive: Side, negative: Side) -> Directions:
     within = [side - reduce(side, "pair layer d_model -> layer d_model", "mean") for side in sides]
     shift = mean_difference(*sides)
     dtype = torch.promote_types(positive.dtype, torch.float32)
-    return unit(_whitened(torch.cat(within), shift)).to(dtype)
+    return unit(whitened(torch.cat(within), shift[..., None])[..., 0]).to(dtype)
 
 
 def probe(classifier: Any, *, paired: bool = True) -> Estimator:
@@ -302,37 +303,6 @@ def _principal_direction(rows: Samples, positive: Side, negative: Side) -> Direc
     no_contrast = _is_rounding(rows, positive, negative)[:, None]
     directions = top_eigenvectors(rows).masked_fill(no_contrast, 0).to(rows.dtype)
     return _pointing_to_positive(directions, positive, negative)
-
-
-def _whitened(rows: Samples, vectors: Directions) -> Directions:
-    """Σ⁻¹ v, where Σ is the samples' covariance about zero, shrunk after Ledoit and Wolf (2004)."""
-    n_samples, _, d_model = rows.shape
-    is_scatter = n_samples >= d_model
-    gram_or_scatter = (
-        einsum(rows, rows, "sample layer d_model, sample layer other -> layer d_model other")
-        if is_scatter
-        else einsum(rows, rows, "sample layer d_model, other layer d_model -> layer sample other")
-    )
-    squares = reduce(rows.square(), "sample layer d_model -> sample layer", "sum")
-    variance = squares.sum(dim=0) / (n_samples * d_model)
-    dispersion = gram_or_scatter.square().sum(dim=(1, 2)) / n_samples**2  # Σ's squared norm
-    shrinkage_numerator = (squares.square().sum(dim=0) / n_samples - dispersion) / n_samples
-    shrinkage = shrinkage_numerator / (dispersion - d_model * variance**2)
-    shrinkage = shrinkage.nan_to_num(1).clamp(0, 1)
-    # invertible even where nothing varies
-    ridge = torch.where(variance > 0, (shrinkage * variance).maximum(1e-6 * variance), 1)
-    scale = (1 - shrinkage) / n_samples
-    shrunk = scale[:, None, None] * gram_or_scatter + torch.diag_embed(
-        ridge[:, None].expand(gram_or_scatter.shape[:2])
-    )
-    if is_scatter:
-        return torch.linalg.solve(shrunk, vectors)
-    # Woodbury's identity, times `ridge`
-    projections = einsum(rows, vectors, "sample layer d_model, layer d_model -> layer sample")
-    coefficients = scale[:, None] * torch.linalg.solve(shrunk, projections)
-    return vectors - einsum(
-        rows, coefficients, "sample layer d_model, layer sample -> layer d_model"
-    )
 
 
 def _pointing_to_positive(directions: Directions, positive: Side, negative: Side) -> Directions:

@@ -32,6 +32,7 @@ __all__ = [  # noqa: RUF022 - the order of the work
     "Training",
     "SteeringVector",
     "search_conditions",
+    "extract_topics",
     "Condition",
     "Steering",
     "steering_hooks",

@@ -27,6 +27,7 @@ from .steering.rules import apply_rules as apply_rules
 from .steering.sampling import Sampling as Sampling
 from .steering.steering import Steering as Steering
 from .steering.steering import steering_hooks as steering_hooks
+from .steering.topics import extract_topics as extract_topics
 from .steering.transcripts import Replies as Replies
 from .vectors import estimators as estimators
 from .vectors.vector import SteeringVector as SteeringVector

@@ -182,6 +182,48 @@ def score_decisions(
     return Scores(f1, precision, recall, balanced, n_positive, n_negative)
 
 
+def f1_difference(
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    *,
+    seed: int,
+    resamples: int,
+) -> Interval:
+    """F1 of one decision minus that of another on the same prompts, with a bootstrap interval.
+
+    Prompts are resampled, positives and negatives each among themselves; both decisions share the
+    draws. Drawn as counts of the four ways in which two decisions can come out.
+
+    Args:
+        first: What it fires on: Booleans for the positives, and for the negatives.
+        second: The same of the other decision.
+        seed: Of the draws.
+        resamples: How many.
+
+    >>> fires, never = (np.ones(20, bool), np.zeros(20, bool)), (np.zeros(20, bool),) * 2
+    >>> print(f1_difference(fires, never, seed=0, resamples=100))
+    1.000 [1.000, 1.000]
+    """
+    random = np.random.default_rng(seed)
+    drawn, counted = [], []
+    for one, other in zip(first, second, strict=True):
+        counts = np.bincount(2 * one.astype(int) + other.astype(int), minlength=4)
+        counted.append(counts[None])
+        drawn.append(random.multinomial(len(one), counts / len(one), resamples))
+    n_positive, n_negative = map(len, first)
+
+    def f1(way: int, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        hits, alarms = (side[:, way] + side[:, 3] for side in (positive, negative))
+        return _measures(hits, alarms, n_positive, n_negative)[0]
+
+    def difference(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        return f1(2, positive, negative) - f1(1, positive, negative)
+
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(difference(*drawn), [tail, 1 - tail]).tolist()
+    return Interval(float(difference(*counted)[0]), low, high)
+
+
 def _measures(
     hits: np.ndarray, alarms: np.ndarray, n_positive: int, n_negative: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ from steerlens.vectors.estimators import (
     ESTIMATORS,
     Estimator,
     explained_variance,
+    linear_discriminant,
     pairwise_centred,
     pca_center,
     pca_pairwise,
@@ -41,7 +42,7 @@ from steerlens.vectors.vector import SteeringVector
 def extract(
     model: Model,
     data: Sides,
-    estimator: Estimator = pca_pairwise,
+    estimator: Estimator | None = None,
     *,
     tokens: Tokens | Sequence[int] = "last",
     sinks: bool = False,
@@ -59,7 +60,9 @@ def extract(
         data: A dataset, or two equally long lists (positive, negative) of texts, chats or token
             ids.
         estimator: Computes the directions: one of `estimators`, or your own function of two
-            [pair, layer, d_model] tensors that returns [layer, d_model].
+            [pair, layer, d_model] tensors that returns [layer, d_model]. None: for pairs of
+            different prompts `linear_discriminant`, which tells prompts apart best; for pairs of
+            one prompt under two suffixes or system messages `pca_pairwise`, to steer with.
         tokens: Which tokens of each prompt are read and averaged: "last", "all", "suffix",
             "user" (the user's own words), "reply" (everything after them, template included), a
             positive int k (the last k), a slice, a function of the string tokens such as
@@ -85,6 +88,8 @@ def extract(
     numbers = resolve_layers(model, layers)
     pairs = _pairs(model, data)
     _warn_of_findings(data)
+    if estimator is None:
+        estimator = linear_discriminant if _prompts_differ(data) else pca_pairwise
     reader = PairReader(model, numbers, site, tokens, batch_tokens, run_settings(**run), sinks)
     if pairs_at_once is None:
         result = _from_all_pairs(reader, pairs, estimator)
@@ -122,6 +127,12 @@ def _warn_of_findings(data: Sides) -> None:
             LintWarning,
             stacklevel=3,
         )
+
+
+def _prompts_differ(data: Sides) -> bool:
+    if not isinstance(data, ContrastiveDataset):
+        return True
+    return any(positive != negative for positive, negative in data.pairs)
 
 
 class _Extracted(NamedTuple):

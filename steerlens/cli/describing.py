@@ -100,6 +100,9 @@ def _vector(path: Path) -> Description:
             "site": vector.site,
             "width": vector.width,
             **{name: _words(provenance.get(name)) for name in names},
+            "attention sinks": {"True": "averaged too", "False": "left out"}.get(
+                str(provenance.get("sinks"))
+            ),
             "lengths": _range(lengths.tolist()),
             "activation norms": None if vector.norms is None else _range(vector.norms.tolist()),
             "explained variance": (
@@ -169,8 +172,8 @@ def _search(path: Path, content: Any) -> Description:
             "tokens": content["tokens"],
             "similarity": content["similarity"],
             "best": (
-                f"layer {layers_as_text(sorted(best['layers']))} {best['side']} "
-                f"{best['threshold']:.4f}"
+                f"{'mean of layers' if content['combine'] is None else 'layer'} "
+                f"{layers_as_text(sorted(best['layers']))} {best['side']} {best['threshold']:.4f}"
             ),
             "F1": f"{f1} on {n} prompts that it was not chosen on",
             "precision, recall": ", ".join(

@@ -319,7 +319,7 @@ Tokens = Annotated[
     Any, taking(parse_tokens, "TOKENS", f"Tokens to read: {', '.join(TOKEN_NAMES)}, or the last k.")
 ]
 EstimatorName = Annotated[
-    str,
+    Any,
     taking(one_of(ESTIMATOR_NAMES, "estimator"), "NAME", f"One of {', '.join(ESTIMATOR_NAMES)}."),
 ]
 Strength = Annotated[

@@ -51,6 +51,9 @@ SimilarityName = Annotated[
         one_of(SIMILARITY_NAMES, "similarity"), "NAME", f"One of {', '.join(SIMILARITY_NAMES)}."
     ),
 ]
+Sinks = Annotated[
+    bool, typer.Option("--sinks", help="Average attention sinks, such as the first token, too.")
+]
 ConditionFile = Annotated[
     Path | None,
     taking(existing_file, "SEARCH", "Steer only prompts on which its best condition fires."),
@@ -68,8 +71,9 @@ def extract_command(
     model: ModelName = TINY_CHAT,
     part: Part = "",
     pair_columns: PairColumns = None,
-    estimator: EstimatorName = "pca_pairwise",
+    estimator: EstimatorName = None,
     tokens: Tokens = "last",
+    sinks: Sinks = False,
     layers: Layers = None,
     site: SiteName = "resid_post",
     dry_run: Annotated[
@@ -94,12 +98,14 @@ def extract_command(
     from steerlens.vectors.estimators import ESTIMATORS
 
     loaded = load_model(model)
-    reading = {"tokens": tokens, "layers": layers, "site": site}
+    reading: dict[str, Any] = {"tokens": tokens, "layers": layers, "site": site}
     if dry_run:
         say(estimate_cost(loaded, data, **reading))
         return
     with engine() as running:
-        vector = extract(loaded, data, ESTIMATORS[estimator], **reading, engine=running)
+        vector = extract(
+            loaded, data, ESTIMATORS.get(estimator), sinks=sinks, **reading, engine=running
+        )
     vector.save(out)
     assert vector.norms is not None
     assert vector.explained is not None
@@ -113,6 +119,14 @@ def extract_command(
             )
         ),
     )
+    seen = vector.provenance["sinks_seen"]
+    if seen:
+        layer, position, times = max(seen, key=lambda sink: sink[2])
+        what = "averaged too" if sinks else "not averaged"
+        say(
+            f"attention sinks at {len(seen)} layers ({what}); the largest has {times:g} times the "
+            f"median norm, at position {position}, layer {layer}"
+        )
     say(f"wrote {vector} to {out}")
 
 
@@ -129,11 +143,15 @@ def search(
     ] = "",
     pair_columns: PairColumns = None,
     layers: Layers = None,
-    tokens: Tokens = "all",
-    similarity: SimilarityName = "cast",
+    tokens: Tokens = None,
+    sinks: Sinks = False,
+    similarity: SimilarityName = "projection",
     combine: Annotated[
-        int, typer.Option(min=1, help="Combine up to this many layers, any of which may fire.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, help="Up to this many layers, any of which may fire. Default: the layers' mean."
+        ),
+    ] = None,
     page: Annotated[Path | None, typer.Option(help="Also write a page of figures (HTML).")] = None,
     seed: Seed = 0,
     workers: Workers = 0,
@@ -160,8 +178,8 @@ def search(
     with engine() as running:
         result = search_conditions(
             load_model(model), direction, chosen or data, held_out=scored, layers=layers,
-            combine=combine, similarity=SIMILARITIES[similarity], tokens=tokens, seed=seed,
-            engine=running,
+            combine=combine, similarity=SIMILARITIES[similarity], tokens=tokens,
+            sinks=sinks or None, seed=seed, engine=running,
         )  # fmt: skip
     result.save(out)
     if page is not None:
@@ -188,6 +206,9 @@ def _print_search(result: Any) -> None:
     say(f"best: {result.best!r}, on {result.scored_on} it was not chosen on:")
     for measure in ("f1", "precision", "recall", "balanced_accuracy"):
         say(f"  {measure.replace('_', ' '):18} {getattr(scores, measure)}")
+    for one in result.comparisons:
+        say(f"  beside {one.baseline}: F1 {one.f1}, the condition's is {one.difference} above")
+    say(f"  {result.verdict}")
 
 
 @app.command("generate", rich_help_panel=GENERATE)

@@ -1,7 +1,8 @@
 """Results → Plotly figures, each named after what it shows.
 
 No figure runs a model or writes a file: call `.show()` or `.write_html(path)` on what is returned.
-Conditions: `similarities_by_layer`, `threshold_sweep`, `condition_report`, `gate_timeline`.
+Conditions: `similarities_by_layer`, `threshold_sweep`, `condition_report`, `gate_timeline`,
+`topic_confusion`.
 Vectors: `vector_cosines`, `cosine_matrix`, `explained_variance`, `logit_lens`, `writers`,
 `token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`, `learning_curve` (of a
 learned one). Effects, from results or tidy tables: `layer_strength` (sweep), `dose_response`
@@ -16,6 +17,7 @@ from steerlens.dashboards.conditions import (
     gate_timeline,
     similarities_by_layer,
     threshold_sweep,
+    topic_confusion,
 )
 from steerlens.dashboards.effects import dose_response, layer_strength
 from steerlens.dashboards.learning import learning_curve
@@ -54,6 +56,7 @@ __all__ = [
     "threshold_sweep",
     "token_scan",
     "token_text",
+    "topic_confusion",
     "vector_cosines",
     "writers",
 ]

@@ -1,5 +1,6 @@
 """Conditions → figures: similarities by layer, threshold sweeps, the gate along a text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ from steerlens.dashboards.theme import (
     titled,
 )
 from steerlens.interpret.token_scans import GateTimeline
-from steerlens.steering.condition_search import Candidate, ConditionSearch, Curve, Similarities
+from steerlens.layer_text import display_layers
+from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.conditions import Condition
+from steerlens.steering.confounds import Comparison
+from steerlens.steering.thresholds import Candidate, Curve, Similarities
+from steerlens.steering.topics import TopicScores
 
 MOST_POINTS = 4000
 """Most values of one box drawn as points; of more, only quartiles and whiskers are drawn."""
@@ -77,25 +82,79 @@ def threshold_sweep(search: ConditionSearch) -> go.Figure:
 
 
 def condition_report(search: ConditionSearch) -> go.Figure:
-    """One condition in one figure: similarities by layer above, the threshold sweep below.
+    """One condition in one figure: similarities by layer, the threshold sweep, the baselines.
 
     Args:
         search: Result of `search_conditions`.
 
     >>> search = search_conditions(model, vector, refusals.validation, progress=False)
-    >>> condition_report(search).layout.sliders[0].currentvalue.prefix
-    'layer '
+    >>> condition_report(search).data[-1].name
+    'baseline'
     """
-    figure = make_subplots(
-        2,
-        2,
-        specs=[[{"colspan": 2}, None], [{}, {}]],
-        column_widths=[0.62, 0.38],
-        subplot_titles=[_title(search), "scores over the threshold", "ROC"],
-    )
+    rows, titles = 2, [_title(search), "scores over the threshold", "ROC"]
+    specs: list[list[dict[str, int] | None]] = [[{"colspan": 2}, None], [{}, {}]]
+    if search.comparisons:
+        rows, titles = 3, [*titles, f"beside baselines: {search.verdict}"]
+        specs.append([{"colspan": 2}, None])
+    figure = make_subplots(rows, 2, specs=specs, column_widths=[0.62, 0.38], subplot_titles=titles)
     _add_spread(figure, search, 1, 1, legend=True)
     title = _add_sweep(figure, search, row=2)
-    return titled(figure.update_layout(boxmode="group"), *title, height=1000, min_width=WIDE)
+    if search.comparisons:
+        _add_baselines(figure, search.comparisons, row=3)
+    height = 1000 if rows == 2 else 1350
+    return titled(figure.update_layout(boxmode="group"), *title, height=height, min_width=WIDE)
+
+
+def _add_baselines(figure: go.Figure, comparisons: Sequence[Comparison], row: int) -> None:
+    """F1 of the condition and of each baseline on the same prompts, with intervals."""
+    names = [f"{one.baseline} (n = {one.n})" for one in comparisons]
+    for name, color, values in (
+        ("condition", CHOSEN, [one.condition for one in comparisons]),
+        ("baseline", FLOOR, [one.f1 for one in comparisons]),
+    ):
+        figure.add_bar(
+            x=names,
+            y=[value.value for value in values],
+            name=name,
+            marker={"color": color},
+            error_y={
+                "array": [value.high - value.value for value in values],
+                "arrayminus": [value.value - value.low for value in values],
+            },
+            hovertemplate="%{y:.3f}<extra>%{x}: " + name + "</extra>",
+            row=row,
+            col=1,
+        )
+    figure.update_yaxes(title_text="F1", range=[0, 1.05], row=row, col=1)
+
+
+def topic_confusion(scores: TopicScores) -> go.Figure:
+    """Prompts of each topic by the topic whose score is highest; right ones on the diagonal."""
+    shares = scores.confusion / scores.confusion.sum(axis=1, keepdims=True)
+    names = [plain(name) for name in scores.names]
+    figure = go.Figure(
+        go.Heatmap(
+            z=shares,
+            x=names,
+            y=names,
+            text=scores.confusion,
+            texttemplate="%{text}",
+            colorscale="Blues",
+            zmin=0,
+            zmax=1,
+            colorbar={"title": "share"},
+            hovertemplate="of %{y}, read as %{x}: %{text}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="highest score")
+    figure.update_yaxes(title_text="topic", autorange="reversed")
+    worst = min(scores.f1, key=lambda name: scores.f1[name].value)
+    return titled(
+        figure,
+        f"Topics told apart: {np.trace(scores.confusion)} of {scores.confusion.sum()} prompts",
+        f"lowest F1 of a condition: {plain(worst)}, {scores.f1[worst]}",
+        height=200 + 60 * len(names),
+    )
 
 
 def gate_timeline(timeline: GateTimeline) -> go.Figure:
@@ -111,18 +170,22 @@ def gate_timeline(timeline: GateTimeline) -> go.Figure:
     """
     condition, positions = timeline.condition, list(range(len(timeline.tokens)))
     figure = go.Figure()
-    for index, layer in enumerate(condition.layers_read):
+    compared = condition.compared(timeline.similarity)
+    names = [f"layer {layer}" for layer in condition.layers_read]
+    if compared.shape[1] < len(names):
+        names = [f"mean of layers {display_layers(condition.layers_read)}"]
+    for index, name in enumerate(names):
         style = line_style(index)
         style["marker"]["symbol"] = [
             style["marker"]["symbol"] + ("" if fires else "-open") for fires in timeline.open
         ]
         figure.add_scatter(
             x=positions,
-            y=timeline.similarity[:, index].numpy(),
+            y=compared[:, index].numpy(),
             customdata=[plain(repr(token)) for token in timeline.tokens],
-            name=f"layer {layer}",
+            name=name,
             showlegend=True,
-            hovertemplate=f"up to %{{customdata}}: %{{y:.4f}}<extra>layer {layer}</extra>",
+            hovertemplate=f"up to %{{customdata}}: %{{y:.4f}}<extra>{name}</extra>",
             **style,
         )
     side = "above" if condition.above is not None else "below"
@@ -134,7 +197,7 @@ def gate_timeline(timeline: GateTimeline) -> go.Figure:
         ticktext=[plain(token) for token in timeline.tokens],
         tickangle=-60,
     )
-    figure.update_yaxes(title=f"{_kind(condition)} similarity")
+    figure.update_yaxes(title=condition.measure_told)
     decided = "open" if timeline.open[timeline.n_prompt - 1] else "closed"
     return titled(
         figure,
@@ -151,6 +214,8 @@ def _add_spread(
 ) -> None:
     for side, color in (("positive", POSITIVE), ("negative", NEGATIVE)):
         values = np.concatenate([getattr(part, side) for part in _parts(search)])
+        if search.standard is not None:
+            values = (values - search.standard.means) / search.standard.deviations
         figure.add_trace(
             go.Box(
                 **_box_data(values, search.layers),
@@ -166,8 +231,11 @@ def _add_spread(
             col=col,
         )
     best = search.candidates[0]
-    for layer in best.layers:
-        ends = {"x0": layer - 0.45, "x1": layer + 0.45, "y0": best.threshold, "y1": best.threshold}
+    bars = [(layer, layer) for layer in best.layers]
+    if search.standard is not None:
+        bars = [(best.layers[0], best.layers[-1])]
+    for first, last in bars:
+        ends = {"x0": first - 0.45, "x1": last + 0.45, "y0": best.threshold, "y1": best.threshold}
         figure.add_shape(type="line", line={"color": CHOSEN, "width": 3}, row=row, col=col, **ends)
     figure.update_xaxes(row=row, col=col, **layer_axis(search.layers))
     figure.update_yaxes(title_text=f"{_kind(search)} similarity", row=row, col=col)
@@ -191,6 +259,10 @@ def _box_data(values: np.ndarray, layers: tuple[int, ...]) -> dict[str, Any]:
 
 def _add_sweep(figure: go.Figure, search: ConditionSearch, row: int) -> tuple[str, str]:
     """Add the curves of every layer, one shown by a slider; returns that one's title and note."""
+    if search.standard is not None:
+        _add_curves(figure, search, search.candidates[0], row=row, visible=True)
+        _label_sweep(figure, row)
+        return _sweep_title(search, search.candidates[0])
     singles = [candidate for candidate in search.candidates if len(candidate.layers) == 1]
     best = {candidate.layers[0]: candidate for candidate in reversed(singles)}
     chosen_layer = search.candidates[0].layers[0]
@@ -207,17 +279,22 @@ def _add_sweep(figure: go.Figure, search: ConditionSearch, row: int) -> tuple[st
     figure.update_layout(
         sliders=layer_slider(search.layers, search.layers.index(chosen_layer), steps)
     )
+    _label_sweep(figure, row)
+    return _sweep_title(search, best[chosen_layer])
+
+
+def _label_sweep(figure: go.Figure, row: int) -> None:
     figure.update_xaxes(title_text="threshold", row=row, col=1)
     figure.update_yaxes(title_text="score", range=[-0.02, 1.02], row=row, col=1)
     figure.update_xaxes(title_text="false alarms", range=[-0.02, 1.02], row=row, col=2)
     figure.update_yaxes(title_text="recall", range=[-0.02, 1.02], row=row, col=2)
-    return _sweep_title(search, best[chosen_layer])
 
 
 def _add_curves(
     figure: go.Figure, search: ConditionSearch, candidate: Candidate, *, row: int, visible: bool
 ) -> None:
-    curve = _thinned(search.curve(candidate.layers[0], candidate.side))
+    layer = candidate.layers[0] if search.standard is None else None
+    curve = _thinned(search.curve(layer, candidate.side))
     for measure, name, color, dash in (
         ("f1", "F1", LINES[0], "solid"),
         ("precision", "precision", LINES[1], "dash"),
@@ -272,9 +349,12 @@ def _thinned(curve: Curve) -> Curve:
 
 
 def _sweep_title(search: ConditionSearch, candidate: Candidate) -> tuple[str, str]:
+    where = f"layer {candidate.layers[0]}"
+    if search.standard is not None:
+        where = f"mean of layers {display_layers(candidate.layers)}"
     n_positive, n_negative = map(len, search.chosen_on)
     return (
-        f"{plain(search.name or 'condition')}, layer {candidate.layers[0]}: fires {candidate.side} "
+        f"{plain(search.name or 'condition')}, {where}: fires {candidate.side} "
         f"{candidate.threshold:.4f}, F1 {candidate.f1:.3f}",
         f"on the {n_positive} + {n_negative} prompts it was chosen on",
     )
@@ -286,4 +366,5 @@ def _title(search: ConditionSearch) -> str:
 
 
 def _kind(source: ConditionSearch | Condition) -> str:
-    return source.similarity.__name__.removesuffix("_similarity")
+    kind = source.similarity.__name__.removesuffix("_similarity")
+    return kind if source.standard is None else f"standardised {kind}"

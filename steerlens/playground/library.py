@@ -103,6 +103,7 @@ def make_entry(model: Model, recipe: Recipe) -> Entry:
         vector,
         recipe.contrast("validation"),
         held_out=recipe.contrast("test"),
+        combine=1,
         tokens="last",
         similarity=cosine,
         progress=False,

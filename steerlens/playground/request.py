@@ -122,7 +122,7 @@ class Outcome(NamedTuple):
         """Each condition of the rule with its similarity, and whether it fired."""
         reports = () if self.replies is None else self.replies.gates
         return tuple(
-            (report, report.similarity[1, 0].item(), bool(report.open[1])) for report in reports
+            (report, report.compared[1, 0].item(), bool(report.open[1])) for report in reports
         )
 
 

@@ -7,12 +7,15 @@ from steerlens.steering.condition_search import ConditionSearch, search_conditio
 from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.generation import generate, stream
 from steerlens.steering.positions import Positions
+from steerlens.steering.recipes import CAST, Recipe, find_condition
 from steerlens.steering.rules import apply_rules, parse_rules
 from steerlens.steering.sampling import Sampling
 from steerlens.steering.steering import Steering, steering_hooks
+from steerlens.steering.topics import Topics, TopicScores, extract_topics, score_topics
 from steerlens.steering.transcripts import GateReport, Replies
 
 __all__ = [
+    "CAST",
     "Attachment",
     "BatchPlan",
     "Condition",
@@ -20,13 +23,19 @@ __all__ = [
     "Gate",
     "GateReport",
     "Positions",
+    "Recipe",
     "Replies",
     "Sampling",
     "Steering",
+    "TopicScores",
+    "Topics",
     "apply_rules",
+    "extract_topics",
+    "find_condition",
     "generate",
     "hooks",
     "parse_rules",
+    "score_topics",
     "search_conditions",
     "similarities",
     "stacked",

@@ -1,15 +1,13 @@
 """The layers and threshold that best separate two sets of prompts, found exactly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Annotated, Any, Literal, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from pydantic import AfterValidator, Field
 
 from steerlens.activations.reading import read_rows
 from steerlens.activations.selection import Tokens
@@ -20,82 +18,28 @@ from steerlens.intervals import Interval, Scores, score_decisions
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
-from steerlens.models.tokenizing import Sides, TokenRow, tokenize_sides
-from steerlens.schemas import Declared, FileModel, Many, read_as
+from steerlens.models.tokenizing import Sides
+from steerlens.schemas import read_as
 from steerlens.steering.conditions import Condition
-from steerlens.steering.similarities import SIMILARITIES, Similarity, cast_similarity
+from steerlens.steering.confounds import Comparison, Confounds, compare, verdict
+from steerlens.steering.search_files import ConfoundsFile, SearchFile, SidesFile, listed
+from steerlens.steering.search_prompts import chosen_and_scored
+from steerlens.steering.similarities import SIMILARITIES, Similarity, Standard, projection
 from steerlens.steering.thresholds import (
     Candidate,
+    Curve,
     Similarities,
-    cuts_of,
+    curve_of,
     f1_of,
     find_thresholds,
+    threshold_of_mean,
 )
 from steerlens.vectors.vector import SteeringVector
 
 RESAMPLES = 2000
 """Bootstrap resamples behind a score's intervals."""
-
-
-class Curve(NamedTuple):
-    """Scores at every threshold that changes a decision, strictest first."""
-
-    thresholds: Float[np.ndarray, " cut"]
-    f1: Float[np.ndarray, " cut"]
-    precision: Float[np.ndarray, " cut"]
-    recall: Float[np.ndarray, " cut"]
-    false_alarms: Float[np.ndarray, " cut"]
-    """Share of negatives that fire."""
-
-
-class _Sides(Declared):
-    positive: Annotated[Many[Many[float]], Field(min_length=1)]
-    negative: Annotated[Many[Many[float]], Field(min_length=1)]
-
-    def similarities(self, width: int) -> Similarities:
-        """The similarities as arrays; refuses other row lengths, and what float32 cannot hold."""
-        sides = []
-        for side, rows in (("positive", self.positive), ("negative", self.negative)):
-            if any(len(row) != width for row in rows):
-                raise SteerlensError(
-                    f"got {side} similarities of {sorted({*map(len, rows)})[:5]} numbers a row; "
-                    f"expected {width}, one for each layer"
-                )
-            values = np.array(rows, dtype=np.float64)
-            if (np.abs(values) > np.finfo(np.float32).max).any():
-                raise SteerlensError(
-                    f"got {side} similarities too large for float32; expected at most "
-                    f"{np.finfo(np.float32).max:.3g}"
-                )
-            sides.append(values.astype(np.float32))
-        return Similarities(sides[0], sides[1])
-
-
-def _require_known(similarity: str) -> str:
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"one of {', '.join(SIMILARITIES)}")
-    return similarity
-
-
-class SearchFile(FileModel):
-    """A condition search as JSON."""
-
-    title = "a condition search"
-    format: Literal["steerlens.search/1"] = "steerlens.search/1"
-    name: str
-    vector: str | None
-    """Hash of the pairs that the vector was extracted from."""
-    layers: Annotated[list[int], Field(min_length=1)]
-    combine: int
-    similarity: Annotated[str, AfterValidator(_require_known)]
-    tokens: str | int
-    site: str | None
-    seed: Annotated[int, Field(ge=0)]
-    best: dict[str, Any]
-    """Like the scores, for other programs to read: `load` computes both again."""
-    scores: dict[str, Any]
-    chosen_on: _Sides
-    scored_on: _Sides
+MIDDLE = (0.3, 0.7)
+"""Of the depth: the layers that decide together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +51,7 @@ class ConditionSearch:
     >>> sides = Similarities(np.ones((3, 1)), np.zeros((3, 1)))
     >>> search = search_similarities(SteeringVector(torch.eye(1), (0,)), (0,), sides, sides)
     >>> search.best, search.scores.f1.value
-    (Condition(cast similarity at layer 0 above 0.5), 1.0)
+    (Condition(projection similarity at layer 0 above 0.5), 1.0)
     """
 
     vector: SteeringVector
@@ -116,12 +60,16 @@ class ConditionSearch:
     scored_on: Similarities
     candidates: tuple[Candidate, ...]
     """What `find_thresholds` gives for `chosen_on`: best first, by F1, then by margin."""
-    combine: int = 1
-    similarity: Similarity = cast_similarity
-    tokens: Tokens = "all"
+    combine: int | None = 1
+    """None: the layers' mean; a number: any of up to so many layers."""
+    similarity: Similarity = projection
+    tokens: Tokens = "last"
+    sinks: bool = False
     site: str | None = None
     name: str = ""
     seed: int = 0
+    confounds: Confounds | None = None
+    """Lengths and words of the prompts; None for searches from similarities alone."""
 
     @cached_property
     def best(self) -> Condition:
@@ -129,9 +77,28 @@ class ConditionSearch:
         return self.condition(self.candidates[0])
 
     @cached_property
+    def standard(self) -> Standard | None:
+        """What makes layers comparable where their mean decides; from the prompts chosen on."""
+        if self.combine is not None:
+            return None
+        return Standard.of(torch.from_numpy(np.concatenate(self.chosen_on)))
+
+    @cached_property
     def scores(self) -> Scores:
         """The best condition's scores on the prompts kept for scoring."""
         return self.score(self.best)
+
+    @cached_property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The best condition beside what length, words and the majority decide."""
+        if self.confounds is None:
+            return ()
+        return compare(self._fired(self.best), self.confounds, seed=self.seed)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the best condition sees more than length and words; "" if that is not known."""
+        return verdict(self.comparisons) if self.comparisons else ""
 
     def condition(self, candidate: Candidate) -> Condition:
         """A candidate as a condition, with the vector and settings of the search."""
@@ -142,8 +109,10 @@ class ConditionSearch:
             below=candidate.threshold if candidate.side == "below" else None,
             similarity=self.similarity,
             tokens=self.tokens,
+            sinks=self.sinks,
             site=self.site,
             name=self.name,
+            standard=self.standard,
         )
 
     def score(self, condition: Condition) -> Scores:
@@ -161,28 +130,21 @@ class ConditionSearch:
         )
         return positive, negative
 
-    def curve(self, layer: int, side: str) -> Curve:
+    def curve(self, layer: int | None, side: str) -> Curve:
         """Scores over all thresholds of one layer, on the prompts of `chosen_on`.
 
         Args:
-            layer: One of `layers`.
+            layer: One of `layers`; None: the mean of all, where it decides.
             side: "above" or "below", where the condition would fire.
         """
-        column = self.layers.index(layer)
         sign = {"above": 1.0, "below": -1.0}[side]
-        values = [sign * group[:, [column]] for group in self.chosen_on]
-        cuts = cuts_of(values[0], values[1])
-        kept = cuts.distinct[:, 0]
-        columns = [values[kept, 0] for values in (cuts.hits, cuts.alarms, cuts.thresholds)]
-        hits, alarms, thresholds = columns
-        n_positive, n_negative = map(len, self.chosen_on)
-        return Curve(
-            sign * thresholds,
-            f1_of(hits, alarms, n_positive),
-            hits / (hits + alarms),
-            hits / n_positive,
-            alarms / n_negative,
-        )
+        if layer is None:
+            assert self.standard is not None
+            mean_of = self.standard.mean_of
+            values = [sign * mean_of(torch.from_numpy(group)).numpy() for group in self.chosen_on]
+        else:
+            values = [sign * group[:, [self.layers.index(layer)]] for group in self.chosen_on]
+        return curve_of(values[0], values[1], sign)
 
     def save(self, path: PathLike) -> None:
         """Write the search as JSON: settings, similarities and the best condition.
@@ -210,12 +172,14 @@ class ConditionSearch:
             combine=self.combine,
             similarity=names[0],
             tokens=self.tokens,
+            sinks=self.sinks,
             site=self.site,
             seed=self.seed,
             best=best,
             scores=scores,
-            chosen_on=_Sides(**_listed(self.chosen_on)),
-            scored_on=_Sides(**_listed(self.scored_on)),
+            chosen_on=SidesFile(**listed(self.chosen_on)),
+            scored_on=SidesFile(**listed(self.scored_on)),
+            confounds=None if self.confounds is None else ConfoundsFile.of(self.confounds),
         )
         write_json(path, content.model_dump())
 
@@ -238,17 +202,22 @@ class ConditionSearch:
                     "with: load that vector"
                 )
             vector.at(content.layers)
+            n_layers = len(content.layers)
             search = search_similarities(
                 vector,
                 tuple(content.layers),
-                content.chosen_on.similarities(len(content.layers)),
-                content.scored_on.similarities(len(content.layers)),
+                content.chosen_on.similarities(n_layers),
+                content.scored_on.similarities(n_layers),
                 combine=content.combine,
                 similarity=SIMILARITIES[content.similarity],
                 tokens=content.tokens,
+                sinks=content.sinks,
                 site=content.site,
                 name=content.name,
                 seed=content.seed,
+                confounds=None
+                if content.confounds is None
+                else content.confounds.confounds(content.scored_on.similarities(n_layers)),
             )
             repr(search.best)  # building it checks site, tokens and threshold
             return search
@@ -275,6 +244,7 @@ class ConditionSearch:
                 1,
                 f"On {self.scored_on} not used to choose it, with 95 % intervals",
             ),
+            *self._beside_baselines(),
             Rows(
                 ("layers", "fires", "F1", "margin"),
                 candidates,
@@ -285,6 +255,13 @@ class ConditionSearch:
             ),
         )
 
+    def _beside_baselines(self) -> list[Rows]:
+        if not self.comparisons:
+            return []
+        rows = [(one.baseline, one.f1, one.difference, one.n) for one in self.comparisons]
+        columns = ("baseline", "its F1", "condition minus baseline", "prompts")
+        return [Rows(columns, rows, len(rows), f"Beside baselines: {self.verdict}")]
+
     def __repr__(self) -> str:
         hits, alarms = (int(fired.sum()) for fired in self._fired(self.best))
         f1 = f1_of(hits, alarms, len(self.scored_on.positive))
@@ -292,7 +269,25 @@ class ConditionSearch:
 
     def __str__(self) -> str:
         """The best condition and its F1 with an interval, for which decisions are resampled."""
-        return f"{self.best!r}: F1 {self.scores.f1} on {self.scored_on}"
+        told = f" ({self.verdict})" if self.verdict else ""
+        return f"{self.best!r}: F1 {self.scores.f1} on {self.scored_on}{told}"
+
+
+def middle_layers(layers: Sequence[int], n_layers: int) -> tuple[int, ...]:
+    """Those from 30 to 70 % of the depth of a model of `n_layers`; all, where none are there.
+
+    >>> middle_layers(range(30), 30)
+    (9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
+    """
+    low, high = (round(share * n_layers) for share in MIDDLE)
+    return tuple(layer for layer in layers if low <= layer < high) or tuple(layers)
+
+
+def _tokens_of(vector: SteeringVector) -> Tokens:
+    """How a vector was read, where a gate can read so."""
+    tokens: Any = vector.provenance.get("tokens")
+    readable: Tokens = tokens if type(tokens) is int or tokens in ("all", "user") else "last"
+    return readable
 
 
 def search_conditions(
@@ -302,9 +297,10 @@ def search_conditions(
     *,
     held_out: Sides | None = None,
     layers: Iterable[int] | None = None,
-    combine: int = 1,
-    similarity: Similarity = cast_similarity,
-    tokens: Tokens = "all",
+    combine: int | None = None,
+    similarity: Similarity = projection,
+    tokens: Tokens | None = None,
+    sinks: bool | None = None,
     site: str | None = None,
     name: str | None = None,
     seed: int = 0,
@@ -313,7 +309,8 @@ def search_conditions(
     """Find the condition that best fires on positive and not on negative prompts, by F1.
 
     The search is exact: every threshold that changes a decision is tried, at every layer, above
-    and below. Repeated prompts count once.
+    and below. Repeated prompts count once. As it is, the layers of the middle of the model decide
+    together; CAST's own recipe (arXiv 2409.05907) is `recipes.CAST`.
 
     Args:
         model: The model that reads the prompts.
@@ -321,12 +318,17 @@ def search_conditions(
         data: The prompts to choose on: a `ContrastiveDataset`, or (positive, negative) lists.
         held_out: Other prompts to score the best condition on, in the same form; None: choose on
             one half of `data` and score on the other.
-        layers: The layers to search; None: all layers of the vector. Negative ones count from the
-            last layer.
-        combine: Most layers that a condition may combine; it fires if any of them does.
+        layers: The layers to search; negative ones count from the last layer. None: where the
+            mean decides, the vector's layers from 30 to 70 % of the model's depth, else all of
+            the vector's. A gate is read before the stream is steered: to steer from layer 10
+            on, give `range(11)`.
+        combine: None: all layers decide together, by the mean of their standardised similarities.
+            A number: a condition combines up to so many layers and fires if any of them does.
         similarity: As in `Condition`.
-        tokens: Which tokens of a prompt are averaged: "all", "last", an int k (the last k), or a
-            slice.
+        tokens: Which tokens of a prompt are averaged: "all", "last", "user", an int k (the last
+            k), or a slice. None: as the vector was read, or the last.
+        sinks: Whether attention sinks are averaged too; see `Condition`. None: as the vector was
+            read.
         site: Where the activations are read; None: where the vector was.
         name: The condition's name; None: the vector's.
         seed: For the halves, and for the bootstrap intervals.
@@ -334,7 +336,9 @@ def search_conditions(
             reads them elsewhere.
 
     Returns:
-        The search: `best` is the condition, `scores` its scores with intervals.
+        The search: `best` is the condition, `scores` its scores with intervals, `comparisons` the
+        same beside baselines (the prompts' length, their words, the majority), and `verdict` what
+        that comes to.
 
     Raises:
         SteerlensError: A prompt is on both sides, or in `data` and in `held_out`; too few prompts;
@@ -345,19 +349,25 @@ def search_conditions(
     >>> print(search.scored_on)
     1 positive and 1 negative prompts
     """
-    numbers = resolve_layers(model, vector.layers if layers is None else layers)
+    if layers is None:
+        layers = vector.layers if combine else middle_layers(vector.layers, model.cfg.n_layers)
+    numbers = resolve_layers(model, layers)
     for layer in numbers:
         vector.row(layer)
-    if not 1 <= combine <= len(numbers):
+    tokens = _tokens_of(vector) if tokens is None else tokens
+    sinks = bool(vector.provenance.get("sinks", False)) if sinks is None else sinks
+    if combine is not None and not 1 <= combine <= len(numbers):
         raise SteerlensError(
             f"got combine={combine} for {len(numbers)} layers; expected 1 to {len(numbers)}"
         )
-    groups = [*chain(*_chosen_and_scored(model, data, held_out, seed))]
+    chosen, scored = chosen_and_scored(model, data, held_out, seed)
+    groups = [*chosen, *scored]
     pooled = read_rows(
         model,
         [*chain(*groups)],
         numbers,
         tokens=tokens,
+        sinks=sinks,
         site=site or vector.site,
         **run,
     ).pooled
@@ -374,9 +384,11 @@ def search_conditions(
         combine=combine,
         similarity=similarity,
         tokens=tokens,
+        sinks=sinks,
         site=site,
         name=str(vector.provenance.get("name", "")) if name is None else name,
         seed=seed,
+        confounds=Confounds.of(model, chosen, scored),
     )
 
 
@@ -386,7 +398,7 @@ def search_similarities(
     chosen_on: Similarities,
     scored_on: Similarities,
     *,
-    combine: int = 1,
+    combine: int | None = 1,
     **settings: Any,
 ) -> ConditionSearch:
     """`search_conditions` for similarities that are known already; runs no model.
@@ -401,59 +413,13 @@ def search_similarities(
 
     >>> sides = Similarities(np.ones((3, 1)), np.zeros((3, 1)))
     >>> search_similarities(SteeringVector(torch.eye(1), (0,)), (0,), sides, sides).best
-    Condition(cast similarity at layer 0 above 0.5)
+    Condition(projection similarity at layer 0 above 0.5)
     """
-    candidates = find_thresholds(chosen_on, layers, combine)
+    if combine is None:
+        standard = Standard.of(torch.from_numpy(np.concatenate(chosen_on)))
+        candidates = threshold_of_mean(chosen_on, layers, standard)
+    else:
+        candidates = find_thresholds(chosen_on, layers, combine)
     return ConditionSearch(
         vector, layers, chosen_on, scored_on, candidates, combine=combine, **settings
     )
-
-
-_Rows = tuple[list[TokenRow], list[TokenRow]]
-"""Positives and negatives."""
-
-
-def _chosen_and_scored(
-    model: Model, data: Sides, held_out: Sides | None, seed: int
-) -> tuple[_Rows, _Rows]:
-    """The prompts to choose a condition on, and other prompts to score it on."""
-    chosen = _rows_of_sides(model, data)
-    if held_out is None:
-        return _halves(chosen, seed)
-    scored = _rows_of_sides(model, held_out)
-    shared = {*chosen[0], *chosen[1]} & {*scored[0], *scored[1]}
-    if shared:
-        raise SteerlensError(
-            f"got {len(shared)} prompts both in data and in held_out; expected none, since the "
-            "score is to be of unseen prompts: remove them from one of the two"
-        )
-    return chosen, scored
-
-
-def _rows_of_sides(model: Model, data: Sides) -> _Rows:
-    positive, negative = (list(dict.fromkeys(rows)) for rows in tokenize_sides(model, data))
-    both = set(positive) & set(negative)
-    if both:
-        raise SteerlensError(
-            f"got {len(both)} prompts both as positive and as negative; expected each on one side "
-            "only: no condition can separate them"
-        )
-    return positive, negative
-
-
-def _halves(sides: _Rows, seed: int) -> tuple[_Rows, _Rows]:
-    if min(map(len, sides)) < 2:
-        raise SteerlensError(
-            f"got {len(sides[0])} positive and {len(sides[1])} negative prompts; expected at least "
-            "two of each, to choose on one half and score on the other: give more, or held_out="
-        )
-    random = np.random.default_rng(seed)
-    shuffled = [[rows[index] for index in random.permutation(len(rows))] for rows in sides]
-    first, second = zip(
-        *[(rows[: len(rows) // 2], rows[len(rows) // 2 :]) for rows in shuffled], strict=True
-    )
-    return (first[0], first[1]), (second[0], second[1])
-
-
-def _listed(similarities: Similarities) -> dict[str, Any]:
-    return {side: values.astype(float).tolist() for side, values in similarities._asdict().items()}

@@ -457,5 +457,6 @@ def _require_readable_conditions(steerings: Sequence[Steering]) -> None:
                 raise SteerlensError(
                     f"the condition {condition} reads layer {last} ({condition.site_read}), but "
                     f"steering starts at layer {layer} ({site}): a gate must be read before the "
-                    "stream is steered; condition on an earlier layer or steer later ones"
+                    "stream is steered; condition on an earlier layer (search_conditions(..., "
+                    f"layers=range({layer + 1}))) or steer later ones"
                 )

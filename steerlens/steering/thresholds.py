@@ -6,9 +6,11 @@ from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
 from steerlens.errors import SteerlensError
+from steerlens.steering.similarities import Standard
 
 MOST_VALUES = 50_000_000
 """Most similarities (combinations of layers × prompts) that a search may hold in memory."""
@@ -95,6 +97,20 @@ def find_thresholds(
     return tuple(sorted(candidates, key=lambda c: (-c.f1, len(c.layers), -c.margin)))
 
 
+def threshold_of_mean(
+    similarities: Similarities, layers: Sequence[int], standard: Standard
+) -> tuple[Candidate, ...]:
+    """The best thresholds, above and below, of the layers' mean standardised similarity.
+
+    >>> sides = Similarities(np.array([[0.9, 3.0]]), np.array([[0.1, 1.0]]))
+    >>> threshold_of_mean(sides, [4, 5], Standard((0.5, 2.0), (0.4, 1.0)))[0]
+    Candidate(layers=(4, 5), side='above', threshold=0.0, f1=1.0, margin=1.0)
+    """
+    means = (standard.mean_of(torch.from_numpy(side)).numpy() for side in similarities)
+    found = find_thresholds(Similarities(*means), [0])
+    return tuple(candidate._replace(layers=tuple(layers)) for candidate in found)
+
+
 def f1_of(hits: Any, alarms: Any, n_positive: int) -> Any:
     """F1 from counts: numbers, or arrays of them.
 
@@ -151,4 +167,41 @@ def cuts_of(
         alarms=(~is_positive).cumsum(axis=0),
         margins=margins,
         distinct=ranked > after,
+    )
+
+
+class Curve(NamedTuple):
+    """Scores at every threshold that changes a decision, strictest first."""
+
+    thresholds: Float[np.ndarray, " cut"]
+    f1: Float[np.ndarray, " cut"]
+    precision: Float[np.ndarray, " cut"]
+    recall: Float[np.ndarray, " cut"]
+    false_alarms: Float[np.ndarray, " cut"]
+    """Share of negatives that fire."""
+
+
+def curve_of(
+    positive: Float[np.ndarray, "positive 1"],
+    negative: Float[np.ndarray, "negative 1"],
+    sign: float,
+) -> Curve:
+    """Scores at every threshold of one column.
+
+    Args:
+        positive: The positives' similarities, times `sign`.
+        negative: The negatives'.
+        sign: 1 where the condition fires above the threshold, −1 where below.
+    """
+    cuts = cuts_of(positive, negative)
+    kept = cuts.distinct[:, 0]
+    hits, alarms, thresholds = (
+        values[kept, 0] for values in (cuts.hits, cuts.alarms, cuts.thresholds)
+    )
+    return Curve(
+        sign * thresholds,
+        f1_of(hits, alarms, len(positive)),
+        hits / (hits + alarms),
+        hits / len(positive),
+        alarms / len(negative),
     )

@@ -19,12 +19,12 @@ from steerlens.intervals import rate
 from steerlens.judges.fluency import degenerate
 from steerlens.judges.refusals import refused
 from steerlens.models.host import Model
-from steerlens.steering.condition_search import ConditionSearch, search_conditions
+from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.conditions import Condition
 from steerlens.steering.generation import generate
+from steerlens.steering.recipes import Recipe, find_condition
 from steerlens.steering.similarities import cosine
 from steerlens.steering.steering import Steering
-from steerlens.vectors.estimators import linear_discriminant
 from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.cast-table/1"
@@ -34,6 +34,8 @@ MOSTLY_FLUENT = 0.2
 """Share of degenerate replies beyond which no greater strength is tried."""
 MAX_NEW_TOKENS = 40
 """Length of all replies, unless another is given."""
+ONE_LAYER = Recipe(similarity=cosine, combine=1)
+"""The best of the early layers, which are few: gates come before what they gate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +159,8 @@ def cast_table(
     def gated(pairs: ContrastiveDataset) -> tuple[ConditionSearch, np.ndarray]:
         """Each reply is steered or not, so the two runs contain those of any condition."""
         search = find_condition(
-            model, "harmful", pairs, harms.validation, harms.test, refusing.early, seed,
-            progress=progress,
+            model, pairs, harms.validation, harms.test, layers=refusing.early, recipe=ONE_LAYER,
+            name="harmful", seed=seed, progress=progress,
         )  # fmt: skip
         return search, np.where(fires_on(model, search.best, prompts), always, unsteered)
 
@@ -219,49 +221,11 @@ def fires_on(model: Model, condition: Condition, prompts: Sequence[Prompt]) -> n
     """
     layers = condition.layers_read
     pooled = read_residual(
-        model, prompts, layers, tokens=condition.tokens, site=condition.site_read, progress=False
-    )
+        model, prompts, layers, tokens=condition.tokens, sinks=condition.sinks,
+        site=condition.site_read, progress=False,
+    )  # fmt: skip
     columns = [condition.measure(pooled[:, index], layer) for index, layer in enumerate(layers)]
     return condition.fires(torch.stack(columns, dim=1)).numpy()
-
-
-def find_condition(
-    model: Model,
-    name: str,
-    train: ContrastiveDataset,
-    validation: ContrastiveDataset,
-    test: ContrastiveDataset,
-    layers: Sequence[int],
-    seed: int,
-    *,
-    progress: bool = True,
-) -> ConditionSearch:
-    """A condition from a linear discriminant at the last token, which attends to the whole prompt.
-
-    Of the estimators, tokens and similarities tried, these were best on tiny-chat's validation
-    prompts; CAST itself uses `pca_pairwise`, "all" and `cast_similarity`.
-
-    Args:
-        name: Of the condition and its vector.
-        train: Pairs to extract the vector from.
-        validation: Pairs to choose layer and threshold on.
-        test: Pairs to score the condition on.
-        layers: Layers to extract and search.
-        seed: Of the bootstrap intervals.
-    """
-    vector = extract(
-        model,
-        train,
-        linear_discriminant,
-        tokens="last",
-        layers=layers,
-        name=name,
-        progress=progress,
-    )
-    return search_conditions(
-        model, vector, validation, held_out=test, tokens="last", similarity=cosine, seed=seed,
-        progress=progress,
-    )  # fmt: skip
 
 
 def choose_steering(model: Model, vector: SteeringVector, prompts: Sequence[Prompt]) -> Steering:

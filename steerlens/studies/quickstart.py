@@ -26,9 +26,10 @@ from steerlens.models.host import Model
 from steerlens.models.loading import TINY_CHAT, load_model
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.generation import generate
+from steerlens.steering.recipes import find_condition
 from steerlens.steering.rules import apply_rules
 from steerlens.steering.transcripts import Replies
-from steerlens.studies.cast import MAX_NEW_TOKENS, Refusing, find_condition, learn_to_refuse
+from steerlens.studies.cast import MAX_NEW_TOKENS, ONE_LAYER, Refusing, learn_to_refuse
 from steerlens.studies.study import RESULTS_FORMAT, compared
 from steerlens.vectors.vector import SteeringVector
 
@@ -149,8 +150,9 @@ def refuse_harm(
         seed: Of the bootstrap intervals.
     """
     search = find_condition(
-        model, "harmful", harms.train, harms.validation, harms.test, refusing.early, seed
-    )
+        model, harms.train, harms.validation, harms.test, layers=refusing.early, recipe=ONE_LAYER,
+        name="harmful", seed=seed,
+    )  # fmt: skip
     gated, prompts = replace(refusing.steering, when=search.best), refusing.prompts
     replies = generate(model, prompts, gated, max_new_tokens=MAX_NEW_TOKENS)
     return DemoPart(
@@ -184,8 +186,9 @@ def refuse_by_topic(
             for part in ("train", "validation", "test")
         )
         searches[topic] = find_condition(
-            model, topic, train, validation, test, refusing.early, seed
-        )
+            model, train, validation, test, layers=refusing.early, recipe=ONE_LAYER, name=topic,
+            seed=seed,
+        )  # fmt: skip
     conditions = {topic: search.best for topic, search in searches.items()}
     named = " or ".join(NAMED_TOPICS)
     rules = {"III": f"if {named} then refuse", "III-complement": f"if not ({named}) then refuse"}

@@ -81,7 +81,7 @@ def test_the_dataset_says_how_it_is_templated(model):
 
 
 def test_a_vector_knows_its_scale_and_its_share(model):
-    vector = sl.extract(model, DATA, progress=False)
+    vector = sl.extract(model, DATA, sl.estimators.pca_pairwise, progress=False)
     read = torch.cat([read_residual(model, side, progress=False) for side in SIDES])
     torch.testing.assert_close(vector.norms, read.norm(dim=-1).mean(dim=0), atol=1e-4, rtol=1e-4)
     assert ((vector.explained > 0.25) & (vector.explained <= 1)).all()
@@ -96,7 +96,9 @@ def test_provenance_tells_where_it_came_from(model, tmp_path):
         "weights": fingerprint(model),
         "processing": "none",
         "tokens": 2,
-        "estimator": "pca_pairwise",
+        "estimator": "linear_discriminant",
+        "sinks": False,
+        "sinks_seen": [],
         "pairs": 4,
     }
     assert {key: found[key] for key in expected} == expected

@@ -51,6 +51,30 @@ def files(run, tmp_path_factory):
     return folder
 
 
+def test_lint_says_what_is_found_and_that_nothing_is(run, files, tmp_path):
+    found = run("lint", files / "data.json")
+    assert found.exit_code == 0
+    assert "leaked words: " in found.output
+    assert "length skew: positive prompts have 5 words, negative ones 5" not in found.output
+    sl.ContrastiveDataset([("Hi.", "Hi.")], [("No", "Yes")], name="fair").save(tmp_path / "d.json")
+    assert (
+        "found nothing amiss in ContrastiveDataset('fair'"
+        in run("lint", tmp_path / "d.json").output
+    )
+
+
+def test_a_search_is_printed_beside_its_baselines(run, files, tmp_path):
+    found = run(
+        "search", files / "v.safetensors", files / "data.json", "--part", "validation",
+        "--held-out", "test", "--out", tmp_path / "s.json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    for baseline in ("length", "words", "majority"):
+        assert f"beside {baseline}: F1 " in found.output
+    shown = run("inspect", tmp_path / "s.json").output
+    assert "mean of layers" in shown
+
+
 def test_extract_writes_a_vector_of_the_asked_layers(files):
     vector = sl.SteeringVector.load(files / "v.safetensors")
     assert vector.layers == (1, 2, 3)

@@ -13,7 +13,7 @@ NAMES = [
     "load_model",
     "ContrastiveDataset", "load_prompts", "demo_file",
     "extract", "learn", "Training", "SteeringVector",
-    "search_conditions", "Condition",
+    "search_conditions", "extract_topics", "Condition",
     "Steering", "steering_hooks", "apply_rules",
     "generate", "stream", "Sampling", "Replies",
     "evaluate", "calibrate_strength", "suggest", "sweep",

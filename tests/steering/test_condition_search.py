@@ -18,6 +18,7 @@ from steerlens.steering.condition_search import (
     search_conditions,
     search_similarities,
 )
+from steerlens.steering.recipes import CAST, find_condition
 from steerlens.steering.similarities import cosine
 from steerlens.steering.thresholds import Similarities, find_thresholds
 
@@ -54,7 +55,11 @@ def test_the_exact_search_equals_brute_force(positive, negative, combine):
 
 
 @settings(deadline=None, max_examples=40)
-@given(similarities(st.integers(1, 9)), similarities(st.integers(1, 9)), st.integers(1, 3))
+@given(
+    similarities(st.integers(1, 9)),
+    similarities(st.integers(1, 9)),
+    st.sampled_from([None, 1, 2, 3]),
+)
 def test_every_candidate_keeps_the_f1_that_it_claims(positive, negative, combine):
     """The claimed F1 belongs to the returned threshold, unrounded, as the condition applies it."""
     vector = sl.SteeringVector(torch.eye(3), (2, 5, 7))
@@ -180,3 +185,51 @@ def test_bad_input_is_refused_by_name(model, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(sl.SteerlensError, match="not a condition search"):
         ConditionSearch.load(tmp_path / "other.json", vector)
+
+
+def test_the_mean_of_layers_finds_what_no_layer_shows():
+    """Planted: each layer holds the truth under its own noise and scale."""
+    random = np.random.default_rng(0)
+    scales = np.array([1.0, 30.0, 0.01, 5.0])
+
+    def side(truth, n):
+        return ((truth + 2 * random.normal(size=(n, 4))) * scales).astype(np.float32)
+
+    chosen, scored = (Similarities(side(2, 200), side(-2, 200)) for _ in range(2))
+    vector = sl.SteeringVector(torch.eye(4), (1, 2, 3, 5))
+    mean, single = (
+        search_similarities(vector, vector.layers, chosen, scored, combine=combine)
+        for combine in (None, 1)
+    )
+    assert mean.scores.f1.low > single.scores.f1.high
+    assert mean.best.layers_read == vector.layers
+    curve = mean.curve(None, "above")
+    assert curve.f1.max() == pytest.approx(mean.candidates[0].f1)
+    assert [c.side for c in mean.candidates] == ["above", "below"]
+
+
+def test_by_default_the_search_reads_as_the_vector_was_read(model):
+    pairs = [f"I love the number {n}." for n in range(6)], [f"We hate blue {n}." for n in range(6)]
+    vector = sl.extract(model, pairs, tokens="user", sinks=True, progress=False)
+    assert vector.provenance["estimator"] == "linear_discriminant"
+    search = search_conditions(model, vector, pairs, progress=False)
+    assert (search.tokens, search.sinks, search.layers) == ("user", True, (1, 2))
+    assert search.combine is None
+    suffixes = sl.ContrastiveDataset([("Hi.", "Hi.")], suffixes=[("No, I", "Sure, I")])
+    steered = sl.extract(model, suffixes, tokens="suffix", progress=False)
+    assert steered.provenance["estimator"] == "pca_pairwise"
+    found = search_conditions(model, steered, pairs, progress=False)
+    assert (found.tokens, found.sinks) == ("last", False)
+
+
+def test_casts_own_recipe_is_one_argument_away(model):
+    pairs = [f"I love the number {n}." for n in range(6)], [f"We hate blue {n}." for n in range(6)]
+    more = [f"I love the word {n}." for n in range(6)], [f"We hate red {n}." for n in range(6)]
+    found = find_condition(model, pairs, more, recipe=CAST, progress=False)
+    vector = sl.extract(
+        model, pairs, sl.estimators.pca_pairwise, tokens="all", sinks=True, progress=False
+    )
+    assert torch.equal(found.vector.directions, vector.directions)
+    assert (found.combine, found.tokens, found.sinks) == (1, "all", True)
+    assert found.similarity is sl.similarities.cast_similarity
+    assert found.layers == (0, 1, 2, 3)

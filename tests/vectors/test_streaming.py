@@ -90,7 +90,8 @@ def test_pairs_vote_in_a_second_reading_where_moments_leave_doubt(model, monkeyp
     def read(model, rows, layers, **settings):
         at = [row.ids[0] - 1 for row in rows]
         values = torch.stack([sides[i] if i < 10 else torch.zeros(4, 32) for i in at])
-        return reading.Reading(values, torch.ones(len(rows), 4))
+        ones = torch.ones(len(rows), 4)
+        return reading.Reading(values, ones, ones, ones.long())
 
     monkeypatch.setattr(pairs, "read_rows", read)
     rows = [tokenizing.TokenRow((i,)) for i in range(1, 21)]
@@ -105,7 +106,7 @@ def test_what_needs_the_pairs_themselves_is_refused(model):
     with pytest.raises(sl.SteerlensError, match="linear_discriminant needs all pairs in memory"):
         extract(model, (["a"], ["b"]), linear_discriminant, pairs_at_once=2, progress=False)
     with pytest.raises(sl.SteerlensError, match="got pairs_at_once=0; expected at least 1"):
-        extract(model, (["a"], ["b"]), pairs_at_once=0, progress=False)
+        extract(model, (["a"], ["b"]), pca_pairwise, pairs_at_once=0, progress=False)
     moments = ContrastMoments.of(rows(3), rows(3, seed=1), with_sum=False)
     with pytest.raises(sl.SteerlensError, match="gather them with with_sum=True"):
         estimate(pca_center, moments)

@@ -67,7 +67,7 @@ def tokenize(
         generation_prompt: Whether a templated prompt ends with the opening of the reply.
 
     >>> tokenize(load_model(), ["Hi."], chat=False)[0].ids
-    (1466, 19)
+    (1, 1466, 19)
     """
     listed: Any = prompts
     if isinstance(prompts, Mapping) and "input_ids" in prompts:
@@ -339,7 +339,7 @@ def text_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
 
     >>> tokenizer = load_model().tokenizer
     >>> text_pieces(tokenizer, tokenizer("Hi.")["input_ids"])
-    ('Hi', '.')
+    ('<s>', 'Hi', '.')
     """
     pieces: list[str] = []
     waiting: list[int] = []

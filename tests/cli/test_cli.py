@@ -141,7 +141,7 @@ def test_choices_takes_a_vector_that_was_made_before(run, files):
     both = run("choices", files / "held.json", "--vector", vector, "--train", files / "held.json")
     assert "got both of --vector and --train" in " ".join(both.output.split())
     same = run("choices", files / "held.json", "--train", files / "held.json")
-    assert "that the vector is read from" in " ".join(same.output.split())
+    assert "that the vector is extracted from" in " ".join(same.output.split())
 
 
 def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):

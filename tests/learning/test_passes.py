@@ -130,7 +130,7 @@ def test_a_strength_for_each_text_is_differentiated(model, texts):
     strength = torch.tensor([0.5, 1.0, -1.0], requires_grad=True)
     found = passes.reply_logs(passes.read(texts, vector.directions, strength))
     for row, text in enumerate(texts):
-        expected = plain_logs(model, text, sl.Steering(vector, strength=float(strength[row])))
+        expected = plain_logs(model, text, sl.Steering(vector, strength=strength[row].item()))
         torch.testing.assert_close(
             found.values[row][found.real[row]].detach(), expected, rtol=1e-4, atol=1e-4
         )

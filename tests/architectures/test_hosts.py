@@ -76,7 +76,7 @@ def test_each_architecture_loads_on_its_host(host, name):
 def test_reads_are_hugging_faces_hidden_states(host, name, original):
     rows = tokenize(host, PROMPTS, chat=False)
     layers = range(host.cfg.n_layers - 1)  # of the last, Hugging Face shows the normalised stream
-    read = read_rows(host, rows, layers, tokens="all", progress=False).pooled
+    read = read_rows(host, rows, layers, tokens="all", sinks=True, progress=False).pooled
     for row, mine in zip(rows, read, strict=True):
         with torch.no_grad():
             seen = original(name)(torch.tensor([row.ids]), output_hidden_states=True)

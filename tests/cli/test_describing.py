@@ -46,7 +46,7 @@ def test_a_vector_tells_its_model_layers_site_and_estimator(made):
     found = describe(made / "v.safetensors")
     assert found.kind == "a steering vector"
     expected = {"name": "harm", "model": "tiny-chat", "layers": "1-2,4", "site": "resid_post",
-            "width": "192", "estimator": "pca_pairwise", "pairs": "2"}  # fmt: skip
+            "width": "192", "estimator": "linear_discriminant", "pairs": "2"}  # fmt: skip
     assert expected.items() <= found.facts.items()
     assert found.warnings == ()
 

@@ -217,8 +217,9 @@ def test_a_worker_killed_midway_costs_an_extraction_nothing(model, engine, fatal
         fatal_once()
         return [len(str_tokens) - 1]
 
-    here = sl.extract(model, PAIRS, tokens="last", pairs_at_once=1, **QUIET)
-    there = sl.extract(model, PAIRS, tokens=last, pairs_at_once=1, engine=engine, **QUIET)
+    options = {"estimator": sl.estimators.mean_difference, "pairs_at_once": 1, **QUIET}
+    here = sl.extract(model, PAIRS, tokens="last", **options)
+    there = sl.extract(model, PAIRS, tokens=last, engine=engine, **options)
     torch.testing.assert_close(there.directions, here.directions, atol=1e-5, rtol=1e-5)
 
 

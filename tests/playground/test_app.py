@@ -146,7 +146,7 @@ def test_a_run_that_is_closed_leaves_no_hook(tiny_chat, vectors):
 def test_a_reading_is_the_residual_stream_along_each_vector(tiny_chat, vectors):
     reading = read_prompt(tiny_chat, PROMPT, vectors)
     last, mean = (
-        read_residual(tiny_chat, [PROMPT], [3], tokens=tokens, progress=False)[0, 0]
+        read_residual(tiny_chat, [PROMPT], [3], tokens=tokens, sinks=True, progress=False)[0, 0]
         for tokens in ("last", "all")
     )
     direction = vectors["push"].vector[3]

@@ -8,10 +8,11 @@ from typing import Any
 
 from steerlens.errors import SteerlensError, import_extra
 from steerlens.files import digest
-from steerlens.judges.fluency import degenerate, distinct_words, longest_echo, words_in
+from steerlens.judges.fluency import degenerate, distinct_words, longest_echo
 from steerlens.judges.judging import Judge, judge
 from steerlens.judges.refusals import VERSION as REFUSALS_VERSION
-from steerlens.judges.refusals import refusal_score
+from steerlens.judges.refusals import answer_of, refusal_score
+from steerlens.judges.words import is_latin, is_unspaced, words_in
 
 
 def lexicon(words: Iterable[str], name: str = "lexicon") -> Judge:
@@ -20,7 +21,8 @@ def lexicon(words: Iterable[str], name: str = "lexicon") -> Judge:
     Its version is a hash of the list.
 
     Args:
-        words: The list, each entry exactly one word; case does not matter.
+        words: The list, each entry exactly one word; case and the kind of apostrophe do not
+            matter. Scripts without spaces between words are refused, as no word begins there.
         name: The judge's name.
 
     Raises:
@@ -31,30 +33,42 @@ def lexicon(words: Iterable[str], name: str = "lexicon") -> Judge:
     """
     if isinstance(words, str):
         raise SteerlensError(f"got the string {words!r} for a lexicon; expected a list of words")
-    entries = [word.strip().lower().replace("’", "'") for word in words]
-    wrong = [word for word in entries if words_in(word) != [word]]
-    if wrong or not entries:
+    listed = list(words)
+    unspaced = [word for word in listed if isinstance(word, str) and is_unspaced(word)]
+    if unspaced:
         raise SteerlensError(
-            f"got {len(entries)} entries for a lexicon, of which {wrong[:5]!r} are not single "
+            f"got {unspaced[:5]!r} for a lexicon, in a script without spaces between words; "
+            "expected words that spaces delimit: count these by judge(name, function)"
+        )
+    wrong = [word for word in listed if not isinstance(word, str) or len(words_in(word)) != 1]
+    if wrong or not listed:
+        raise SteerlensError(
+            f"got {len(listed)} entries for a lexicon, of which {wrong[:5]!r} are not single "
             "words; expected at least one entry, each of them one word"
         )
-    listed = frozenset(entries)
+    entries = frozenset(words_in(word)[0] for word in listed)
 
     def share(text: str) -> float:
-        text_words = words_in(text.replace("’", "'"))
-        n_listed = sum(word in listed for word in text_words)
+        text_words = words_in(text)
+        n_listed = sum(word in entries for word in text_words)
         return n_listed / len(text_words) if text_words else math.nan
 
-    return judge(name, share, version=digest("\n".join(sorted(listed)).encode()))
+    return judge(name, share, version=digest("\n".join(sorted(entries)).encode()))
 
 
 def vader(text: str) -> float:
-    """VADER's compound sentiment, from −1 to 1; NaN for a text without words.
+    """VADER's compound sentiment, from −1 to 1; NaN for a text without words that it may know.
+
+    Its lexicon is English: a text in another script than the Latin is not judged. Of a reasoning
+    model's reply only the answer is.
 
     >>> vader("What a lovely day!") > 0 > vader("This is terrible.")
     True
     """
-    return float(_vader().polarity_scores(text)["compound"]) if words_in(text) else math.nan
+    answer = answer_of(text)
+    if not words_in(answer) or not is_latin(answer):
+        return math.nan
+    return float(_vader().polarity_scores(answer)["compound"])
 
 
 @cache
@@ -71,12 +85,14 @@ def _vader_version() -> str:
 
 
 refusal = judge("refusal", refusal_score, version=f"phrases {REFUSALS_VERSION}")
-"""1 where a reply refuses, by its phrases; `agreement` measures how well, on `labelled_replies`."""
-degeneration = judge("degeneration", degenerate)
+"""1 where a reply refuses, by its English phrases; NaN for other scripts than the Latin.
+
+`agreement` measures how well it does, on `labelled_replies`."""
+degeneration = judge("degeneration", degenerate, version="2")
 """1 where a reply is empty, repeats itself or has few distinct words."""
-distinct = judge("distinct", distinct_words)
+distinct = judge("distinct", distinct_words, version="2")
 """Share of distinct words; falls as a text grows, so compare texts of similar length."""
-repetition = judge("repetition", longest_echo)
+repetition = judge("repetition", longest_echo, version="2")
 """Share of words in the longest run that repeats the words before it."""
 sentiment = judge("sentiment", vader, version=f"vaderSentiment {_vader_version()}")
 """VADER's compound score, −1 to 1."""

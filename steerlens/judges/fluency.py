@@ -1,8 +1,9 @@
 """Fluency without a model: how much a text repeats itself, and how varied its words are."""
 
 import math
-import re
 from itertools import groupby
+
+from steerlens.judges.words import is_unspaced, words_in
 
 
 def distinct_words(text: str) -> float:
@@ -18,19 +19,21 @@ def distinct_words(text: str) -> float:
 def longest_echo(text: str) -> float:
     """The share of a text's words in the longest run that repeats the words just before it.
 
-    The repeated phrase may be one to eight words long; NaN if the text has no words.
+    The repeated phrase may be one to eight words long (24 characters in scripts without spaces);
+    NaN if the text has no words.
 
     >>> longest_echo("no no no no"), longest_echo("I would rather not.")
     (0.75, 0.0)
     """
     words = words_in(text)
-    return max(_echoes(words)) / len(words) if words else math.nan
+    return max(_echoes(words, text)) / len(words) if words else math.nan
 
 
 def degenerate(reply: str) -> bool:
     """Whether a reply is empty, has fewer than half distinct words, or is stuck in a loop.
 
-    A loop is the same phrase, of one to eight words, three times in a row.
+    A loop is the same phrase, of one to eight words (24 characters in scripts without spaces),
+    three times in a row.
 
     >>> degenerate("no no no no"), degenerate("I would rather not.")
     (True, False)
@@ -38,21 +41,13 @@ def degenerate(reply: str) -> bool:
     words = words_in(reply)
     if len(set(words)) * 2 < len(words) or not words:
         return True
-    return any(echo >= 2 * size for size, echo in enumerate(_echoes(words), start=1))
+    return any(echo >= 2 * size for size, echo in enumerate(_echoes(words, reply), start=1))
 
 
-def words_in(text: str) -> list[str]:
-    """The words of a text, in lower case.
-
-    >>> words_in("I'd rather not.")
-    ["i'd", 'rather', 'not']
-    """
-    return re.findall(r"[\w']+", text.lower())
-
-
-def _echoes(words: list[str]) -> list[int]:
-    """For each phrase length from one to eight, the longest run of words that repeat a phrase."""
-    return [_longest_run(words, size) for size in range(1, 9)]
+def _echoes(words: list[str], text: str) -> list[int]:
+    """For each phrase length, the longest run of words that repeat a phrase."""
+    longest = 24 if is_unspaced(text) else 8
+    return [_longest_run(words, size) for size in range(1, longest + 1)]
 
 
 def _longest_run(words: list[str], size: int) -> int:

@@ -6,6 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from steerlens.data.prompts import as_texts
 from steerlens.errors import SteerlensError, import_extra
 from steerlens.files import digest
 from steerlens.judges.fluency import degenerate, distinct_words, longest_echo
@@ -31,9 +32,7 @@ def lexicon(words: Iterable[str], name: str = "lexicon") -> Judge:
     >>> lexicon(["sea", "ship"])(["The sea, the sea!", "Bread."])
     array([0.5, 0. ])
     """
-    if isinstance(words, str):
-        raise SteerlensError(f"got the string {words!r} for a lexicon; expected a list of words")
-    listed = list(words)
+    listed = list(words) if isinstance(words, set | frozenset) else as_texts(words, "a lexicon")
     unspaced = [word for word in listed if isinstance(word, str) and is_unspaced(word)]
     if unspaced:
         raise SteerlensError(

@@ -1,9 +1,9 @@
 """Texts → scores: does a reply refuse, has it degenerated, how does it sound?"""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,10 +37,11 @@ class Judge:
         return f"Judge({self.name!r}, version {self.version!r})"
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
-        texts = as_texts(texts, "texts to judge")
+        texts = require_texts(texts)
         result = self.score(list(texts))  # a copy, which the function may sort or empty
         try:
-            scores = np.array(result, dtype=np.float64)
+            listed = result.tolist() if hasattr(result, "tolist") else result  # also torch's
+            scores = np.array(listed, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise SteerlensError(
                 f"the judge {self.name!r} returned {short_repr(result)} for {len(texts)} texts; "
@@ -65,7 +66,56 @@ def judge(name: str, function: Callable[[str], float], *, version: str = "1") ->
     >>> judge("questions", lambda text: text.count("?"))(["Why?", "So."])
     array([1., 0.])
     """
-    return Judge(name, lambda texts: [float(function(text)) for text in texts], version)
+
+    def score(texts: Sequence[str]) -> list[float]:
+        return [_number(function(text), name, text) for text in texts]
+
+    return Judge(name, score, version)
+
+
+def _number(value: Any, name: str, text: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SteerlensError(
+            f"the judge {name!r} returned {short_repr(value)} for {short_repr(text)}; expected a "
+            "number, NaN where it has none"
+        ) from error
+
+
+def require_texts(texts: Any) -> list[str]:
+    """The list of texts to judge; refuses what is no list of texts.
+
+    >>> require_texts(("Hi.", "Ho."))
+    ['Hi.', 'Ho.']
+    """
+    listed = as_texts(texts, "texts to judge")
+    wrong = [index for index, text in enumerate(listed) if not isinstance(text, str)]
+    if wrong:
+        raise SteerlensError(
+            f"got {len(wrong)} of {len(listed)} texts to judge that are no text, such as "
+            f"{short_repr(listed[wrong[0]])} at {wrong[0]}; expected strings: leave such rows out"
+        )
+    return listed
+
+
+def require_judges(judges: Any) -> list[Judge]:
+    """The list of judges, of different names; refuses names and plain functions.
+
+    >>> require_judges([judges.refusal])
+    [Judge('refusal', ...)]
+    """
+    listed = list(judges) if isinstance(judges, Iterable) and not isinstance(judges, str) else []
+    wrong = [one for one in listed if not isinstance(one, Judge)]
+    if wrong or (not listed and judges not in ([], ())):
+        raise SteerlensError(
+            f"got the judges {short_repr(judges)}; expected a list such as [judges.refusal]: "
+            "judge(name, function) makes a judge of a function of one text"
+        )
+    names = [judge.name for judge in listed]
+    if len(set(names)) < len(names):
+        raise SteerlensError(f"got judges named {names}; expected a name of its own for each")
+    return listed
 
 
 class JudgeWarning(UserWarning):
@@ -110,10 +160,7 @@ def judge_texts(judges: Sequence[Judge], texts: Sequence[str]) -> Judged:
     >>> judge_texts([judges.refusal, judges.sentiment], ["I love it.", ""]).scores.shape
     (2, 2)
     """
-    texts = as_texts(texts, "texts to judge")
-    names = [judge.name for judge in judges]
-    if len(set(names)) < len(names):
-        raise SteerlensError(f"got judges named {names}; expected a name of its own for each")
+    texts, judges = require_texts(texts), require_judges(judges)
     failures: list[Failure] = []
     scores = {judge.name: _scores(judge, texts, failures) for judge in judges}
     if failures:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import demo_file, read_json
 from steerlens.intervals import Interval, rate
 from steerlens.judges.judging import Judge
@@ -61,7 +61,13 @@ def agreement(judge: Judge, texts: Sequence[str], labels: Sequence[bool]) -> Agr
     >>> agreement(judges.refusal, [reply.text for reply in replies], labels).n_labelled
     69
     """
-    yes, labelled = judge(texts) > 0.5, np.asarray(labels, dtype=bool)
+    given = np.asarray(labels)
+    if given.dtype.kind not in "bui" or not np.isin(given, (0, 1)).all():
+        raise SteerlensError(
+            f"got the labels {short_repr(given.ravel().tolist())}; expected True or False for each "
+            "text"
+        )
+    yes, labelled = judge(texts) > 0.5, given.astype(bool)
     if labelled.shape != yes.shape:
         raise SteerlensError(
             f"got {len(labelled)} labels for {len(texts)} texts; expected one for each"

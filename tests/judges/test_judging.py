@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -260,3 +261,33 @@ def test_judges_of_one_name_are_refused():
 )
 def test_a_reasoning_models_answer_is_judged_and_not_its_thoughts(reply, score):
     assert sl.judges.refusal([reply]) == pytest.approx([score], nan_ok=True)
+
+
+@pytest.mark.parametrize("texts", [["Hi.", None], ["Hi.", float("nan")], [b"Hi."], [1, 2]], ids=str)
+def test_what_is_no_text_is_not_judged(unchecked, texts):
+    for ask in (judges.refusal, lambda given: judges.judge_texts([judges.refusal], given)):
+        with pytest.raises(sl.SteerlensError, match="texts to judge that are no text"):
+            ask(texts)
+
+
+@pytest.mark.parametrize("given", ["refusal", [len], judges.refusal, None, ["refusal"]], ids=str)
+def test_what_is_no_list_of_judges_is_refused(unchecked, given):
+    with pytest.raises(sl.SteerlensError, match=r"got the judges .*expected a list such as"):
+        judges.judge_texts(given, ["Hi."])
+
+
+@pytest.mark.parametrize("value", [None, "good", [1.0, 2.0], torch.ones(2)], ids=str)
+def test_what_is_no_number_of_one_text_is_refused(unchecked, value):
+    with pytest.raises(sl.SteerlensError, match=r"'mine' returned .* for 'Hi\.'; expected a n"):
+        judges.judge("mine", lambda text: value)(["Hi."])
+
+
+@pytest.mark.parametrize("scores", [torch.ones(2), np.ones(2, np.float32), (1, True), [1, 1.0]])
+def test_scores_come_as_arrays_tensors_and_lists(unchecked, scores):
+    assert judges.Judge("mine", lambda texts: scores)(["a", "b"]).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("labels", [[1, None], ["yes", "no"], [1, 2], [0.5, 1.0]], ids=str)
+def test_labels_are_true_or_false(unchecked, labels):
+    with pytest.raises(sl.SteerlensError, match="expected True or False"):
+        judges.agreement(judges.refusal, ["a", "b"], labels)

@@ -190,7 +190,7 @@ def parse_json(text: str, path: PathLike) -> Any:
     for depth, node in _walk(value):
         if depth > DEEPEST:
             raise SteerlensError(_too_deep(path))
-        if isinstance(node, str) and _LONE_SURROGATE.search(node):
+        if isinstance(node, str) and LONE_SURROGATE.search(node):
             raise SteerlensError(
                 f"{str(path)!r} holds {short_repr(node)}, which is not Unicode text"
             )
@@ -200,7 +200,7 @@ def parse_json(text: str, path: PathLike) -> Any:
 DEEPEST = 50
 """Most nested lists and tables; steerlens's own files have five or six."""
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _too_deep(path: PathLike) -> str:

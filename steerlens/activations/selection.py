@@ -5,6 +5,7 @@ from functools import partial
 
 from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
+from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import TokenRow
 
 Tokens = str | int | slice | Callable[[list[str]], Sequence[int]]
@@ -120,4 +121,4 @@ def positions_of(
 
 
 def _str_tokens(model: Model, row: TokenRow) -> list[str]:
-    return [model.tokenizer.decode([token]) for token in row.ids]
+    return [decoded(model.tokenizer, [token]) for token in row.ids]

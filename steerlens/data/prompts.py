@@ -54,10 +54,10 @@ def require_prompt(prompt: Any, where: str) -> None:
         )
 
 
-def as_texts(texts: Any, what: str = "prompts") -> Any:
+def as_texts(texts: Any, what: str = "prompts") -> list[Any]:
     """A list of the texts in a list, tuple, Series, array or dataset column.
 
-    Tensors of tokens stay tensors. A single text, a table and a mapping are refused, as iterating
+    A single text, a table and a mapping are refused, as iterating
     would give letters, columns and keys; so is a set, which has no order.
 
     Args:
@@ -75,8 +75,6 @@ def as_texts(texts: Any, what: str = "prompts") -> Any:
         )
     if hasattr(texts, "to_pylist"):  # Arrow's arrays hold scalars of their own
         return list(texts.to_pylist())
-    if hasattr(texts, "layout") and hasattr(texts, "ndim"):  # torch, which is slow to import
-        return texts
     try:
         return list(texts)
     except TypeError as error:

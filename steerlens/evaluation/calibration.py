@@ -15,10 +15,10 @@ from steerlens.evaluation.effects import STEERED, UNSTEERED, paired_effects
 from steerlens.evaluation.side_effects import neutral_texts
 from steerlens.evaluation.teacher_forcing import as_text, kl_percentiles, teacher_forced
 from steerlens.judges.builtin import degeneration
-from steerlens.judges.judging import Judge
+from steerlens.judges.judging import Judge, require_judges
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import Readable, TokenRow, tokenize
+from steerlens.models.tokenizing import Readable, TokenRow, as_prompts, tokenize
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import generate
 from steerlens.steering.steering import Steering
@@ -237,6 +237,7 @@ def suggest(
             f"got widths={list(widths)}; expected at least one of 1 to {len(numbers)}, the number "
             f"of layers to choose from ({', '.join(map(str, numbers))})"
         )
+    prompts, [judge] = as_prompts(prompts), require_judges([judge])
     texts = neutral_texts()[:N_TEXTS] if texts is None else texts
     relative = vector.norms is not None
     each = [Steering(vector, window, relative=relative) for window in windows]
@@ -246,7 +247,7 @@ def suggest(
     cells = [None, *(candidate.steering for candidate in met.values())]
     replies = generate(
         model,
-        list(prompts) * len(cells),
+        prompts * len(cells),
         stacked(cells, len(prompts)),
         max_new_tokens=max_new_tokens,
         **run,

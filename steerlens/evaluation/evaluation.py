@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from pydantic import ConfigDict, Field
 
-from steerlens.data.prompts import as_texts
 from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.controls import random_directions
@@ -36,10 +35,10 @@ from steerlens.files import (
     write_parquet,
 )
 from steerlens.judges.builtin import degeneration, refusal
-from steerlens.judges.judging import Judge, reason, try_judge
+from steerlens.judges.judging import Judge, reason, require_judges, try_judge
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import Readable
+from steerlens.models.tokenizing import Readable, TokenRow, as_prompts
 from steerlens.schemas import Declared, FileModel, read_as
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import generate
@@ -241,12 +240,11 @@ def evaluate(
     >>> evaluation.verdict.controls.arm.tolist()
     ['random 1', 'random 2', 'random 3']
     """
-    prompts = as_texts(prompts)
-    names = [judge.name for judge in judges]
-    if not names or len(set(names)) < len(names) or not len(prompts):
+    prompts = as_prompts(prompts)
+    judges = require_judges(judges)
+    if not judges or not prompts:
         raise SteerlensError(
-            f"got {len(prompts)} prompts and the judges {names}; expected at least one of each, "
-            "and no name twice"
+            f"got {len(prompts)} prompts and {len(judges)} judges; expected at least one of each"
         )
     doses, seed = _doses(steering, strengths), sampling.seed
     named_controls = _named_controls(steering, controls, seed)
@@ -256,7 +254,7 @@ def evaluate(
     )
     replies = generate(
         model,
-        list(prompts) * len(arms),
+        prompts * len(arms),
         stacked([arm.steering for arm in arms], len(prompts)),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
@@ -384,6 +382,7 @@ def _text_of(prompt: Readable) -> str:
     """A prompt as text for a table; chats and token ids as JSON."""
     if isinstance(prompt, str):
         return prompt
+    prompt = prompt.ids if isinstance(prompt, TokenRow) else prompt
     items = prompt.tolist() if isinstance(prompt, torch.Tensor) else list(prompt)
     return json.dumps(items, ensure_ascii=False, default=str)
 

@@ -16,7 +16,8 @@ from steerlens.intervals import Interval, means, rate, ratios
 from steerlens.judges.refusals import refused
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import Readable, tokenize
+from steerlens.models.token_text import decoded
+from steerlens.models.tokenizing import Readable, as_prompts, tokenize
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import generate
 from steerlens.steering.steering import Steering
@@ -91,7 +92,7 @@ def text_effects(
     forced = teacher_forced(model, rows, [as_text(one) for one in steerings.values()], **run)
     counts = np.array([[text.surprise.shape[1]] for text in forced], dtype=float)
     bits = np.array([text.surprise.sum(axis=1) for text in forced]) / np.log(2)  # [text, steering]
-    characters = [[len(model.tokenizer.decode(list(row.ids[1:])))] for row in rows]
+    characters = [[len(decoded(model.tokenizer, row.ids[1:]))] for row in rows]
     n_characters = np.broadcast_to(np.array(characters, dtype=float), bits.shape)
     changes = bits - bits[:, :1]
     logs = ratios(changes * np.log(2), np.broadcast_to(counts, bits.shape), seed=seed)
@@ -140,7 +141,7 @@ def prompt_effects(
     >>> table.query("steering == 'unsteered'").measure.tolist()
     ['refusal', 'reply_tokens']
     """
-    prompts = harmless_prompts() if prompts is None else prompts
+    prompts = as_prompts(harmless_prompts() if prompts is None else prompts)
     rows = tokenize(model, prompts)
     forced = teacher_forced(model, rows, list(steerings.values()), **run)
     drift = np.array([prompt.kl[:, -1] for prompt in forced])  # [prompt, steering]
@@ -149,7 +150,7 @@ def prompt_effects(
     cells = [None, *steerings.values()]
     replies = generate(
         model,
-        [prompt for _ in cells for prompt in prompts],
+        prompts * len(cells),
         stacked(cells, len(prompts)),
         max_new_tokens=max_new_tokens,
         **run,

@@ -18,12 +18,13 @@ from steerlens.evaluation.sweep_store import (
     write_part,
 )
 from steerlens.files import PathLike, digest
-from steerlens.judges.judging import Judge
+from steerlens.judges.judging import Judge, require_judges
 from steerlens.layer_text import consecutive
 from steerlens.models.engine import RunOptions, RunSettings, run_settings
 from steerlens.models.host import Model
 from steerlens.models.progress import progress_bar
-from steerlens.models.tokenizing import Readable, TokenRow, tokenize
+from steerlens.models.token_text import decoded
+from steerlens.models.tokenizing import Readable, TokenRow, as_prompts, tokenize
 from steerlens.steering.fitting import require_fit, touches
 from steerlens.steering.generation import Task, Writing, write
 from steerlens.steering.positions import describe
@@ -103,13 +104,14 @@ def sweep(
     >>> sweep(load_model(), v, ["How do I bake bread?"], layers=[2, (2, 3)], strengths=[-1, 1])
     Sweep(5 of 5 rows, 5 cells, judges: none, 0 failures)
     """
-    options = run_settings(**run)
+    options, judges = run_settings(**run), require_judges(judges)
     named = {"vector": steering} if isinstance(steering, Swept) else dict(steering)
     templates = {
         name: Steering(template) if isinstance(template, SteeringVector) else template
         for name, template in named.items()
     }
     windows = tuple(dict.fromkeys(windows_of(model, templates, layers)))
+    prompts = as_prompts(prompts)
     rows = tokenize(model, prompts, chat=chat)
     plan = SweepPlan(
         {name: _at_all_layers(template, windows) for name, template in templates.items()},
@@ -152,7 +154,10 @@ def _run(model: Model, job: _Job, done: set[int], save: SaveBatch, options: RunS
     with progress_bar(plan.n_rows, "row", options.progress, what="sweeping", done=len(done)) as bar:
         for rows, transcript in options.engine.run(model, write, tasks):
             prompts = [job.prompts[index] for index in plan.prompts_of(rows)]
-            texts = model.tokenizer.batch_decode(transcript.tokens, skip_special_tokens=True)
+            texts = [
+                decoded(model.tokenizer, tokens, skip_special_tokens=True)
+                for tokens in transcript.tokens
+            ]
             replies = transcript.replies(prompts, texts)
             save(rows, *judged_table(plan, rows, replies, job.judges))
             bar.update(len(rows))
@@ -188,4 +193,4 @@ def _require_possible(model: Model, job: _Job) -> None:
 
 
 def _text_of(model: Model, prompt: Readable, row: TokenRow) -> str:
-    return prompt if isinstance(prompt, str) else str(model.tokenizer.decode(row.ids))
+    return prompt if isinstance(prompt, str) else decoded(model.tokenizer, row.ids)

@@ -9,6 +9,7 @@ from torch import Tensor
 from steerlens.activations.provenance import check_provenance
 from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
+from steerlens.models.token_text import decoded
 from steerlens.vectors.vector import SteeringVector
 
 STREAM_SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -73,7 +74,10 @@ def logit_lens(model: Model, vector: SteeringVector, k: int = 10) -> LogitLens:
         raise SteerlensError(f"got k={k}; expected 1 to {logits.shape[1]}, the vocabulary's size")
     sides = [(sign * logits).topk(k, dim=1) for sign in (1, -1)]
     texts = [
-        tuple(tuple(model.tokenizer.decode([token]) for token in row) for row in side.indices)
+        tuple(
+            tuple(decoded(model.tokenizer, [token]) for token in row.tolist())
+            for row in side.indices
+        )
         for side in sides
     ]
     return LogitLens(vector.layers, texts[0], sides[0].values, texts[1], -sides[1].values)

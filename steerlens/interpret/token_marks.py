@@ -8,7 +8,8 @@ from rich.text import Text
 
 from steerlens.activations.selection import Tokens, positions_of
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import Readable, TokenRow, reply_starts, text_pieces, tokenize
+from steerlens.models.token_text import text_pieces
+from steerlens.models.tokenizing import Readable, TokenRow, reply_starts, tokenize
 from steerlens.steering.clocks import PassTokens, PromptRows
 from steerlens.steering.steering import Steering
 

@@ -13,7 +13,8 @@ from steerlens.activations.reading import every_token
 from steerlens.activations.selection import read_positions
 from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import Readable, text_pieces, tokenize
+from steerlens.models.token_text import text_pieces
+from steerlens.models.tokenizing import Readable, tokenize
 from steerlens.steering.conditions import Condition
 from steerlens.steering.similarities import Similarity, projection
 from steerlens.vectors.vector import SteeringVector

@@ -13,7 +13,7 @@ from steerlens.activations.reading import read_residual
 from steerlens.activations.selection import Tokens
 from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import Readable
+from steerlens.models.tokenizing import Readable, as_prompts
 from steerlens.models.weights import require_free_writers
 from steerlens.shapes import Direction
 from steerlens.vectors.vector import SteeringVector
@@ -58,6 +58,7 @@ def mean_writers(
     >>> mean_writers(load_model(), v, 3, ["Hi there."]).heads.shape
     torch.Size([4, 6])
     """
+    prompts = as_prompts(prompts)
     unit = _written_direction(model, vector, layer)
     blocks = range(layer + 1)
 

@@ -18,6 +18,7 @@ from steerlens.errors import SteerlensError
 from steerlens.judges.judging import Judge
 from steerlens.models.fingerprint import digest_of, fingerprint
 from steerlens.models.host import Model, all_logits, require_no_hooks
+from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import TokenRow, pad_token, right_padded, tokenize
 from steerlens.numerics import at_least_float32
 from steerlens.shapes import TokenIds
@@ -172,4 +173,4 @@ def _characters(model: Model, row: TokenRow, text: str) -> float:
     """How many characters of a text count: all but those of a first token without context."""
     if row.suffix_start is not None or model.cfg.default_prepend_bos:
         return len(text)
-    return len(text) - len(model.tokenizer.decode(row.ids[:1])) or math.nan
+    return len(text) - len(decoded(model.tokenizer, row.ids[:1])) or math.nan

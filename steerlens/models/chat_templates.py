@@ -154,6 +154,11 @@ class Template:
 
     def _without_special_tokens(self, text: str) -> str:
         """Break special tokens that a text spells out, so that they stay text; with a warning."""
+        if _MARK in text:
+            raise SteerlensError(
+                f"the text {short_repr(text)} holds the private character U+E0F1, by which places "
+                "in a chat are found; take it out, or render the chat and pass chat=False"
+            )
         spelt = [token for token in self._special if token in text]
         if spelt:
             warnings.warn(

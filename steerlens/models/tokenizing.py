@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.prompts import Passage, Prompt, as_texts, require_prompt
 from steerlens.errors import SteerlensError, short_repr
+from steerlens.files import LONE_SURROGATE
 from steerlens.models.chat_templates import Template, Text
 from steerlens.models.host import Model
+from steerlens.models.token_ids import ids_of, require_no_padding, rows_of, unpadded
 from steerlens.shapes import TokenIds, TokenMask
 
 
@@ -69,11 +72,8 @@ def tokenize(
     >>> tokenize(load_model(), ["Hi."], chat=False)[0].ids
     (1, 1466, 19)
     """
-    listed: Any = prompts
-    if isinstance(prompts, Mapping) and "input_ids" in prompts:
-        listed = unpadded(prompts)
-    listed = as_texts(listed)
-    if not len(listed):
+    listed = as_prompts(prompts)
+    if not listed:
         raise SteerlensError("got an empty list of prompts; expected at least one prompt")
     tokenizer = _tokenizer_of(model)
     templated = tokenizer.chat_template is not None if chat is None else chat
@@ -87,7 +87,8 @@ def tokenize(
     rows: list[TokenRow | None] = []
     texts: list[Text] = []
     for index, prompt in enumerate(listed):
-        row = _row_of_ids(prompt)
+        ids = None if isinstance(prompt, TokenRow) else ids_of(prompt, f"prompt {index}")
+        row = prompt if isinstance(prompt, TokenRow) else None if ids is None else TokenRow(ids)
         rows.append(row)
         if row is not None:
             _require_fit(model, row.ids, f"prompt {index}")
@@ -95,9 +96,27 @@ def tokenize(
         passage = prompt if isinstance(prompt, Passage) else Passage(prompt)
         require_prompt(passage.prompt, f"prompt {index}")
         texts.append(_text(template, passage, templated, f"prompt {index}"))
-    _require_unpadded(pad_token(model), listed, rows)
+    given = [
+        row.ids
+        for row, prompt in zip(rows, listed, strict=True)
+        if row is not None and not isinstance(prompt, TokenRow)
+    ]
+    require_no_padding(given, pad_token(model))
     encoded = _encode(model, tokenizer, texts)
     return [next(encoded) if row is None else row for row in rows]
+
+
+def as_prompts(prompts: Any) -> list[Any]:
+    """The list of prompts in what a user passed; a tokenizer's batch loses its padding.
+
+    >>> as_prompts({"input_ids": [[5, 6, 0]], "attention_mask": [[1, 1, 0]]})[0].ids
+    (5, 6)
+    """
+    if isinstance(prompts, Mapping) and "input_ids" in prompts:
+        return [TokenRow(ids) for ids in unpadded(prompts)]
+    if isinstance(prompts, Tensor | np.ndarray):
+        return rows_of(prompts)
+    return list(as_texts(prompts))
 
 
 def _text(template: Template | None, passage: Passage, templated: bool, where: str) -> Text:
@@ -123,50 +142,6 @@ def _text(template: Template | None, passage: Passage, templated: bool, where: s
     return template.apply(prompt, suffix, system)
 
 
-def unpadded(batch: Mapping[str, Any]) -> list[TokenRow]:
-    """The rows of a tokenizer's batch without padding, by its attention mask.
-
-    >>> unpadded({"input_ids": [[5, 6, 0]], "attention_mask": [[1, 1, 0]]})[0].ids
-    (5, 6)
-    """
-    if not {"input_ids", "attention_mask"} <= set(batch):
-        raise SteerlensError(
-            f"got a table with {sorted(map(str, batch))} as prompts; expected a list of prompts, "
-            "or a tokenizer's batch with input_ids and attention_mask"
-        )
-    ids, mask = (torch.as_tensor(batch[key]) for key in ("input_ids", "attention_mask"))
-    if ids.shape != mask.shape or ids.ndim != 2:
-        raise SteerlensError(
-            f"got input_ids of shape {tuple(ids.shape)} with an attention_mask of shape "
-            f"{tuple(mask.shape)}; expected two tables of one shape, [batch, pos]"
-        )
-    return [TokenRow(tuple(row[kept.bool()].tolist())) for row, kept in zip(ids, mask, strict=True)]
-
-
-def _require_unpadded(
-    pad: int, prompts: Sequence[Any] | Tensor, rows: Sequence[TokenRow | None]
-) -> None:
-    """Refuse token ids that a tokenizer may have padded: only its mask shows which are text."""
-    ids = [
-        row.ids
-        for row, prompt in zip(rows, prompts, strict=True)
-        if row is not None and not isinstance(prompt, TokenRow)
-    ]
-    edges = [max(_run(row, pad), _run(row[::-1], pad)) for row in ids]
-    same_length = len(ids) > 1 and len({len(row) for row in ids}) == 1
-    if any(edge > 1 for edge in edges) or (same_length and len(set(map(bool, edges))) > 1):
-        raise SteerlensError(
-            f"got token ids that begin or end with the padding token {pad}; expected rows without "
-            "padding, which would be read as text: pass the tokenizer's batch with its "
-            "attention_mask, or TokenRow(ids) if these tokens are text"
-        )
-
-
-def _run(row: Sequence[int], token: int) -> int:
-    """How often a row begins with a token; 0 for a row of nothing else."""
-    return next((index for index, other in enumerate(row) if other != token), 0)
-
-
 def tokenize_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[TokenRow]]:
     """Token rows of the positive and the negative side.
 
@@ -183,9 +158,13 @@ def tokenize_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[Toke
             tokenize(model, side, chat=data.chat, generation_prompt=data.generation_prompt)
             for side in (data.positive, data.negative)
         )
-    else:
-        positive, negative = (tokenize(model, side) for side in data)
-    return positive, negative
+        return positive, negative
+    if not isinstance(data, list | tuple) or len(data) != 2:
+        raise SteerlensError(
+            f"got {short_repr(data)}; expected a ContrastiveDataset, or two lists of prompts: "
+            "(positive, negative)"
+        )
+    return tokenize(model, data[0]), tokenize(model, data[1])
 
 
 def right_padded(
@@ -237,21 +216,16 @@ def _tokenizer_of(model: Model) -> Any:
     return model.tokenizer
 
 
-def _row_of_ids(prompt: Readable) -> TokenRow | None:
-    if isinstance(prompt, TokenRow):
-        return prompt
-    if isinstance(prompt, Tensor):
-        return TokenRow(tuple(int(token) for token in prompt.reshape(-1).tolist()))
-    if isinstance(prompt, str | Passage) or not len(prompt):
-        return None
-    ids = tuple(token for token in prompt if isinstance(token, int))
-    return TokenRow(ids) if len(ids) == len(prompt) else None
-
-
 def _encode(model: Model, tokenizer: Any, texts: Sequence[Text]) -> Iterator[TokenRow]:
     if not texts:
         return
     plain = [text.text for text in texts]
+    broken = [text for text in plain if LONE_SURROGATE.search(text)]
+    if broken:
+        raise SteerlensError(
+            f"got a prompt with half a character (a lone surrogate): {short_repr(broken[0])}; "
+            "expected Unicode text: decode the file that it is from as UTF-8 or UTF-16"
+        )
     encoding = tokenizer(
         plain, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
     )
@@ -332,22 +306,3 @@ def user_words(rows: Sequence[TokenRow]) -> Int[Tensor, "row 2"] | None:
         if part is not None
     ]
     return torch.tensor(ends) if len(ends) == len(rows) else None
-
-
-def text_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """Each token's part of the text; a character of several tokens belongs to the last of them.
-
-    >>> tokenizer = load_model().tokenizer
-    >>> text_pieces(tokenizer, tokenizer("Hi.")["input_ids"])
-    ('<s>', 'Hi', '.')
-    """
-    pieces: list[str] = []
-    waiting: list[int] = []
-    for token in ids:
-        waiting.append(token)
-        text = tokenizer.decode(waiting)
-        complete = not text.endswith("\ufffd") or len(pieces) + 1 == len(ids)
-        pieces.append(text if complete else "")
-        if complete:
-            waiting = []
-    return tuple(pieces)

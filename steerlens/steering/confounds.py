@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 
 from steerlens.intervals import Interval, f1_difference, score_decisions
 from steerlens.models.host import Model
+from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import TokenRow
 from steerlens.steering.search_prompts import SideRows
 from steerlens.steering.thresholds import Similarities, find_thresholds
@@ -41,7 +42,7 @@ class Confounds:
             for sides in (chosen, scored)
         ]
         texts = [
-            [model.tokenizer.batch_decode([_words(row) for row in side]) for side in sides]
+            [[decoded(model.tokenizer, _words(row)) for row in side] for side in sides]
             for sides in (chosen, scored)
         ]
         return cls(lengths[0], lengths[1], decided_by_words(texts[0], texts[1]))

@@ -17,9 +17,11 @@ from steerlens.models.fast_forward import ForwardPasses, decoding_cache, is_on, 
 from steerlens.models.hooking import PlacedHook, placed
 from steerlens.models.host import Model, next_logits
 from steerlens.models.progress import progress_bar
+from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import (
     Readable,
     TokenRow,
+    as_prompts,
     end_tokens,
     left_padded,
     pad_token,
@@ -86,6 +88,7 @@ def generate(
     >>> list(generate(load_model(), ["How do I bake bread?"], max_new_tokens=5))
     ['Here is what I know']
     """
+    prompts = as_prompts(prompts)
     writing = Writing(max_new_tokens, sampling, use_cache)
     task = _prepare(model, prompts, steering, writing, draws, chat)
     if batch_size < 1:
@@ -96,7 +99,9 @@ def generate(
         for groups, parts in engine.run(model, work, _batches(task, batch_size)):
             transcript.scatter(groups, parts)
             bar.update(sum(map(len, groups)))
-    texts = model.tokenizer.batch_decode(transcript.tokens, skip_special_tokens=True)
+    texts = [
+        decoded(model.tokenizer, tokens, skip_special_tokens=True) for tokens in transcript.tokens
+    ]
     return transcript.replies(prompts, texts)
 
 
@@ -129,6 +134,7 @@ def stream(
     ...                                    max_new_tokens=3)]
     ['Here', 'Here is', 'Here is what']
     """
+    prompts = as_prompts(prompts)
     task = _prepare(model, prompts, steering, Writing(max_new_tokens, sampling), None, chat)
     [(groups, batch)] = _batches(task, max(1, len(prompts)))
     whole, part = Transcript.empty(task.rows, task.plans), Transcript.empty(batch.rows, batch.plans)

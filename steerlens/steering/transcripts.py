@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steerlens.display import Rows, card, prompt_text, shortened
 from steerlens.judges.fluency import degenerate
+from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import Readable, TokenRow
 from steerlens.steering.batch_plans import Plan, steering_of
 from steerlens.steering.conditions import Condition
@@ -166,7 +167,7 @@ class GrowingText:
     """The text of a growing reply, without decoding all its tokens at every step."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._decode = partial(tokenizer.decode, skip_special_tokens=True)
+        self._decode = partial(decoded, tokenizer, skip_special_tokens=True)
         self._text, self._begin, self._end, self._ended = "", 0, 0, False
         # `_text` is the text of the first `_end` tokens; those from `_begin` on are decoded again
         # with what follows, since a token's text depends on the one before (spaces between words).

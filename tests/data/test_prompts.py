@@ -33,11 +33,6 @@ def test_texts_come_in_many_containers(held):
     assert as_texts(held) == TEXTS
 
 
-def test_tensors_of_tokens_stay_tensors():
-    tokens = torch.tensor([[1, 2]])
-    assert as_texts(tokens) is tokens
-
-
 @pytest.mark.parametrize(
     ("given", "told"),
     [

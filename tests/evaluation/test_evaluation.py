@@ -185,7 +185,12 @@ def test_a_zero_vector_shows_no_effect(model, plan):
 
 def test_empty_replies_are_told(model, plan, monkeypatch):
     silent = Judge("silent", lambda texts: [float(not text) for text in texts])
-    monkeypatch.setattr(model.tokenizer, "batch_decode", lambda rows, **_: ["" for _ in rows])
+    decode = model.tokenizer.decode
+
+    def silenced(ids, **options):
+        return "" if options["skip_special_tokens"] else decode(ids)
+
+    monkeypatch.setattr(model.tokenizer, "decode", silenced)
     found = evaluate(model, plan, PROMPTS, judges=[silent, degeneration], controls=0, **SMALL)
     assert f"{len(PROMPTS)} of {len(PROMPTS)} steered replies are empty" in str(found)
     assert "100% of the steered replies are degenerate" in str(found)
@@ -255,7 +260,7 @@ def test_strengths_by_layer_are_multiplied(model, plan):
         ({"strengths": [0.0]}, "of one sign"),
         ({"strengths": [0.1, 0.1]}, "different finite"),
         ({"judges": []}, "at least one"),
-        ({"judges": [length, length]}, "no name twice"),
+        ({"judges": [length, length]}, "a name of its own for each"),
         ({"controls": -1}, "expected 0 or more"),
     ],
 )

@@ -440,7 +440,7 @@ def test_a_damaged_part_is_named_and_made_again(swept, tmp_path):
         ({"layers": [[]]}, "got no layers; expected at least one"),
         ({"layers": [99]}, "expected layers 0 to 3"),
         ({"steering": {}}, "0 steerings"),
-        ({"judges": [LENGTH, LENGTH]}, r"\['length'\] more than once"),
+        ({"judges": [LENGTH, LENGTH]}, "a name of its own for each"),
         ({"judges": [Judge("reply", len)]}, r"\['reply'\] more than once"),
         ({"max_new_tokens": 500}, "context holds 128"),
         ({"max_new_tokens": 0}, "expected at least 1"),

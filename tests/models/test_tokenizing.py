@@ -1,5 +1,7 @@
 """Where texts begin, and where the user's words, suffixes and replies stand in a chat."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 import steerlens as sl
 from steerlens.data.prompts import Passage
+from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import TokenRow, end_tokens, own_prefix, tokenize
 
 INSTRUCT = (  # the assistant's turn begins with a space
@@ -149,7 +152,7 @@ def test_tables_that_are_no_batch_are_refused(model):
     with pytest.raises(sl.SteerlensError, match=r"got a mapping .*expected a list of texts"):
         tokenize(model, {"prompt": ["Hi"]})
     ids = torch.ones(2, 3, dtype=torch.long)
-    with pytest.raises(sl.SteerlensError, match=r"shape \(2, 3\) with an attention_mask"):
+    with pytest.raises(sl.SteerlensError, match=r"\[3, 3\] and an attention_mask with \[2, 2\]"):
         tokenize(model, {"input_ids": ids, "attention_mask": ids[:, :2]})
 
 
@@ -163,3 +166,85 @@ def test_every_declared_end_token_ends_a_reply(model_folder, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     tokenizer.save_pretrained(tmp_path)
     assert end_tokens(sl.load_model(str(tmp_path))) == {7, 9, tokenizer.eos_token_id}
+
+
+def test_ids_beyond_the_vocabulary_are_marked_in_the_text(model, monkeypatch):
+    """Embeddings are often larger than vocabularies, and some tokenizers raise on such ids."""
+    tokenizer = transformers.ByT5Tokenizer()
+    beyond = len(tokenizer) + 100
+    ids = [*tokenizer("Hé", add_special_tokens=False)["input_ids"], beyond, beyond, 35]
+    assert decoded(tokenizer, ids) == "Hé\ufffd\ufffd" + tokenizer.decode([35])
+    monkeypatch.setattr(model, "tokenizer", tokenizer)
+    rows = [[35, 36, 37]]
+    replies = sl.generate(model, rows, max_new_tokens=12, progress=False)
+    assert replies.texts == tuple(
+        decoded(tokenizer, reply, skip_special_tokens=True) for reply in replies.tokens
+    )
+    *_, last = sl.stream(model, rows, max_new_tokens=12)
+    assert last.texts == replies.texts
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        [(1, 5, 6), (1, 7, 8)],
+        torch.tensor([[1, 5, 6], [1, 7, 8]], dtype=torch.int32),
+        np.array([[1, 5, 6], [1, 7, 8]]),
+        [np.array([1, 5, 6]), torch.tensor([1, 7, 8])],
+        [[np.int64(1), 5, 6], [1, 7, 8]],
+        {"input_ids": [[0, 1, 5, 6], [1, 7, 8]], "attention_mask": [[0, 1, 1, 1], [1, 1, 1]]},
+        pd.Series([[1, 5, 6], [1, 7, 8]]),
+    ],
+    ids=str,
+)
+def test_token_ids_come_in_many_containers(unchecked, model, held):
+    assert [row.ids for row in tokenize(model, held)] == [(1, 5, 6), (1, 7, 8)]
+    replies = sl.generate(model, held, max_new_tokens=2, progress=False)
+    alone = sl.generate(model, [[1, 5, 6], [1, 7, 8]], max_new_tokens=2, progress=False)
+    assert (len(replies.prompts), replies.tokens) == (2, alone.tokens)
+    *_, last = sl.stream(model, held, max_new_tokens=2)
+    assert last.tokens == alone.tokens
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        ([1, 5, 6], r"prompt 0 is the number 1; .*as in \[ids\]"),
+        (torch.tensor([1, 5, 6]), r"shape \(3,\).*as in \[ids\]"),
+        (torch.tensor(5), "shape"),
+        (torch.rand(2, 3), "float32"),
+        (np.ones((2, 2)), "float64"),
+        (torch.ones(1, 2, 3, dtype=torch.long), r"shape \(1, 2, 3\)"),
+        (torch.ones(1, 3, dtype=torch.bool), "bool"),
+        ([[True, False]], "integers"),
+        ([[1, "a"]], "integers"),
+        ([[1.5, 2.5]], "a prompt is text"),
+        ([b"Hi."], "a prompt is text"),
+        ([None], "a prompt is text"),
+        (["Hi.", float("nan")], "prompt 1 has the prompt nan"),
+        (np.array([["Hi."]]), r"shape \(1, 1\)"),
+        (["Hi\ud800"], "half a character"),
+        ([[]], "a prompt is text"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "lengths"),
+        ({"input_ids": [1, 2], "attention_mask": [1, 1]}, r"\[batch, pos\]"),
+        ({"input_ids": [[1.5]], "attention_mask": [[1]]}, r"\[batch, pos\]"),
+    ],
+    ids=str,
+)
+def test_what_are_no_prompts_is_refused_by_name(unchecked, model, held, told):
+    for ask in (tokenize, lambda *given: sl.generate(*given, max_new_tokens=2, progress=False)):
+        with pytest.raises(sl.SteerlensError, match=told):
+            ask(model, held)
+
+
+def test_prompts_may_be_an_iterator(unchecked, model):
+    texts = ["Hi there.", "What is that?"]
+    replies = sl.generate(model, iter(texts), max_new_tokens=2, progress=False)
+    assert replies.prompts == tuple(texts)
+    *_, last = sl.stream(model, iter(texts), max_new_tokens=2)
+    assert last.texts == replies.texts
+
+
+def test_a_text_with_the_mark_of_places_is_refused(model):
+    with pytest.raises(sl.SteerlensError, match=r"U\+E0F1"):
+        tokenize(model, ["a \ue0f1 b"])

@@ -1,8 +1,10 @@
 """Layers as text: (2, 3, 5) ⇄ "2-3,5"."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import Any
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 
 MOST_LAYERS = 10_000
 """More than any model has; a far longer range would fill the memory."""
@@ -40,6 +42,25 @@ def consecutive(numbers: Sequence[int]) -> list[range]:
         else:
             runs.append(range(number, number + 1))
     return runs
+
+
+def as_layers(layers: Any, argument: str = "layers") -> list[int]:
+    """A list of layer numbers; refuses text, a single number and what are no integers.
+
+    >>> as_layers(range(2, 4))
+    [2, 3]
+    """
+    listed = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else None
+    if listed is None or any(isinstance(layer, bool | str) for layer in listed):
+        raise SteerlensError(
+            f"got {argument}={short_repr(layers)}; expected a list of layer numbers, such as [2, 3]"
+        )
+    try:
+        return [index(layer) for layer in listed]
+    except TypeError as error:
+        raise SteerlensError(
+            f"got {argument}={short_repr(listed)}; expected whole numbers, such as [2, 3]"
+        ) from error
 
 
 def parse_layers(text: str | None, argument: str = "--layers") -> list[int] | None:

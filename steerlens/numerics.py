@@ -1,8 +1,35 @@
 """Small numerical helpers for all folders."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from steerlens.errors import SteerlensError, short_repr
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is one real number: Python's, NumPy's, or a tensor's single element.
+
+    >>> is_number(2), is_number(np.float32(2)), is_number("2"), is_number(True)
+    (True, True, False, False)
+    """
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        is_bool = value.dtype in (torch.bool, np.bool_)
+        is_complex = value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value)
+        return value.ndim == 0 and not is_bool and not is_complex and not isinstance(value, np.str_)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def require_count(name: str, value: object) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    >>> require_count("batch_size", 8)
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise SteerlensError(f"got {name}={short_repr(value)}; expected a whole number")
+    if value < 1:
+        raise SteerlensError(f"got {name}={value}; expected at least 1")
 
 
 def at_least_float32(activations: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -16,7 +16,7 @@ from steerlens.activations.reading import Sink
 from steerlens.activations.selection import Tokens
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.lint import LintWarning
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import digest
 from steerlens.models.engine import RunOptions, run_settings
 from steerlens.models.fingerprint import model_provenance
@@ -88,6 +88,11 @@ def extract(
     numbers = resolve_layers(model, layers)
     pairs = _pairs(model, data)
     _warn_of_findings(data)
+    if estimator is not None and not callable(estimator):
+        raise SteerlensError(
+            f"got estimator={short_repr(estimator)}; expected a function (positive, negative) -> "
+            "directions, such as estimators.mean_difference"
+        )
     if estimator is None:
         estimator = linear_discriminant if _prompts_differ(data) else pca_pairwise
     reader = PairReader(model, numbers, site, tokens, batch_tokens, run_settings(**run), sinks)

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
-from steerlens.errors import SteerlensError
+import numpy as np
+
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model
 from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import TokenRow
@@ -56,7 +59,7 @@ def read_positions(
     elif isinstance(tokens, slice):
         chosen = list(every[tokens])
     else:
-        chosen = [_within(every, position, tokens) for position in tokens(str_tokens())]
+        chosen = _by_function(tokens, every, str_tokens())
     if not chosen:
         raise SteerlensError(f"tokens={tokens!r} selects nothing in a prompt of {n_tokens} tokens")
     return chosen
@@ -89,6 +92,24 @@ def answer_letter(str_tokens: list[str]) -> list[int]:
             f"no answer letter among the tokens {str_tokens[-8:]}; end each prompt with one"
         )
     return letters[-1:]
+
+
+def _by_function(
+    tokens: Callable[[list[str]], Sequence[int]], every: range, str_tokens: list[str]
+) -> list[int]:
+    """The positions that a user's function chooses: indices, or a Boolean mask over the tokens."""
+    returned: Any = tokens(list(str_tokens))
+    listed = returned.tolist() if hasattr(returned, "tolist") else returned
+    if isinstance(listed, list | tuple | range | set):
+        listed = list(listed)
+        if all(isinstance(kept, bool) for kept in listed) and len(listed) == len(every):
+            return [position for position, kept in zip(every, listed, strict=True) if kept]
+        if all(isinstance(at, int | np.integer) and not isinstance(at, bool) for at in listed):
+            return [_within(every, int(position), tokens) for position in listed]
+    raise SteerlensError(
+        f"{getattr(tokens, '__name__', tokens)} returned {short_repr(returned)} for a prompt of "
+        f"{len(every)} tokens; expected a list of positions, or of True and False for each token"
+    )
 
 
 def _within(every: range, position: int, tokens: object) -> int:

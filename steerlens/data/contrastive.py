@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -54,10 +55,13 @@ class ContrastiveDataset(Sequence[tuple[Passage, Passage]]):
     """Part name → the ranges of its pairs and of its suffixes."""
 
     def __post_init__(self) -> None:
-        if not len(self.pairs):
+        set_ = partial(object.__setattr__, self)
+        set_("pairs", as_texts(self.pairs, "pairs"))
+        set_("suffixes", as_texts(self.suffixes, "suffixes") if len(self.suffixes) else ())
+        if not self.pairs:
             raise SteerlensError(f"the dataset {self.name!r} is empty; expected at least one pair")
         for index, pair in enumerate(self.pairs):
-            if isinstance(pair, str) or len(pair) != 2:
+            if isinstance(pair, str | Mapping) or not hasattr(pair, "__len__") or len(pair) != 2:
                 raise SteerlensError(
                     f"pair {index} of {self.name!r} is {short_repr(pair)}; "
                     "expected (positive prompt, negative prompt)"

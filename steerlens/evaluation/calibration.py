@@ -16,12 +16,13 @@ from steerlens.evaluation.side_effects import neutral_texts
 from steerlens.evaluation.teacher_forcing import as_text, kl_percentiles, teacher_forced
 from steerlens.judges.builtin import degeneration
 from steerlens.judges.judging import Judge, require_judges
+from steerlens.layer_text import as_layers
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, TokenRow, as_prompts, tokenize
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import generate
-from steerlens.steering.steering import Steering
+from steerlens.steering.steering import Steering, require_steering
 from steerlens.vectors.vector import SteeringVector
 
 GRID = 2.0 ** np.arange(-6, 2)
@@ -128,6 +129,7 @@ def calibrate_strength(
     >>> calibrate_strength(model, steering, kl_budget=1.0, texts=prompts).status
     'met'
     """
+    require_steering(steering)
     [calibration] = _calibrated(model, [steering], kl_budget, texts, tolerance, **run)
     status, tried = calibration.status, calibration.tried
     if status != MET:
@@ -169,7 +171,8 @@ def calibrate_layers(
     >>> [by_layer[layer].status for layer in (2, 3)]
     ['met', 'met']
     """
-    numbers = steering.layers_steered if layers is None else tuple(layers)
+    require_steering(steering)
+    numbers = steering.layers_steered if layers is None else tuple(as_layers(layers))
     if torch.as_tensor(steering.strength).ndim:
         raise SteerlensError(
             f"got {steering} with strengths by layer; expected one number to calibrate each layer"

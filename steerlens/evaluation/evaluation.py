@@ -43,7 +43,7 @@ from steerlens.schemas import Declared, FileModel, read_as
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import generate
 from steerlens.steering.sampling import Sampling
-from steerlens.steering.steering import Steering
+from steerlens.steering.steering import Steering, require_steering
 from steerlens.steering.transcripts import Replies
 from steerlens.vectors.vector import SteeringVector
 
@@ -240,6 +240,7 @@ def evaluate(
     >>> evaluation.verdict.controls.arm.tolist()
     ['random 1', 'random 2', 'random 3']
     """
+    require_steering(steering)
     prompts = as_prompts(prompts)
     judges = require_judges(judges)
     if not judges or not prompts:

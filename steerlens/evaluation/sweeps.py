@@ -25,6 +25,7 @@ from steerlens.models.host import Model
 from steerlens.models.progress import progress_bar
 from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import Readable, TokenRow, as_prompts, tokenize
+from steerlens.numerics import require_count
 from steerlens.steering.fitting import require_fit, touches
 from steerlens.steering.generation import Task, Writing, write
 from steerlens.steering.positions import describe
@@ -179,8 +180,7 @@ def _require_possible(model: Model, job: _Job) -> None:
             f"got the column names {twice} more than once; expected judges and conditions with "
             "different names"
         )
-    if n_new < 1:
-        raise SteerlensError(f"got max_new_tokens={n_new}; expected at least 1")
+    require_count("max_new_tokens", n_new)
     templates = [*plan.templates.values()]
     require_fit(model, templates, job.rows, n_new)
     for template in templates:

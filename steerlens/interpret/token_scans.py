@@ -16,7 +16,7 @@ from steerlens.models.host import Model
 from steerlens.models.token_text import text_pieces
 from steerlens.models.tokenizing import Readable, tokenize
 from steerlens.steering.conditions import Condition
-from steerlens.steering.similarities import Similarity, projection
+from steerlens.steering.similarities import Similarity, projection, similarity_of
 from steerlens.vectors.vector import SteeringVector
 
 
@@ -72,7 +72,8 @@ def scan_tokens(
     ids, n_prompt = _ids(model, prompt, reply, chat)
     stream = _every_token(model, ids, vector.site, vector.layers)
     values = [
-        similarity(stream[:, row], vector.directions[row].to(stream)) for row in range(len(vector))
+        similarity_of(similarity, stream[:, row], direction)
+        for row, direction in enumerate(vector.directions)
     ]
     return TokenScan(
         text_pieces(model.tokenizer, ids),

@@ -6,8 +6,8 @@ from typing import Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 import torch
 
-from steerlens.errors import SteerlensError
 from steerlens.models.host import Model
+from steerlens.numerics import require_count
 
 Key = TypeVar("Key")
 Shard = TypeVar("Shard")
@@ -105,8 +105,8 @@ def run_settings(**run: Unpack[RunOptions]) -> RunSettings:
     8
     """
     settings = RunSettings(**run)
-    if settings.batch_size is not None and settings.batch_size < 1:
-        raise SteerlensError(f"got batch_size={settings.batch_size}; expected at least 1")
+    if settings.batch_size is not None:
+        require_count("batch_size", settings.batch_size)
     return settings
 
 

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
+from steerlens.layer_text import as_layers
 from steerlens.models.host import Model, is_hooked
 
 SITES = {
@@ -136,7 +137,7 @@ def resolve_layers(model: Model, layers: Iterable[int] | None) -> tuple[int, ...
     (2, 5)
     """
     n_layers = model.cfg.n_layers
-    wanted = range(n_layers) if layers is None else list(layers)
+    wanted = list(range(n_layers)) if layers is None else as_layers(layers)
     unknown = [layer for layer in wanted if not -n_layers <= layer < n_layers]
     if unknown:
         raise SteerlensError(

@@ -159,10 +159,10 @@ def tokenize_sides(model: Model, data: Sides) -> tuple[list[TokenRow], list[Toke
             for side in (data.positive, data.negative)
         )
         return positive, negative
-    if not isinstance(data, list | tuple) or len(data) != 2:
+    if not isinstance(data, tuple) or len(data) != 2:  # two pairs in a list would look alike
         raise SteerlensError(
-            f"got {short_repr(data)}; expected a ContrastiveDataset, or two lists of prompts: "
-            "(positive, negative)"
+            f"got {short_repr(data)}; expected two lists of prompts, as the tuple (positive, "
+            "negative), or pairs as ContrastiveDataset(pairs)"
         )
     return tokenize(model, data[0]), tokenize(model, data[1])
 
@@ -211,6 +211,11 @@ def own_prefix(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _tokenizer_of(model: Model) -> Any:
+    if not hasattr(model, "tokenizer") or not hasattr(model, "cfg"):
+        raise SteerlensError(
+            f"got {short_repr(model)} as the model; expected what load_model() returns, or another "
+            "HookedTransformer or TransformerBridge"
+        )
     if model.tokenizer is None:
         raise SteerlensError(f"{model.cfg.model_name} has no tokenizer; set model.tokenizer")
     return model.tokenizer

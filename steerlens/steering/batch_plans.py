@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.hooking import NamedHook
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import TokenRow, reply_starts, user_words
@@ -100,7 +100,18 @@ Plans = Plan | Sequence[Plan] | None
 
 def as_plans(plans: Plans) -> list[Plan]:
     """Plans as a list, empty for None."""
-    return [plans] if isinstance(plans, Steering | BatchPlan) else list(plans or ())
+    if isinstance(plans, Steering | BatchPlan):
+        return [plans]
+    listed: list[Any] = (
+        [] if plans is None else list(plans) if isinstance(plans, list | tuple) else [plans]
+    )
+    wrong = [plan for plan in listed if not isinstance(plan, Steering | BatchPlan)]
+    if wrong:
+        raise SteerlensError(
+            f"got {short_repr(wrong[0])} as a steering; expected a Steering, such as "
+            "Steering(vector, layers=[2, 3], strength=1.0), a BatchPlan, or a list of these"
+        )
+    return listed
 
 
 def steering_of(plan: Plan) -> Steering:

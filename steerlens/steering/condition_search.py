@@ -24,7 +24,13 @@ from steerlens.steering.conditions import Condition
 from steerlens.steering.confounds import Comparison, Confounds, compare, verdict
 from steerlens.steering.search_files import ConfoundsFile, SearchFile, SidesFile, listed
 from steerlens.steering.search_prompts import chosen_and_scored
-from steerlens.steering.similarities import SIMILARITIES, Similarity, Standard, projection
+from steerlens.steering.similarities import (
+    SIMILARITIES,
+    Similarity,
+    Standard,
+    projection,
+    similarity_of,
+)
 from steerlens.steering.thresholds import (
     Candidate,
     Curve,
@@ -372,7 +378,7 @@ def search_conditions(
         **run,
     ).pooled
     measured = torch.stack(
-        [similarity(pooled[:, i], vector[layer].to(pooled)) for i, layer in enumerate(numbers)],
+        [similarity_of(similarity, pooled[:, i], vector[layer]) for i, layer in enumerate(numbers)],
         dim=1,
     ).numpy()
     parts = np.split(measured, np.cumsum([len(group) for group in groups])[:-1])

@@ -1,10 +1,9 @@
 """Conditions, which say what to look for in a prompt, and gates, which hold what a run saw."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,13 +12,13 @@ from steerlens.activations.pooling import mean_of
 from steerlens.activations.selection import Tokens, read_positions, require_tokens
 from steerlens.display import card
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.layer_text import display_layers
+from steerlens.layer_text import as_layers, display_layers
 from steerlens.models.sites import require_site
-from steerlens.numerics import at_least_float32
+from steerlens.numerics import at_least_float32, is_number
 from steerlens.shapes import Resid, TokenMask
 from steerlens.steering.clocks import Clock, PassTokens, PromptRows
 from steerlens.steering.predicates import Leaf
-from steerlens.steering.similarities import Similarity, Standard, cast_similarity
+from steerlens.steering.similarities import Similarity, Standard, cast_similarity, similarity_of
 from steerlens.vectors.vector import SteeringVector
 
 
@@ -68,7 +67,13 @@ class Condition(Leaf):
     standard: Standard | None = None
 
     def __post_init__(self) -> None:
-        layers = (self.layers,) if isinstance(self.layers, int) else tuple(self.layers)
+        if not isinstance(self.vector, SteeringVector) or not callable(self.similarity):
+            raise SteerlensError(
+                f"got a condition on {short_repr(self.vector)} by the similarity "
+                f"{short_repr(self.similarity)}; expected a SteeringVector and a function such as "
+                "similarities.cosine"
+            )
+        layers = as_layers(self.layers if isinstance(self.layers, Iterable) else (self.layers,))
         object.__setattr__(self, "layers", tuple(sorted(set(layers))))
         for layer in self.layers_read:
             self.vector.row(layer)
@@ -80,9 +85,10 @@ class Condition(Leaf):
         if (self.above is None) == (self.below is None):
             given = "both" if self.above is not None else "neither"
             raise SteerlensError(f"got {given} of above= and below=; expected exactly one")
-        if not math.isfinite(self.threshold):
+        if not is_number(self.threshold) or not math.isfinite(self.threshold):
             raise SteerlensError(
-                f"got {self._side}={self.threshold}; expected a finite number as the threshold"
+                f"got {self._side}={short_repr(self.threshold)}; expected a finite number as the "
+                "threshold"
             )
         if self.standard is not None and {len(layers)} != {*map(len, self.standard)}:
             raise SteerlensError(
@@ -159,21 +165,8 @@ class Condition(Leaf):
         tensor([1.])
         """
         wide = at_least_float32(pooled)
-        # Copies: a user's similarity function may work in place.
-        result = self.similarity(wide.clone(), self.vector[layer].to(wide, copy=True))
-        is_array = isinstance(result, np.ndarray) and result.dtype.kind in "fiu"
-        values = torch.from_numpy(result) if is_array else result
-        if not isinstance(values, Tensor) or tuple(values.shape) != (len(pooled),):
-            returned = (
-                f"shape {tuple(values.shape)}"
-                if isinstance(values, Tensor)
-                else f"{type(result).__name__} {short_repr(result)}"
-            )
-            raise SteerlensError(
-                f"the similarity of {self} returned {returned}; expected a tensor (or an array) "
-                f"of one number for each of the {len(pooled)} rows"
-            )
-        return values.to(wide)
+        what = f"the similarity of {self}"
+        return similarity_of(self.similarity, wide, self.vector[layer], what)
 
     @property
     def measure_told(self) -> str:

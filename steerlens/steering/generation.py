@@ -27,6 +27,7 @@ from steerlens.models.tokenizing import (
     pad_token,
     tokenize,
 )
+from steerlens.numerics import require_count
 from steerlens.shapes import TokenIds, TokenMask
 from steerlens.steering.batch_plans import (
     BatchPlan,
@@ -91,8 +92,7 @@ def generate(
     prompts = as_prompts(prompts)
     writing = Writing(max_new_tokens, sampling, use_cache)
     task = _prepare(model, prompts, steering, writing, draws, chat)
-    if batch_size < 1:
-        raise SteerlensError(f"got batch_size={batch_size}; expected at least 1")
+    require_count("batch_size", batch_size)
     transcript = Transcript.empty(task.rows, task.plans)
     work = partial(_write_batch, writing=task.writing)
     with progress_bar(len(prompts), "reply", progress) as bar:
@@ -195,8 +195,7 @@ def _prepare(
     chat: bool | None,
 ) -> Task:
     """Tokenise, and refuse what is impossible before anything runs."""
-    if writing.max_new_tokens < 1:
-        raise SteerlensError(f"got max_new_tokens={writing.max_new_tokens}; expected at least 1")
+    require_count("max_new_tokens", writing.max_new_tokens)
     rows = tokenize(model, prompts, chat=chat)
     if draws is not None and len(draws) != len(rows):
         raise SteerlensError(

@@ -1,5 +1,6 @@
 """Sampling of the next token."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
+from steerlens.numerics import is_number
 from steerlens.shapes import TokenIds, TokenMask
+
+LARGEST_SEED = 2**40
+"""Beyond it, the numbers of the rows' streams would not fit into 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        optional = [value for value in (self.top_k, self.top_p) if value is not None]
+        numbers = (self.temperature, self.repetition_penalty, *optional)
+        is_seed = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if not all(map(is_number, numbers)) or not is_seed:
+            raise SteerlensError(f"got {self}; expected numbers, and a whole number as the seed")
+        if abs(self.seed) > LARGEST_SEED:
+            raise SteerlensError(f"got seed={self.seed}; expected at most ±{LARGEST_SEED:,}")
         wrong = [
             f"{name}={value}"
             for name, value, fits in (
-                ("temperature", self.temperature, self.temperature >= 0),
+                ("temperature", self.temperature, 0 <= self.temperature < math.inf),
                 ("top_k", self.top_k, self.top_k is None or self.top_k >= 1),
                 ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1),
                 ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0),
@@ -47,8 +59,8 @@ class Sampling:
         ]
         if wrong:
             raise SteerlensError(
-                f"got {', '.join(wrong)}; expected temperature ≥ 0, top_k ≥ 1, 0 < top_p ≤ 1 and "
-                "repetition_penalty > 0"
+                f"got {', '.join(wrong)}; expected a finite temperature ≥ 0, top_k ≥ 1, "
+                "0 < top_p ≤ 1 and repetition_penalty > 0"
             )
 
 

@@ -1,13 +1,15 @@
 """Similarities between a prompt's pooled activation and a direction."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.shapes import Direction
 
 Similarity = Callable[
@@ -53,6 +55,45 @@ def projection(
     """
     along = einsum(pooled, direction, "batch d_model, d_model -> batch")
     return along / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+
+
+def similarity_of(
+    similarity: Similarity,
+    pooled: Float[Tensor, "batch d_model"],
+    direction: Direction,
+    what: str = "the similarity",
+) -> Float[Tensor, " batch"]:
+    """Call a similarity, which may be a user's own, on copies, and check what it returns.
+
+    Args:
+        similarity: `(pooled, direction) -> similarity`.
+        pooled: An activation for each row.
+        direction: What they are compared with.
+        what: Whose similarity it is, for messages.
+
+    >>> similarity_of(cosine, torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 2.0]))
+    tensor([0.8000])
+    """
+    if not callable(similarity):
+        raise SteerlensError(
+            f"got {what} {short_repr(similarity)}; expected a function (pooled, direction) -> one "
+            "number for each row, such as similarities.cosine"
+        )
+    result: Any = similarity(pooled.clone(), direction.to(pooled, copy=True))
+    is_array = isinstance(result, np.ndarray) and result.dtype.kind in "fiub"
+    values = torch.from_numpy(result) if is_array else result
+    fits = isinstance(values, Tensor) and tuple(values.shape) == (len(pooled),)
+    if not fits or values.is_complex():
+        returned = (
+            f"shape {tuple(values.shape)} of {values.dtype}"
+            if isinstance(values, Tensor)
+            else f"{type(result).__name__} {short_repr(result)}"
+        )
+        raise SteerlensError(
+            f"{what} returned {returned}; expected a tensor (or an array) of one real number for "
+            f"each of the {len(pooled)} rows"
+        )
+    return values.detach().to(pooled)
 
 
 class Standard(NamedTuple):

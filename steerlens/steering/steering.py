@@ -97,6 +97,7 @@ class Steering:
     name: str = ""
 
     def __post_init__(self) -> None:
+        _require_kinds(self)
         layers = self.vector.layers if self.layers is None else self.layers
         set_ = partial(object.__setattr__, self)
         set_("layers", self.vector.at(layers).layers)
@@ -239,6 +240,52 @@ class Steering:
             f"{describe(self.positions)}"
             f"{', BOS skipped' if self.skip_bos else ''}{', norm kept' if self.keep_norm else ''}"
             f"{f', when {self.when}' if self.when is not None else ''})"
+        )
+
+
+def _require_kinds(steering: Steering) -> None:
+    """Refuse arguments of another kind, which would fail later, or change nothing in silence."""
+    fields: dict[str, tuple[Any, bool, str]] = {
+        "vector": (
+            steering.vector,
+            isinstance(steering.vector, SteeringVector),
+            "a SteeringVector",
+        ),
+        "edit": (
+            steering.edit,
+            callable(steering.edit),
+            "a function, such as hooks.add_direction",
+        ),
+        "when": (
+            steering.when,
+            isinstance(steering.when, Predicate | None),
+            "a Condition, a combination of conditions, or None",
+        ),
+        "keep_norm": (
+            steering.keep_norm,
+            isinstance(steering.keep_norm, bool) or callable(steering.keep_norm),
+            "True, False or a function (before, after) -> after",
+        ),
+        "reference": (
+            steering.reference,
+            isinstance(steering.reference, SteeringVector | None),
+            "a SteeringVector or None",
+        ),
+    }
+    for name, (value, fits, expected) in fields.items():
+        if not fits:
+            raise SteerlensError(f"got {name}={short_repr(value)}; expected {expected}")
+
+
+def require_steering(steering: object) -> None:
+    """Refuse what is not a `Steering`, such as a bare vector.
+
+    >>> require_steering(Steering(vector))
+    """
+    if not isinstance(steering, Steering):
+        raise SteerlensError(
+            f"got {short_repr(steering)} as a steering; expected a Steering, such as "
+            "Steering(vector, layers=[2, 3], strength=1.0)"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, naming
-from steerlens.layer_text import display_layers
+from steerlens.layer_text import as_layers, display_layers
 from steerlens.numerics import unit
 from steerlens.shapes import Direction, Directions, PerLayer
 from steerlens.vectors.foreign import VectorFile
@@ -133,7 +133,7 @@ class SteeringVector:
         >>> vector.at([3])
         SteeringVector('refusal/train', resid_post, layers 3, d 192)
         """
-        rows = [self.row(layer) for layer in sorted(set(layers))]
+        rows = [self.row(layer) for layer in sorted(set(as_layers(layers)))]
         if not rows:
             raise SteerlensError("a vector of no layer was asked for; name at least one layer")
         return replace(

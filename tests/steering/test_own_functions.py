@@ -175,6 +175,6 @@ def test_what_is_no_similarity_is_refused_by_name(model, vector, returned):
     condition = sl.Condition(
         vector, 0, above=0, similarity=lambda pooled, way: returned(projection(pooled, way))
     )
-    told = "similarity of Condition.* one number for each of the 6 rows"
+    told = "similarity of Condition.* one real number for each of the 6 rows"
     with pytest.raises(sl.SteerlensError, match=told):
         tokens(model, sl.Steering(vector, [2], when=condition))

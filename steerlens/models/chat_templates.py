@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
+from steerlens.data.lint import MARKS
 from steerlens.data.prompts import Message
 from steerlens.errors import SteerlensError, short_repr
 
@@ -42,6 +43,7 @@ class Template:
         self._chat = lru_cache(maxsize=4096)(self._chat_of_words)
         self._kept = lru_cache(maxsize=4096)(self._keeps)
         self._openings = cache(self._find_openings)
+        self._written = cache(self._find_written)
 
     def apply(self, prompt: str | Sequence[Message], suffix: str, system: str | None) -> Text:
         """The text of a user's words, or of a whole chat.
@@ -70,9 +72,26 @@ class Template:
         )
         return text._replace(suffix_start=start + len(begun) if suffix else None)
 
-    def is_applied_to(self, text: str) -> bool:
-        """Whether a text is in the template already: it begins as the template begins chats."""
-        return text.lstrip().startswith(self._openings())
+    def applied(self, text: str) -> str | None:
+        """A text that is in the template already, with its BOS; None if it is not.
+
+        It begins as the template begins chats, with or without the BOS, which some programs strip.
+        """
+        begun, bos = text.lstrip(), self._tokenizer.bos_token or ""
+        if begun.startswith(self._openings()):
+            return text
+        for opening in self._openings():
+            rest = opening.removeprefix(bos)
+            if rest != opening and MARKS.search(rest) and begun.startswith(rest.lstrip()):
+                return bos + begun
+        return None
+
+    def other_mark(self, text: str) -> str | None:
+        """What a text holds of another model's chat template; None if it holds nothing such."""
+        marks = [match[0] for match in MARKS.finditer(text)]
+        # "User: " may be the words of a user who quotes a dialogue.
+        own = self._written() if marks else ""
+        return next((mark for mark in marks if mark not in own and not mark.endswith(": ")), None)
 
     def _chat_of_words(self, words: str, system: str | None) -> "_Chat":
         return self._rendered_chat([{"role": "user", "content": words}], system)
@@ -111,6 +130,11 @@ class Template:
             )
         kept = leading if before.endswith(leading) else ""
         text = Text(before, True, words=self._user_span(chat.messages, before))
+        if text.words[1] is None and chat.text.words[1] is not None:
+            raise SteerlensError(
+                "the chat template leaves out or changes the user's words where a reply follows, "
+                "so that no suffix and no begun reply can be added; pass chat=False"
+            )
         return text, len(before) - len(kept)
 
     def _keeps(self, words: str) -> bool:
@@ -131,9 +155,15 @@ class Template:
         marked = [*chat]
         marked[user_turns[-1]] = dict(last) | {"content": f"{leading}{_MARK}{core}{_MARK}{ending}"}
         pieces = self._render(marked, self._generation_prompt).split(_MARK)
+        if core and len(pieces) == 1 and pieces[0] == text:
+            raise SteerlensError(
+                f"the chat template leaves the user's words {short_repr(words)} out, so that the "
+                "model would not see them; pass chat=False, or give the model another template"
+            )
         *_, inside, _ = ["", *pieces]
         end = sum(map(len, pieces[:-1]))
-        if len(pieces) < 2 or not text.startswith("".join(pieces[:-1])):
+        is_cut = len(pieces) < 3 or len(pieces) % 2 == 0  # a mark is lost
+        if is_cut or not text.startswith("".join(pieces[:-1])):
             return None, None
         return (end - len(inside) if inside == core else None), end
 
@@ -151,6 +181,13 @@ class Template:
                 if mark and any(token in before for token in self._special):
                     openings.append(before.lstrip())
         return tuple(openings)
+
+    def _find_written(self) -> str:
+        """The text of a chat of all roles, with all that the template itself writes."""
+        roles = ("user", "assistant")
+        with suppress(SteerlensError):
+            return self._render([{"role": role, "content": "a"} for role in roles], True)
+        return ""
 
     def _without_special_tokens(self, text: str) -> str:
         """Break special tokens that a text spells out, so that they stay text; with a warning."""

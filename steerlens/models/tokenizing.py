@@ -132,13 +132,21 @@ def _text(template: Template | None, passage: Passage, templated: bool, where: s
         text = before + prompt
         start = len(text) if suffix else None
         return Text(text + suffix, suffix_start=start, words=(len(before), None))
-    if isinstance(prompt, str) and template.is_applied_to(prompt):
+    applied = template.applied(prompt) if isinstance(prompt, str) else None
+    if applied is not None:
         warnings.warn(
             f"{where} ({short_repr(prompt)}) is in the model's chat template already, and is read "
             "without applying it again; pass chat=False to confirm",
             stacklevel=4,
         )
-        return Text(prompt + suffix, True, suffix_start=len(prompt) if suffix else None)
+        return Text(applied + suffix, True, suffix_start=len(applied) if suffix else None)
+    other = template.other_mark(prompt) if isinstance(prompt, str) else None
+    if other is not None:
+        warnings.warn(
+            f"{where} ({short_repr(prompt)}) holds {other!r}, as other models' chat templates "
+            "write it: this model reads it as the user's words; pass chats as lists of messages",
+            stacklevel=4,
+        )
     return template.apply(prompt, suffix, system)
 
 
@@ -251,6 +259,13 @@ def _encode(model: Model, tokenizer: Any, texts: Sequence[Text]) -> Iterator[Tok
             None if place is None else len(front) + _first_token_past(place, offsets or [])
             for place in (text.suffix_start, text.words[1], text.words[0])
         )
+        bos = tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            warnings.warn(
+                f"the prompt {short_repr(text.text)} begins with two of the BOS {bos}, which the "
+                "model has not seen; leave the one in the text out",
+                stacklevel=4,
+            )
         whole = _require_fit(model, (*front, *ids), f"the prompt {text.text[:40]!r}")
         yield TokenRow(whole, suffix_start, reply_start, user_start)
 

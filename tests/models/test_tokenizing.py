@@ -248,3 +248,56 @@ def test_prompts_may_be_an_iterator(unchecked, model):
 def test_a_text_with_the_mark_of_places_is_refused(model):
     with pytest.raises(sl.SteerlensError, match=r"U\+E0F1"):
         tokenize(model, ["a \ue0f1 b"])
+
+
+@pytest.mark.parametrize("rewritten", ["content[:4]", "content.split(' ')[0]", "content.upper()"])
+def test_words_that_a_template_cuts_or_changes_are_in_no_part(templated, rewritten):
+    model = templated(
+        f"{{% for m in messages %}}<|user|>{{{{ m.{rewritten} }}}}<|end|>{{% endfor %}}"
+    )
+    [row] = tokenize(model, ["How do I bake bread?"])
+    assert row.user_start is None
+    assert row.reply_start in (None, len(row.ids) - 1)
+
+
+@pytest.mark.parametrize("prompt", ["How do I bake?", Passage("How do I bake?", "Sure")], ids=str)
+def test_a_template_that_leaves_the_prompt_out_is_refused(templated, prompt):
+    model = templated("{% for m in messages %}<|user|>Hello.<|end|>{% endfor %}")
+    with pytest.raises(sl.SteerlensError, match=r"leaves the user's words .* out"):
+        tokenize(model, [prompt])
+
+
+def test_a_template_that_shows_the_last_message_only_takes_no_suffix(templated):
+    model = templated("<|user|>{{ messages[-1].content }}<|end|><|assistant|>")
+    assert tokenize(model, ["How do I bake?"])[0].user_start == 1
+    with pytest.raises(sl.SteerlensError, match="where a reply follows"):
+        tokenize(model, [Passage("How do I bake?", "Sure, I")])
+
+
+def test_a_text_in_the_template_without_its_bos_gets_it(model):
+    whole = "<s><|user|>Hi<|end|><|assistant|>"
+    for text in (whole, whole.removeprefix("<s>")):
+        with pytest.warns(UserWarning, match="in the model's chat template already"):
+            [row] = tokenize(model, [text])
+        assert row.ids == tuple(model.tokenizer(whole, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_start|>user\nHi<|im_end|>",
+        "[INST] Hi [/INST]",
+        "<start_of_turn>user\nHi<end_of_turn>",
+        "<|start_header_id|>user<|end_header_id|>Hi",
+        "### Instruction:\nHi\n### Response:",
+    ],
+)
+def test_another_models_template_is_told(model, text):
+    with pytest.warns(UserWarning, match="as other models' chat templates write it"):
+        [row] = tokenize(model, [text])
+    assert text in model.tokenizer.decode(row.ids)
+
+
+def test_two_bos_are_told(model):
+    with pytest.warns(UserWarning, match="begins with two of the BOS 1"):
+        tokenize(model, ["<s><s>Hi"], chat=False)

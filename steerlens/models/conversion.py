@@ -134,6 +134,12 @@ def declared_end_tokens(original: Original) -> tuple[int, ...]:
     config = getattr(original.model, "generation_config", None)
     declared = getattr(config, "eos_token_id", None)
     ids = declared if isinstance(declared, list | tuple) else [declared]
+    wrong = [token for token in ids if not isinstance(token, int | None)]
+    if wrong:
+        raise SteerlensError(
+            f"the generation_config.json of {original.source!r} declares the end token "
+            f"{wrong[0]!r}; expected token ids"
+        )
     return tuple(
         dict.fromkeys(
             token for token in (*ids, original.tokenizer.eos_token_id) if token is not None

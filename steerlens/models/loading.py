@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapt
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from steerlens.errors import SteerlensError, import_extra
+from steerlens.errors import SteerlensError, import_extra, short_repr
 from steerlens.files import demo_file
 from steerlens.models.conversion import (
     CONVERTED,
@@ -32,6 +33,7 @@ from steerlens.models.host import HookedTransformer, Model
 from steerlens.models.pretrained import Wish, read_original, unreachable
 from steerlens.models.weight_cache import cached_directory
 from steerlens.models.weight_layout import fast_layout
+from steerlens.numerics import require_count
 
 TINY_CHAT = "tiny-chat"
 SMOLLM2 = "smollm2"
@@ -84,6 +86,7 @@ def load_model(
     >>> load_model().cfg.n_layers
     6
     """
+    _require_possible(name, device, dtype, n_devices, template_options)
     if host not in HOSTS:
         raise SteerlensError(f"got host={host!r}; expected one of {', '.join(HOSTS)}")
     if bits not in (None, 4, 8):
@@ -109,6 +112,32 @@ def load_model(
         return fast_layout(model.eval())
     turn_off(model)
     return model.eval()
+
+
+def _require_possible(
+    name: Any, device: Any, dtype: Any, n_devices: Any, template_options: Any
+) -> None:
+    """Refuse settings that no model could be loaded with."""
+    if not isinstance(name, str | PathLike) or not str(name).strip():
+        raise SteerlensError(
+            f"got {name!r} as the name of a model; expected {TINY_CHAT!r}, a directory, a .gguf "
+            "file, or a name on the hub"
+        )
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise SteerlensError(f"got dtype={dtype!r}; expected one such as torch.float32")
+    require_count("n_devices", n_devices)
+    if not isinstance(template_options, Mapping | None):
+        raise SteerlensError(
+            f"got template_options={short_repr(template_options)}; expected a dict, such as "
+            '{"enable_thinking": False}'
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SteerlensError(
+            f"got device={device!r}, which is not there: {str(error).splitlines()[0][:200]}; "
+            "expected one of this machine, such as 'cpu'"
+        ) from error
 
 
 def _source(name: str, revision: str | None) -> Path | str:

@@ -4,6 +4,7 @@
 log: here such checkpoints are refused, naming the weights.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from torch import Tensor
 from transformer_lens.utilities.multi_gpu import resolve_device_map
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.files import decode_text, read_bytes
 
 _BUFFERS = re.compile(
     r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$"
@@ -51,6 +53,8 @@ def read_original(source: str, wish: Wish, called: str | None = None) -> Origina
     """Load a directory or a name on the hub by `transformers`; `called` is its name in messages."""
     called = called or source
     local = Path(source).is_dir()
+    if local:
+        _require_readable(Path(source), called)
     options: dict[str, Any] = {"local_files_only": local, "revision": wish.revision or "main"}
     placed: dict[str, Any] = {}
     if wish.n_devices > 1:
@@ -66,6 +70,7 @@ def read_original(source: str, wish: Wish, called: str | None = None) -> Origina
             dtype=wish.dtype,
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
             **placed,
         )
@@ -83,6 +88,33 @@ def read_original(source: str, wish: Wish, called: str | None = None) -> Origina
     _require_finite(called, model)
     model = model.eval() if placed else model.eval().to(wish.device or _default_device())
     return Original(model, tokenizer, called)
+
+
+def _require_readable(directory: Path, called: str) -> None:
+    """Refuse a directory without a config, and JSON that `transformers` would skip in silence."""
+    if not (directory / "config.json").is_file():
+        raise SteerlensError(
+            f"{called!r} does not hold a Hugging Face model: it has no config.json; expected that, "
+            "the tokenizer and the weights"
+        )
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(decode_text(read_bytes(path), path))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, SteerlensError):
+                raise
+            raise SteerlensError(
+                f"{str(path)!r} does not hold a Hugging Face model's settings, as it is not valid "
+                f"JSON ({error}); fetch it again"
+            ) from error
+        if not isinstance(content, dict):
+            raise SteerlensError(
+                f"{str(path)!r} holds {short_repr(content)}; expected settings by name: fetch it "
+                "again"
+            )
 
 
 def unreachable(name: str, error: Exception) -> SteerlensError:
@@ -106,7 +138,10 @@ def listed(names: list[str]) -> str:
 def _require_whole(source: str, report: dict[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     unexpected = sorted(name for name in report["unexpected_keys"] if not _BUFFERS.search(name))
-    mismatched = sorted(str(name) for name, *_ in report.get("mismatched_keys", ()))
+    mismatched = sorted(
+        f"{name}: {tuple(found)} instead of {tuple(expected)}"
+        for name, found, expected in report.get("mismatched_keys", ())
+    )
     faults = [
         f"{fault} {len(names)} tensors ({listed(names)})"
         for fault, names in (

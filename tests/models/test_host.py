@@ -193,15 +193,61 @@ def with_nan(weights):
             lambda weights: weights | {"model.layers.4.mlp.up_proj.weight": torch.ones(2, 2)},
             r"does not know 1 tensors \(model\.layers\.4\.mlp\.up_proj",
         ),
+        (
+            lambda weights: weights | {"model.norm.weight": torch.ones(5)},
+            r"of another shape are 1 tensors \(model\.norm\.weight: \(5,\) instead of \(",
+        ),
         (with_nan, r"not finite.* in model\.layers\.2\.mlp\.down_proj\.weight"),
     ],
-    ids=["missing", "renamed", "unexpected", "nan"],
+    ids=["missing", "renamed", "unexpected", "shape", "nan"],
 )
 def test_checkpoints_that_are_not_whole_are_refused(model_folder, tmp_path, change, told):
     folder = changed_checkpoint(model_folder, tmp_path / "broken", change)
     with pytest.raises(sl.SteerlensError, match=told) as error:
         sl.load_model(folder)
     assert "bridge" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("config.json", None, "no config.json"),
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", "[]", r"holds \[\]; expected settings by name"),
+        ("generation_config.json", "{", "not valid JSON"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "the end token 'x'; expected token"),
+        ("tokenizer_config.json", "{", "not valid JSON"),
+        ("model.safetensors", "", "does not hold a Hugging Face model"),
+        ("tokenizer.json", "{}", "does not hold a Hugging Face model"),
+    ],
+)
+def test_damaged_settings_are_refused_not_passed_over(model_folder, tmp_path, file, content, told):
+    folder = tmp_path / "broken"
+    shutil.copytree(model_folder, folder)
+    (folder / file).unlink(missing_ok=True)
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(sl.SteerlensError, match=told):
+        sl.load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": ""},
+        {"name": None},
+        {"device": "cudaa"},
+        {"device": "cuda:99"},
+        {"dtype": "float16"},
+        {"dtype": torch.int8},
+        {"n_devices": 0},
+        {"template_options": ["enable_thinking"]},
+    ],
+    ids=str,
+)
+def test_settings_that_no_model_has_are_refused(unchecked, wrong):
+    with pytest.raises(sl.SteerlensError, match=r"^got .*expected "):
+        sl.load_model(**wrong)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "llama", "qwen3"])

@@ -31,7 +31,7 @@ def write_atomically(path: PathLike, write: Callable[[Path], object]) -> Path:
     >>> write_atomically("note.txt", lambda temporary: temporary.write_text("Hi.")).read_text()
     'Hi.'
     """
-    path = Path(path)
+    path = as_path(path)
     require_writable(path.parent)
     with _naming_os_errors(path):
         handle, name = tempfile.mkstemp(
@@ -62,7 +62,7 @@ def write_directory(
     >>> [file.name for file in made.iterdir()]
     ['a.txt']
     """
-    path = Path(path).resolve()
+    path = as_path(path).resolve()
     if path.exists() and not replace:
         raise SteerlensError(f"{str(path)!r} exists already; choose another name, or remove it")
     require_writable(path.parent)
@@ -85,6 +85,17 @@ def write_directory(
     return path
 
 
+def as_path(path: Any) -> Path:
+    """A path; refuses what is none, or holds a zero character.
+
+    >>> as_path("a.txt").suffix
+    '.txt'
+    """
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise SteerlensError(f"got {short_repr(path)} as a file name; expected a path")
+    return Path(path)
+
+
 @contextmanager
 def _naming_os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError, such as a full disk, into an error that names the file."""
@@ -105,7 +116,7 @@ def _umask() -> int:
 
 def require_writable(directory: PathLike) -> Path:
     """Create a directory if needed, and check before long work that files can be written there."""
-    directory = Path(directory)
+    directory = as_path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -261,7 +272,7 @@ def lines_of(text: str) -> list[str]:
 def read_bytes(path: PathLike) -> bytes:
     """The content of a file; errors name it."""
     try:
-        return Path(path).read_bytes()
+        return as_path(path).read_bytes()
     except FileNotFoundError as error:
         raise SteerlensError(f"there is no file {str(path)!r}") from error
     except OSError as error:

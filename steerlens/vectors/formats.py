@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.files import PathLike, naming, parse_json, write_atomically
+from steerlens.files import PathLike, as_path, naming, parse_json, write_atomically
 from steerlens.schemas import Declared, check
 from steerlens.vectors.bare_tensors import numpy_arrays, read_bare, torch_tensors
 from steerlens.vectors.foreign import VectorFile, require_floats, require_modest_size
@@ -89,7 +89,7 @@ def writer_of(path: PathLike) -> Callable[[PathLike, VectorFile], object]:
 
 
 def _format_of(path: PathLike) -> Format:
-    ending = Path(path).suffix.lower()
+    ending = as_path(path).suffix.lower()
     if ending not in FORMATS:
         raise SteerlensError(
             f"got the ending {ending!r} in {str(path)!r}; expected one of a vector file: "

@@ -1,7 +1,8 @@
 """Access control: loopback host check, token, security headers."""
 
 import hmac
-from collections.abc import Container
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -80,14 +81,20 @@ class _Update(Declared):
     model_config = ConfigDict(extra="ignore")
 
     output: str
-    outputs: dict[str, Any] | list[Any]
+    outputs: dict[str, Any] | list[Any] = Field(default=[])
+    """Not sent for a callback without outputs, such as that of the stop button."""
     inputs: list[Any]
     state: list[Any] = Field(default=[])
     changedPropIds: list[str]  # noqa: N815
 
 
-def refuse_unknown_updates(server: Any, known: Container[str]) -> None:
-    """Answer 400 to posts that are no callback request, or for an output that is not `known`."""
+def refuse_unknown_updates(server: Any, callbacks: Mapping[str, Any]) -> None:
+    """Answer 400 to posts that the page itself never makes.
+
+    Args:
+        server: the Flask server; it is changed in place.
+        callbacks: by output, each with its `inputs` and `state`, as Dash keeps them.
+    """
     from flask import abort, request
 
     @server.before_request
@@ -98,7 +105,47 @@ def refuse_unknown_updates(server: Any, known: Container[str]) -> None:
             update = check(_Update, request.get_json(), "the request")
         except SteerlensError as error:
             abort(400, str(error))
-        if update.output not in known:
+        if update.output not in callbacks:
             abort(
                 400, f"got {short_repr(update.output)}, which is no output of this page; reload it"
             )
+        callback = callbacks[update.output]
+        for name, given, declared in (
+            ("inputs", update.inputs, callback["inputs"]),
+            ("state", update.state, callback["state"]),
+            ("outputs", *_outputs(update, callback["no_output"])),
+        ):
+            if not _fits(given, declared):
+                abort(400, f"got other {name} than this page sends: {short_repr(given)}; reload it")
+
+
+def _outputs(update: _Update, no_output: bool) -> tuple[list[Any], list[dict[str, str]]]:
+    """The outputs that a request names, and those that its callback has."""
+    several = update.output.startswith("..")
+    names = update.output[2:-2].split("...") if several else [update.output]
+    parts = [name.rpartition(".") for name in names]
+    declared = [{"id": part[0], "property": part[2].partition("@")[0]} for part in parts]
+    given = update.outputs if several or not update.outputs else [update.outputs]
+    return list(given), [] if no_output else declared
+
+
+def _fits(given: Sequence[Any], declared: Sequence[Mapping[str, str]]) -> bool:
+    """Whether these are the values of the declared parts; one by pattern is a list of parts."""
+    if len(given) != len(declared):
+        return False
+    for part, known in zip(given, declared, strict=True):
+        by_pattern = known["id"].startswith("{")
+        keys = json.loads(known["id"]).keys() if by_pattern else ()
+        parts = part if by_pattern else [part]
+        if not isinstance(parts, list) or not all(
+            isinstance(one, dict)
+            and str(one.get("property")).partition("@")[0] == known["property"]
+            and (_has_keys(one.get("id"), keys) if by_pattern else one.get("id") == known["id"])
+            for one in parts
+        ):
+            return False
+    return True
+
+
+def _has_keys(identity: Any, keys: Collection[str]) -> bool:
+    return isinstance(identity, dict) and identity.keys() == keys

@@ -81,7 +81,8 @@ def _controls(first: Entry, library: Library) -> Any:
                     id="rule",
                     value="",
                     maxLength=LONGEST_RULE,
-                    placeholder=f"if harmful and not legal then {STEERING}   (empty: always)",
+                    placeholder=f"if harmful and not legal then {STEERING}   (empty: always; "
+                    "the vector's name does for steer)",
                     rows=2,
                 ),
                 html.P(id="check", role="status"),
@@ -118,10 +119,10 @@ def _results(first: Entry) -> Any:
             ),
             html.Div(
                 [
-                    _section("Unsteered", html.P(id="unsteered", className="reply")),
+                    _section("Unsteered", html.P(id="unsteered", className="reply", tabIndex=0)),
                     _section(
                         "Steered",
-                        html.P(id="steered", className="reply"),
+                        html.P(id="steered", className="reply", tabIndex=0),
                         html.Ul(id="gates", className="gates"),
                     ),
                 ],

@@ -14,7 +14,7 @@ from steerlens.playground.token_view import Reading, read_prompt
 from steerlens.steering.batch_plans import BatchPlan
 from steerlens.steering.conditions import Condition
 from steerlens.steering.generation import stream
-from steerlens.steering.rules import apply_rules
+from steerlens.steering.rules import apply_rules, parse_rules
 from steerlens.steering.similarities import cosine
 from steerlens.steering.steering import Steering
 from steerlens.steering.transcripts import GateReport, Replies
@@ -27,7 +27,7 @@ LONGEST_REPLY = 200
 STRONGEST = {True: 1.5, False: 50.0}
 """By whether strength is relative; far beyond what leaves text readable."""
 STEERING = "steer"
-"""The name of the steering in rules, for any vector."""
+"""The name of the steering in rules, for any vector; the vector's own name does as well."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,20 @@ class Trial:
         steering = self.steering(library)
         if not self.rule.strip():
             return (steering,)
-        return apply_rules(self.rule, self.conditions(library), {STEERING: steering})
+        actions = dict.fromkeys((STEERING, self.vector), steering)
+        rules = parse_rules(self.rule)
+        others = [rule.steering for rule in rules if rule.steering in {*library} - {*actions}]
+        if others:
+            raise SteerlensError(
+                f"the rule steers with {others[0]!r}, but the chosen vector is {self.vector!r}; "
+                f"choose {others[0]!r} above, or write 'then {STEERING}'"
+            )
+        if len({rule.steering for rule in rules}) > 1:
+            raise SteerlensError(
+                f"the rules call the steering both {STEERING!r} and {self.vector!r}; use one name, "
+                "so that it acts once"
+            )
+        return apply_rules(self.rule, self.conditions(library), actions)
 
 
 class Outcome(NamedTuple):
@@ -179,7 +192,7 @@ def python(trial: Trial, library: Library, model_name: str) -> str:
             ),
             "}",
             "steering = sl.apply_rules(",
-            f"    {trial.rule!r}, conditions, {{{STEERING!r}: steering}}",
+            f"    {trial.rule!r}, conditions, {{{steering.name!r}: steering}}",
             ")",
         ]
     lines += [

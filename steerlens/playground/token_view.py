@@ -74,8 +74,9 @@ def cosines_by_layer(reading: Reading, name: str) -> go.Figure:
     measured = reading.by_vector[name]
     figure = go.Figure(layout={"template": TEMPLATE})
     for label, values, colour in (
-        ("last token", measured.cosines[-1], LINES[0]),
-        ("mean of all tokens", measured.cosines.mean(dim=0), LINES[1]),
+        # Neither orange nor blue, which show signs; both legible on light and dark ground.
+        ("last token", measured.cosines[-1], LINES[2]),
+        ("mean of all tokens", measured.cosines.mean(dim=0), LINES[3]),
     ):
         figure.add_scatter(
             x=list(measured.layers),

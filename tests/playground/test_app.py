@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import random
 import re
 import signal
 import socket
@@ -71,6 +73,8 @@ def seen(model, vectors, layer=1):
         ({"rule": "if topic than steer"}, "if CONDITION then STEERING"),
         ({"rule": "if other then steer"}, "unknown condition 'other'"),
         ({"rule": "if topic then refuse"}, "unknown steering 'refuse'"),
+        ({"rule": "if topic then topic"}, "but the chosen vector is 'push'; choose 'topic' above"),
+        ({"rule": "if topic then steer\nif topic then push"}, "call the steering both"),
         ({"rule": "if topic then steer", "cuts": {"topic": Cut(4, 0.0)}}, "earlier layer"),
         ({"rule": "if topic then steer", "cuts": {"topic": Cut(1, torch.inf)}}, "finite"),
     ],
@@ -118,7 +122,7 @@ def test_the_gate_of_the_run_is_what_the_page_said_before(tiny_chat, vectors, si
     assert item.children.endswith(": fired" if fired else ": did not fire")
 
 
-@pytest.mark.parametrize("rule", ["", "if topic then steer", "if not topic then steer"])
+@pytest.mark.parametrize("rule", ["", "if topic then steer", "if not topic then push"])
 def test_the_code_of_the_page_gives_the_steered_reply(
     tiny_chat, vectors, folder, monkeypatch, rule
 ):
@@ -138,6 +142,17 @@ def test_a_run_that_is_closed_leaves_no_hook(tiny_chat, vectors):
     assert_no_hooks_left(tiny_chat)  # nor does one stay between two tokens
     steps.close()
     assert_no_hooks_left(tiny_chat)
+
+
+def test_a_rule_may_call_the_steering_by_its_vector(tiny_chat, vectors):
+    cut = Cut(1, seen(tiny_chat, vectors) - 1e-3)
+    trials = [
+        replace(TRIAL, rule=f"if topic then {name}", cuts={"topic": cut})
+        for name in ("steer", "push")
+    ]
+    replies = [[*run(tiny_chat, trial, vectors)][-1].replies.texts for trial in trials]
+    assert replies[0] == replies[1]
+    assert replies[0][0] != replies[0][1]
 
 
 # the reading and its figures
@@ -375,6 +390,61 @@ def test_requests_that_no_page_makes_are_refused(app):
     assert client.post(update, data="{}", content_type="text/plain").status_code in (400, 415)
     large = client.post(update, data=b"x" * (60 << 20), content_type="application/json")
     assert large.status_code == 413
+
+
+def test_the_stop_button_is_answered_though_its_callback_has_no_outputs(app):
+    [output] = [key for key, entry in app.callback_map.items() if entry["no_output"]]
+    body = {
+        "output": output,
+        "inputs": [{"id": "stop", "property": "n_clicks", "value": 1}],
+        "state": [{"id": "tab", "property": "data", "value": "one"}],
+        "changedPropIds": ["stop.n_clicks"],
+    }
+    answer = app.server.test_client().post("/_dash-update-component", json=body)
+    assert answer.status_code in (200, 204)
+
+
+ODD_VALUES = (
+    None, True, -1, 0, 2**70, 1e308, float("nan"), "", "x", "push", "\0", "<b>", [], [None], [1],
+    [2, 3], ["a", "b"], {}, {"a": 1}, [[1]],
+)  # fmt: skip
+
+
+def distorted_request(app, draw):
+    """The page's own request for some callback, with odd values, or parts missing or doubled."""
+    output, entry = draw.choice(sorted(app.callback_map.items()))
+
+    def filled(ids):
+        found = []
+        for part in ids:
+            value = {"property": part["property"], "value": draw.choice(ODD_VALUES)}
+            if part["id"].startswith("{"):
+                group = [{**value, "id": {"cut": "layer", "of": "topic"}}] * draw.randrange(3)
+                found.append(group)
+            else:
+                found.append({**value, "id": part["id"]})
+        if draw.random() < 0.2:
+            found = found[:-1] if draw.random() < 0.5 else [*found, *found[:1]]
+        return [found] if draw.random() < 0.05 else found
+
+    body = {
+        "output": output,
+        "outputs": draw.choice(([], {}, [{"id": "error", "property": "children"}], None, 3)),
+        "inputs": filled(entry["inputs"]),
+        "state": filled(entry["state"]),
+        "changedPropIds": draw.choice(([], ["send.n_clicks"], ["x"], [3], None)),
+    }
+    if draw.random() < 0.3:
+        del body[draw.choice(sorted(body))]
+    return body
+
+
+def test_distorted_requests_get_an_answer_and_never_a_500(unchecked, app, caplog):
+    client = app.server.test_client()
+    for seed in range(int(os.environ.get("FUZZ", 1)) * 300):
+        body = distorted_request(app, random.Random(seed))
+        answer = client.post("/_dash-update-component", json=body)
+        assert answer.status_code < 500, (seed, body)
 
 
 @pytest.mark.parametrize(

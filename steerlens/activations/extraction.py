@@ -16,6 +16,7 @@ from steerlens.activations.reading import Sink
 from steerlens.activations.selection import Tokens
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.lint import LintWarning
+from steerlens.data.prompts import Passage
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.files import digest
 from steerlens.models.engine import RunOptions, run_settings
@@ -135,9 +136,10 @@ def _warn_of_findings(data: Sides) -> None:
 
 
 def _prompts_differ(data: Sides) -> bool:
-    if not isinstance(data, ContrastiveDataset):
-        return True
-    return any(positive != negative for positive, negative in data.pairs)
+    if isinstance(data, ContrastiveDataset):
+        return any(positive != negative for positive, negative in data.pairs)
+    prompts = [[one.prompt if isinstance(one, Passage) else one for one in side] for side in data]
+    return repr(prompts[0]) != repr(prompts[1])
 
 
 class _Extracted(NamedTuple):

@@ -30,7 +30,7 @@ class BatchPlan:
         acts: Which rows are steered at which layers; None: where the strength is not zero. Other
             rows are not edited at all (clamping to 0, say, is an edit).
 
-        >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
+    >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
     >>> BatchPlan(Steering(v), torch.tensor([[0.0, 0.0], [1.5, 1.0]])).n_rows
     2
     """

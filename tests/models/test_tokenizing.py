@@ -212,7 +212,7 @@ def test_token_ids_come_in_many_containers(unchecked, model, held):
         ([1, 5, 6], r"prompt 0 is the number 1; .*as in \[ids\]"),
         (torch.tensor([1, 5, 6]), r"shape \(3,\).*as in \[ids\]"),
         (torch.tensor(5), "shape"),
-        (torch.rand(2, 3), "float32"),
+        (torch.full((2, 3), 0.5), "float32"),
         (np.ones((2, 2)), "float64"),
         (torch.ones(1, 2, 3, dtype=torch.long), r"shape \(1, 2, 3\)"),
         (torch.ones(1, 3, dtype=torch.bool), "bool"),

@@ -102,8 +102,8 @@ def require_texts(texts: Any) -> list[str]:
 def require_judges(judges: Any) -> list[Judge]:
     """The list of judges, of different names; refuses names and plain functions.
 
-    >>> require_judges([judges.refusal])
-    [Judge('refusal', ...)]
+    >>> [judge.name for judge in require_judges([judges.refusal])]
+    ['refusal']
     """
     listed = list(judges) if isinstance(judges, Iterable) and not isinstance(judges, str) else []
     wrong = [one for one in listed if not isinstance(one, Judge)]

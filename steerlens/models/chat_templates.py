@@ -87,11 +87,17 @@ class Template:
         return None
 
     def other_mark(self, text: str) -> str | None:
-        """What a text holds of another model's chat template; None if it holds nothing such."""
+        """What a text holds of another model's chat template; None if it holds nothing such.
+
+        None as well where it spells out this model's own special tokens, of which `apply` warns.
+        """
         marks = [match[0] for match in MARKS.finditer(text)]
-        # "User: " may be the words of a user who quotes a dialogue.
-        own = self._written() if marks else ""
-        return next((mark for mark in marks if mark not in own and not mark.endswith(": ")), None)
+        if not marks or any(token in text for token in self._special):
+            return None
+        own = self._written()
+        # "User: " may be the words of a user who quotes a dialogue, and "</s>" is HTML.
+        weak = (": ", "<s>", "</s>")
+        return next((mark for mark in marks if mark not in own and not mark.endswith(weak)), None)
 
     def _chat_of_words(self, words: str, system: str | None) -> "_Chat":
         return self._rendered_chat([{"role": "user", "content": words}], system)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
 from steerlens.dashboards.theme import (
@@ -215,7 +216,7 @@ def _add_spread(
     for side, color in (("positive", POSITIVE), ("negative", NEGATIVE)):
         values = np.concatenate([getattr(part, side) for part in _parts(search)])
         if search.standard is not None:
-            values = (values - search.standard.means) / search.standard.deviations
+            values = search.standard.standardised(torch.from_numpy(values)).numpy()
         figure.add_trace(
             go.Box(
                 **_box_data(values, search.layers),

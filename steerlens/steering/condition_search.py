@@ -85,9 +85,7 @@ class ConditionSearch:
     @cached_property
     def standard(self) -> Standard | None:
         """What makes layers comparable where their mean decides; from the prompts chosen on."""
-        if self.combine is not None:
-            return None
-        return Standard.of(torch.from_numpy(np.concatenate(self.chosen_on)))
+        return self.chosen_on.standard if self.combine is None else None
 
     @cached_property
     def scores(self) -> Scores:
@@ -422,8 +420,7 @@ def search_similarities(
     Condition(projection similarity at layer 0 above 0.5)
     """
     if combine is None:
-        standard = Standard.of(torch.from_numpy(np.concatenate(chosen_on)))
-        candidates = threshold_of_mean(chosen_on, layers, standard)
+        candidates = threshold_of_mean(chosen_on, layers, chosen_on.standard)
     else:
         candidates = find_thresholds(chosen_on, layers, combine)
     return ConditionSearch(

@@ -91,13 +91,14 @@ def compare(fired: Fired, confounds: Confounds, *, seed: int) -> tuple[Compariso
         "words": confounds.by_words,
         "majority": confounds.by_majority(),
     }
-    found = [_beside(name, fired, other, seed) for name, other in baselines.items()]
+    f1 = _f1_of(fired, seed)
+    found = [_beside(name, fired, f1, other, seed) for name, other in baselines.items()]
     positive, negative = confounds.matched()
     if len(positive):
         mine, majority = (
             (side[0][positive], side[1][negative]) for side in (fired, confounds.by_majority())
         )
-        found.append(_beside(SAME_LENGTH, mine, majority, seed))
+        found.append(_beside(SAME_LENGTH, mine, _f1_of(mine, seed), majority, seed))
     return tuple(found)
 
 
@@ -167,10 +168,10 @@ def _words(row: TokenRow) -> tuple[int, ...]:
     return row.ids[row.parts["user"] or slice(None)]
 
 
-def _beside(name: str, fired: Fired, other: Fired, seed: int) -> Comparison:
-    f1, other_f1 = (
-        score_decisions(*decisions, seed=seed, resamples=RESAMPLES).f1
-        for decisions in (fired, other)
-    )
+def _f1_of(fired: Fired, seed: int) -> Interval:
+    return score_decisions(*fired, seed=seed, resamples=RESAMPLES).f1
+
+
+def _beside(name: str, fired: Fired, f1: Interval, other: Fired, seed: int) -> Comparison:
     difference = f1_difference(fired, other, seed=seed, resamples=RESAMPLES)
-    return Comparison(name, f1, other_f1, difference, sum(map(len, fired)))
+    return Comparison(name, f1, _f1_of(other, seed), difference, sum(map(len, fired)))

@@ -116,11 +116,16 @@ class Standard(NamedTuple):
             tuple(deviations.where(deviations > 0, 1.0).tolist()),
         )
 
+    def standardised(
+        self, similarities: Float[Tensor, "batch layer"]
+    ) -> Float[Tensor, "batch layer"]:
+        """How many deviations each similarity is from its layer's mean, in float64."""
+        wide = similarities.double()
+        return (wide - wide.new_tensor(self.means)) / wide.new_tensor(self.deviations)
+
     def mean_of(self, similarities: Float[Tensor, "batch layer"]) -> Float[Tensor, "batch 1"]:
         """The mean over the layers of the standardised similarities, in float64."""
-        wide = similarities.double()
-        apart = (wide - wide.new_tensor(self.means)) / wide.new_tensor(self.deviations)
-        return apart.mean(dim=1, keepdim=True)
+        return self.standardised(similarities).mean(dim=1, keepdim=True)
 
 
 SIMILARITIES: dict[str, Similarity] = {

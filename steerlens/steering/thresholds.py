@@ -22,6 +22,11 @@ class Similarities(NamedTuple):
     positive: Float[np.ndarray, "prompt layer"]
     negative: Float[np.ndarray, "prompt layer"]
 
+    @property
+    def standard(self) -> Standard:
+        """What makes the layers comparable: mean and deviation at each, over both sides."""
+        return Standard.of(torch.from_numpy(np.concatenate([self.positive, self.negative])))
+
     def __str__(self) -> str:
         return f"{len(self.positive)} positive and {len(self.negative)} negative prompts"
 

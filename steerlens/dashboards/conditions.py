@@ -148,7 +148,9 @@ def topic_confusion(scores: TopicScores) -> go.Figure:
         )
     )
     figure.update_xaxes(title_text="highest score")
-    figure.update_yaxes(title_text="topic", autorange="reversed")
+    figure.update_yaxes(
+        title_text="topic", title_standoff=20, autorange="reversed", automargin=True
+    )
     worst = min(scores.f1, key=lambda name: scores.f1[name].value)
     return titled(
         figure,

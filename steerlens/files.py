@@ -86,14 +86,27 @@ def write_directory(
 
 
 def as_path(path: Any) -> Path:
-    """A path; refuses what is none, or holds a zero character.
+    """A path; refuses what no file can be called.
 
     >>> as_path("a.txt").suffix
     '.txt'
     """
-    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+    if not isinstance(path, str | os.PathLike):
         raise SteerlensError(f"got {short_repr(path)} as a file name; expected a path")
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError:
+        name = b"\0"  # of half a character
+    if b"\0" in name or max(map(len, name.split(b"/"))) > LONGEST_NAME:
+        raise SteerlensError(
+            f"got {short_repr(str(path))} as a file name; expected Unicode text without zero "
+            f"characters, of at most {LONGEST_NAME} bytes"
+        )
     return Path(path)
+
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, without its folder, on common file systems."""
 
 
 @contextmanager

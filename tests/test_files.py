@@ -84,3 +84,12 @@ def test_embedded_data_are_found_by_name():
     assert (sl.demo_file("tiny-chat") / "config.json").is_file()
     with pytest.raises(sl.SteerlensError, match="ships no demo data 'nothing'"):
         sl.demo_file("nothing")
+
+
+@pytest.mark.parametrize(
+    "path", [None, 3, b"a.txt", "a\0.txt", "a\ud800.txt", "x" * 300 + ".json"], ids=repr
+)
+def test_what_no_file_can_be_called_is_refused(unchecked, path):
+    for use in (read_json, lambda path: write_json(path, {}), require_writable):
+        with pytest.raises(sl.SteerlensError, match="as a file name; expected"):
+            use(path)

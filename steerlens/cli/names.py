@@ -4,12 +4,14 @@ What they name is in modules that import torch, which takes too long for a help 
 to a typing error. `tests/cli/test_names.py` checks that both agree.
 """
 
+import os
 import runpy
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
 from steerlens.errors import SteerlensError
+from steerlens.files import as_path
 
 ESTIMATOR_NAMES = (
     "pca_pairwise",
@@ -55,16 +57,16 @@ def require_model(name: str) -> str:
     >>> require_model("tiny-chat")
     'tiny-chat'
     """
-    path = Path(name).expanduser()
+    path = as_path(os.path.expanduser(name))
     if name in PACKAGED:
         return name
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise SteerlensError(
                 f"got the directory {name!r} without config.json; expected a Hugging Face model"
             )
         return name
-    if path.exists():
+    if os.path.exists(path):
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise SteerlensError(

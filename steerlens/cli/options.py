@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
+from os.path import exists, isdir  # unlike Path's, they raise nothing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from steerlens.cli.names import (
     require_model,
 )
 from steerlens.errors import SteerlensError
-from steerlens.files import require_writable
+from steerlens.files import as_path, require_writable
 from steerlens.layer_text import parse_layers
 
 START, VECTORS, CONDITIONS, GENERATE, MEASURE, SHOW, SERVE = (
@@ -124,7 +125,7 @@ def parse_tokens(tokens: str) -> str | int:
     >>> parse_tokens("last"), parse_tokens("3")
     ('last', 3)
     """
-    if tokens.isdecimal() and int(tokens):
+    if tokens.isdecimal() and len(tokens) < 10 and int(tokens):
         return int(tokens)
     return _known([tokens], TOKEN_NAMES, "tokens", "or a number k, for the last k")[0]
 
@@ -173,21 +174,21 @@ def _known(names: list[str], known: tuple[str, ...], what: str, more: str = "") 
 
 def existing_file(text: str) -> Path:
     """The path of an existing file."""
-    path = Path(text)
-    if path.is_dir():
+    path = as_path(text)
+    if isdir(path):
         raise SteerlensError(f"got the directory {text!r}; expected a file")
-    if not path.exists():
+    if not exists(path):
         raise SteerlensError(f"there is no file {text!r}")
     return path
 
 
 def existing_directory(text: str) -> Path:
     """The path of an existing directory."""
-    path = Path(text)
-    if not path.is_dir():
+    path = as_path(text)
+    if not isdir(path):
         raise SteerlensError(
             f"got the file {text!r}; expected a directory"
-            if path.exists()
+            if exists(path)
             else f"there is no directory {text!r}"
         )
     return path
@@ -201,7 +202,7 @@ def vector_file(text: str) -> Path:
 
 def written_vector(text: str) -> Path:
     """A path with an ending that vectors are written to."""
-    return _with_ending(Path(text), WRITTEN_ENDINGS)
+    return _with_ending(as_path(text), WRITTEN_ENDINGS)
 
 
 def _with_ending(path: Path, endings: tuple[str, ...]) -> Path:
@@ -216,7 +217,7 @@ def require_outputs(*paths: Path | None) -> None:
     """Raise before long work if a file cannot be written."""
     for path in paths:
         if path is not None:
-            if path.is_dir():
+            if isdir(as_path(path)):
                 raise SteerlensError(
                     f"got the directory {str(path)!r}; expected the name of a file"
                 )

@@ -4,13 +4,14 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
@@ -108,7 +109,8 @@ class Keeper(NamedTuple):
         story = {"job": self.job, "losses": descent.losses, "checks": descent.checks}
         content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"steerlens": json.dumps(story)}
-        write_atomically(self.path, lambda path: save_file(content, path, metadata))
+        kept = save(content, metadata)  # not save_file, which raises no OSError on a full disk
+        write_atomically(self.path, lambda path: path.write_bytes(kept))
 
     def resume(self, descent: Descent) -> None:
         """Take over what was kept, if anything was; refuse what belongs to another job."""
@@ -119,24 +121,60 @@ class Keeper(NamedTuple):
                 story = json.loads(file.metadata()["steerlens"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             other = story["job"] != self.job
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            kept = None if other else _Kept.of(story, tensors, descent)
+        except (SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
             raise SteerlensError(
                 f"{str(self.path)!r} is not a kept state of learning ({error}); remove it"
             ) from error
-        if other:
+        if kept is None:
             raise SteerlensError(
                 f"{str(self.path)!r} keeps the state of another job (other data, model or "
                 "settings); finish that one, choose another out=, or remove the file"
             )
-        for index, row in enumerate(descent.rows):
-            row.copy_(tensors["directions"][index])
+        for row, own, state in zip(descent.rows, kept.directions, kept.states, strict=True):
+            row.copy_(own)
             descent.optimizer.state[row] = {
-                name: tensors[f"{name}.{index}"].to(row.device if name != "step" else "cpu")
-                for name in ("step", "exp_avg", "exp_avg_sq")
+                name: value.to(row.device if name != "step" else "cpu")
+                for name, value in state.items()
             }
-        descent.losses = story["losses"]
-        descent.checks = [Check(*check) for check in story["checks"]]
-        descent.best = tensors.get("best")
+        descent.losses, descent.checks, descent.best = kept.losses, kept.checks, kept.best
+
+
+class _Kept(NamedTuple):
+    """What a file keeps of a descent, checked against one that begins."""
+
+    directions: Directions
+    states: list[dict[str, Tensor]]
+    """Of the optimizer, for each layer."""
+    losses: list[float]
+    checks: list[Check]
+    best: Directions | None
+
+    @classmethod
+    def of(cls, story: dict[str, Any], tensors: dict[str, Tensor], descent: Descent) -> "_Kept":
+        """Check names, shapes and numbers."""
+        shape = descent.directions.shape
+        rows = range(len(descent.rows))
+        states = [
+            {name: tensors[f"{name}.{index}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+            for index in rows
+        ]
+        shapes = {"directions": shape, "best": shape}
+        shapes |= {f"{name}.{index}": shape[1:] for index in rows for name in _MOMENTS}
+        for name, tensor in tensors.items():
+            if name in shapes and tensor.shape != shapes[name]:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
+            if not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise ValueError(f"{name} holds other than finite numbers")
+        losses, checks = story["losses"], [Check(*check) for check in story["checks"]]
+        numbers = [*losses, *chain.from_iterable(checks)]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("its losses are no numbers")
+        return cls(tensors["directions"], states, losses, checks, tensors.get("best"))
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's moments, of the shape of the parameter."""
 
 
 def first_directions(norms: Float[Tensor, " layer"], width: int, seed: int) -> Directions:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from os import PathLike
+from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from steerlens.errors import SteerlensError, import_extra, short_repr
-from steerlens.files import demo_file
+from steerlens.files import as_path, demo_file
 from steerlens.models.conversion import (
     CONVERTED,
     converters,
@@ -142,10 +143,10 @@ def _require_possible(
 
 def _source(name: str, revision: str | None) -> Path | str:
     """The path of a directory or GGUF file, or else a name on the hub."""
-    path = demo_file(TINY_CHAT) if name == TINY_CHAT else Path(name).expanduser()
+    path = demo_file(TINY_CHAT) if name == TINY_CHAT else as_path(expanduser(name))
     if name == SMOLLM2:
         path = installed_smollm2() or path
-    if path.exists():
+    if exists(path):
         if revision is not None:
             kind = "directory" if path.is_dir() else "file"
             raise SteerlensError(

@@ -13,7 +13,7 @@ from steerlens.data.prompts import Prompt
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep
-from steerlens.files import PathLike, read_json, read_parquet
+from steerlens.files import PathLike, as_path, read_json, read_parquet
 from steerlens.schemas import Declared, FileModel, Many, check_file
 from steerlens.steering.condition_search import ConditionSearch, SearchFile
 from steerlens.steering.steering import Steering
@@ -100,7 +100,7 @@ def read_study(directory: PathLike) -> Study:
     >>> sorted(read_study("figures/study").searches)
     ['base', 'crime', 'harmful', 'hate', 'health', 'intimate', 'legal']
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     if not directory.is_dir():
         raise SteerlensError(
             f"got {str(directory)!r}, which is no directory; expected one that `steerlens demo "

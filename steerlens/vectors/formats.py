@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ def read_vector_file(path: PathLike, layer: int | None = None) -> VectorFile:
         layer: The layer of a `.pt` or `.npz` file with one direction.
     """
     form = _format_of(path)
-    if not Path(path).is_file():
+    if not isfile(path):
         raise SteerlensError(f"there is no vector file {str(path)!r}")
     if layer is not None and form.names_layers:
         raise SteerlensError(

@@ -12,6 +12,8 @@ import struct
 import time
 import tracemalloc
 import zipfile
+from contextlib import suppress
+from typing import NamedTuple
 
 import jaxtyping
 import numpy as np
@@ -22,11 +24,28 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import steerlens as sl
-from steerlens.data.prompt_files import load_prompts, read_prompts
+from steerlens.cli.describing import describe
+from steerlens.cli.options import (
+    existing_directory,
+    existing_file,
+    parse_judges,
+    parse_pair_columns,
+    parse_pictures,
+    parse_positions,
+    parse_sizes,
+    parse_strengths,
+    parse_tokens,
+    parse_windows,
+    vector_file,
+    written_vector,
+)
+from steerlens.data.prompt_files import load_prompts, read_pairs, read_prompts
 from steerlens.data.questions import load_questions
 from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep, open_directory
 from steerlens.files import naming
+from steerlens.layer_text import parse_layers
+from steerlens.learning.descent import Check, Descent, Keeper
 from steerlens.steering.condition_search import ConditionSearch, search_similarities
 from steerlens.steering.rules import parse_rules
 from steerlens.steering.thresholds import Similarities
@@ -112,6 +131,30 @@ def as_study(path):
     return study
 
 
+class Begun(NamedTuple):
+    """A descent of one step, and where it is kept."""
+
+    descent: Descent
+
+    def save_to(self, path):
+        Keeper(path, "a job").save(self.descent)
+
+    def resume_from(self, path):
+        with naming(path):
+            Keeper(path, "a job").resume(self.descent)
+        return self.descent.directions.tolist()
+
+
+def begun():
+    start = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    descent = Descent.begin(start, torch.ones(2), 0.1)
+    descent.step(torch.ones(2, 4), 0.0, None)
+    descent.losses.append(1.0)
+    descent.checks.append(Check(1, 1.0, 0.5))
+    descent.best = descent.directions
+    return Begun(descent)
+
+
 @pytest.fixture(scope="module")
 def valid(vector, tmp_path_factory):
     """A small valid file of every kind that is read, and what reads it: (path, reader)."""
@@ -164,14 +207,27 @@ def valid(vector, tmp_path_factory):
     content = {"format": "steerlens.replies/1", "steering": "strong", "rows": [replies]}
     (folder / "results" / "replies.json").write_text(json.dumps(content))
     files["replies"] = folder / "results" / "replies.json", as_study
+    rows = pd.DataFrame({"prompt": ["Hi, you.", 'Ho "ho"'], "label": [0, 1]})
+    rows.to_csv(folder / "rows.csv", index=False)
+    rows.to_csv(folder / "rows.tsv", index=False, sep="\t")
+    rows.to_parquet(folder / "rows.parquet")
+    rows.to_json(folder / "rows.jsonl", orient="records", lines=True)
+    for ending in ("csv", "tsv", "parquet", "jsonl"):
+        files[ending] = folder / f"rows.{ending}", read_prompts
+    sides = [{"positive": "Be kind.", "negative": chat}, {"positive": "Up.", "negative": "Down."}]
+    (folder / "pairs.json").write_text(json.dumps(sides))
+    files["pairs"] = folder / "pairs.json", read_pairs
+    begun().save_to(folder / "kept.safetensors")
+    files["kept"] = folder / "kept.safetensors", lambda path: begun().resume_from(path)
     (folder / "lines.txt").write_text("One prompt.\nAnd another.\n")
     files["lines"] = folder / "lines.txt", read_prompts
     return files
 
 
-JSON_KINDS = (".svec", "dataset", "search", "prompts", "topics", "questions", "evaluation", "plan",
-              "replies")  # fmt: skip
-KINDS = (".safetensors", ".gguf", ".pt", ".npz", *JSON_KINDS, "question lines", "lines")
+JSON_KINDS = (".svec", "pairs", "dataset", "search", "prompts", "topics", "questions", "evaluation",
+              "plan", "replies")  # fmt: skip
+KINDS = (".safetensors", ".gguf", ".pt", ".npz", *JSON_KINDS, "question lines", "lines", "csv",
+         "tsv", "parquet", "jsonl", "kept")  # fmt: skip
 N_DAMAGED, N_DISTORTED = (int(os.environ.get("FUZZ", 1)) * n for n in (300, 300))
 """Inputs a parser is given here; FUZZ=10 in the environment gives it ten times as many."""
 
@@ -229,6 +285,17 @@ def test_damaged_files(valid, tmp_path, kind):
         noise = damaged(content, random.Random(seed))
         refused += attempt(read, tmp_path / f"broken{original.suffix}", noise)
     assert refused or kind == "lines"  # nearly any bytes are lines of text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_described(valid, tmp_path, kind):
+    """`steerlens inspect` says of any file what it is, or why it cannot."""
+    original, _ = valid[kind]
+    content = original.read_bytes()
+    for seed in range(N_DAMAGED // 6):
+        path = tmp_path / f"broken{original.suffix}"
+        path.write_bytes(damaged(content, random.Random(seed)))
+        assert describe(path).kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -340,6 +407,35 @@ def test_rules(rules):
     except sl.SteerlensError:
         return
     assert parse_rules([str(rule) for rule in parsed]) == parsed
+
+
+# Values on the command line
+
+PARSERS = (
+    parse_strengths, parse_sizes, parse_windows, parse_tokens, parse_judges, parse_positions,
+    parse_pictures, parse_pair_columns, parse_layers, existing_file, existing_directory,
+    vector_file, written_vector,
+)  # fmt: skip
+values = st.lists(
+    st.sampled_from(
+        ["1", "-1", "2-4", ",", "-", " ", "last", "all", "9" * 40, "9" * 5000, "1e400", "nan", "²",
+         "٣", "0x1", "1_0", "refusal", "pdf", "\0", "\ud800", "a/b", "~", "..", ".svec", "/"]
+    ),
+    max_size=6,
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=100 * int(os.environ.get("FUZZ", 1)), deadline=None)
+@given(values | st.text(max_size=30))
+@example("9" * 5000)
+@example("1-" + "9" * 30)
+@example("0-999999999")
+def test_values_of_the_command_line(text):
+    for parse in PARSERS:
+        start = time.process_time()
+        with suppress(sl.SteerlensError):
+            parse(text)
+        assert time.process_time() - start < SLOW
 
 
 @pytest.mark.parametrize("rules", [5, None, [5], ["if a then b", None], [["if a then b"]], b"if"])

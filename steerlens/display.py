@@ -82,6 +82,20 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+_CONTROL = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+_CONTROL |= dict.fromkeys([0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F)], "\ufffd")
+"""Characters that would move a terminal's cursor, colour it, or turn the order of letters."""
+
+
+def visible(text: object) -> str:
+    """A text whose control characters are shown instead of obeyed by a terminal.
+
+    >>> visible("red \\x1b[31m")
+    'red ␛[31m'
+    """
+    return str(text).translate(_CONTROL)
+
+
 def prompt_text(prompt: object) -> str:
     """A prompt as text: a chat turn by turn, token ids by their number.
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from steerlens.display import visible
 from steerlens.errors import SteerlensError
 
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
@@ -20,14 +21,14 @@ INTERRUPTED = 130
 
 def say(text: object, style: str | None = None) -> None:
     """Print a line without wrapping it, so that file names can be copied."""
-    console.print(str(text), style=style, soft_wrap=True)
+    console.print(visible(text), style=style, soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Print an error."""
     errors = Console(stderr=True, **PLAIN)
     errors.print("error:", style="bold red", end=" ")
-    errors.print(text, soft_wrap=True)
+    errors.print(visible(text), soft_wrap=True)
 
 
 def reporting(command: Callable[..., None]) -> Callable[..., None]:
@@ -66,9 +67,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def print_rows(columns: Iterable[str], rows: Iterable[Iterable[object]], **options: Any) -> None:
     """Print a table."""
-    table = Table(*columns, **options)
+    table = Table(*map(visible, columns), **options)
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*map(visible, row))
     console.print(table)
 
 

@@ -17,6 +17,7 @@ from steerlens.dashboards.conditions import similarities_by_layer, threshold_swe
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.prompt_files import load_prompts
 from steerlens.data.prompts import Prompt
+from steerlens.display import visible
 from steerlens.files import PathLike, demo_file, require_writable, write_json, write_text
 from steerlens.intervals import rate
 from steerlens.judges.fluency import degenerate
@@ -111,7 +112,8 @@ def run_demo(
     content = results_of(parts, refusing, {"model": model_name, "seed": seed, "quick": quick})
     show_rates(content["rows"], console)
     written = save(parts, content, out)
-    console.print(f"wrote results.json, replies, vectors and searches, {written} to {out}")
+    told = f"wrote results.json, replies, vectors and searches, {written} to {out}"
+    console.print(visible(told), markup=False)
     return content
 
 
@@ -270,7 +272,8 @@ def show(part: DemoPart, console: Console) -> None:
     header, *lines = part.examples
     table = Table(*header, show_lines=True)
     for line in lines:
-        table.add_row(*map(Text, line))  # a model's text is not markup
+        # A model's text is no markup, and nothing for a terminal to obey.
+        table.add_row(*(Text(visible(cell)) for cell in line))
     console.print(table)
 
 

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 import steerlens as sl
-from steerlens.cli.output import console, reporting, say
+from steerlens.cli.output import console, print_rows, reporting, say
+from steerlens.studies.quickstart import DemoPart, show
 
 STEERLENS = [sys.executable, "-m", "steerlens"]
 
@@ -127,3 +128,15 @@ def test_texts_are_printed_as_they_are(capsys):
     with console.capture() as captured:
         say("[red]x[/red] [/] :smile: " + "y" * 200)
     assert captured.get() == "[red]x[/red] [/] :smile: " + "y" * 200 + "\n"
+
+
+def test_control_characters_are_shown_not_obeyed(capsys):
+    with console.capture() as captured:
+        say("\x1b[2J\x1b[31mred \x07\x9b31m \u202ereversed\ta\nb")
+        print_rows(["reply\x1b"], [["\x1b]0;title\x07"]])
+        show(DemoPart([], "chosen", [("prompt", "steered"), ("Why?", "\x1b[2Jgone")]), console)
+    said = captured.get()
+    assert "␛[2J␛[31mred ␇\ufffd31m \ufffdreversed" in said
+    assert "␛]0;title␇" in said
+    assert "␛[2Jgone" in said
+    assert not set(said) & {"\x07", "\x1b", "\x9b", "\u202e"}

@@ -142,6 +142,36 @@ def require_writable(directory: PathLike) -> Path:
     return directory
 
 
+@contextmanager
+def writing_alone(directory: PathLike) -> Iterator[None]:
+    """Keep other runs from writing to a directory meanwhile.
+
+    The lock is the system's: it leaves no file, and ends with the process, however that ends.
+
+    >>> with writing_alone("."):
+    ...     _ = write_text("note.txt", "Hi.")
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SteerlensError(
+                f"another run is writing to {str(directory)!r}; wait until it has ended, or choose "
+                "another directory"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_text(path: PathLike, text: str) -> Path:
     """Write `text` atomically, as UTF-8."""
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

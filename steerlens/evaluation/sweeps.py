@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, Unpack
 
 import pandas as pd
@@ -17,7 +16,7 @@ from steerlens.evaluation.sweep_store import (
     open_directory,
     write_part,
 )
-from steerlens.files import PathLike, digest
+from steerlens.files import PathLike, digest, require_writable, writing_alone
 from steerlens.judges.judging import Judge, require_judges
 from steerlens.layer_text import consecutive
 from steerlens.models.engine import RunOptions, RunSettings, run_settings
@@ -139,9 +138,11 @@ def sweep(
         _run(model, job, set(), collect, options)
         table = pd.concat(frames).sort_values("row", ignore_index=True)
         return Sweep(table, manifest, tuple(failures))
-    done = open_directory(Path(out), manifest, resume)
-    _run(model, job, done, partial(write_part, Path(out), manifest), options)
-    return Sweep.load(out)
+    directory = require_writable(out)
+    with writing_alone(directory):
+        done = open_directory(directory, manifest, resume)
+        _run(model, job, done, partial(write_part, directory, manifest), options)
+    return Sweep.load(directory)
 
 
 def _run(model: Model, job: _Job, done: set[int], save: SaveBatch, options: RunSettings) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from einops import rearrange
 from torch import Tensor
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, short_repr
 from steerlens.layer_text import as_layers
 from steerlens.models.host import Model, is_hooked
 
@@ -122,7 +122,9 @@ def site_width(model: Model, site: str) -> int:
 def require_site(site: str) -> None:
     """Refuse an unknown site."""
     if site not in SITES:
-        raise SteerlensError(f"site {site!r} is unknown; the sites are {', '.join(SITES)}")
+        raise SteerlensError(
+            f"site {short_repr(site)} is unknown; the sites are {', '.join(SITES)}"
+        )
 
 
 def forward_order(site: str, layer: int) -> tuple[int, int]:

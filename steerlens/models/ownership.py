@@ -172,6 +172,7 @@ def edited_weights(
     finally:
         # Again, in case a signal arrived right before; and with the edits that began inside this
         # `with`, if an exception has ended it.
+        edit.left = True
         while edit in use.edits and (use.edits[-1].left or not ended):
             use.edits[-1].undo()
         while use.edits and use.edits[-1].left:

@@ -133,18 +133,19 @@ def _gated(hosts: Hosts, size: Size) -> tuple[Rows, sl.Steering]:
         tuple(zip(*pairs, strict=True)),
         sl.estimators.mean_difference,
         tokens="all",
+        sinks=True,  # as CAST does
         progress=False,
     )
     n_layers = hosts.ours.cfg.n_layers
     judged = n_layers // 4
     pooled = read_residual(
-        hosts.ours, rows, [judged], tokens="all", site="resid_pre", progress=False
+        hosts.ours, rows, [judged], tokens="all", site="resid_pre", sinks=True, progress=False
     )
     similar = sl.similarities.cast_similarity(pooled[:, 0], harm[judged]).sort().values
     middle = similar[len(similar) // 4 : len(similar) - len(similar) // 4]
     widest = middle.diff().argmax()  # where no rounding decides who fires
     threshold = float(middle[widest : widest + 2].double().mean())
-    condition = sl.Condition(harm, judged, above=threshold, site="resid_pre")
+    condition = sl.Condition(harm, judged, above=threshold, site="resid_pre", sinks=True)
     return rows, sl.Steering(
         harm,
         range(n_layers // 2, n_layers - 1),

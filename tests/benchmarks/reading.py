@@ -16,6 +16,7 @@ import steerlens as sl
 from steerlens.activations import batching, reading
 from steerlens.models.tokenizing import tokenize_sides
 from steerlens.steering.condition_search import ConditionSearch, Similarities, find_thresholds
+from steerlens.steering.recipes import CAST
 from steerlens.vectors.estimators import mean_difference, pca_pairwise
 
 PARALLEL = 1 - 1e-4
@@ -36,7 +37,14 @@ def _extraction(
     hosts: Hosts, data: Any, estimator: Any, tokens: Any, layers: Any = None
 ) -> Callable[[], sl.SteeringVector]:
     return partial(
-        sl.extract, hosts.ours, data, estimator, tokens=tokens, layers=layers, progress=False
+        sl.extract,
+        hosts.ours,
+        data,
+        estimator,
+        tokens=tokens,
+        layers=layers,
+        sinks=True,  # as the others do
+        progress=False,
     )
 
 
@@ -143,12 +151,13 @@ def suffixes(hosts: Hosts, size: Size) -> Iterator[Job]:
 def _sharing_error(hosts: Hosts, rows: Sequence[Any]) -> float:
     """Largest difference to a read of every row in full, relative to the largest activation."""
     sample = list(rows)[:: max(1, len(rows) // 400)]
-    shared = reading.read_rows(hosts.ours, list(rows), tokens="suffix", progress=False).pooled
+    read = partial(reading.read_rows, hosts.ours, tokens="suffix", sinks=True, progress=False)
+    shared = read(list(rows)).pooled
     shared = shared[:: max(1, len(rows) // 400)]
     finder = batching.shared_prefixes
     batching.shared_prefixes = lambda prefixes, widths: [0] * len(prefixes)
     try:
-        plain = reading.read_rows(hosts.ours, sample, tokens="suffix", progress=False).pooled
+        plain = read(sample).pooled
     finally:
         batching.shared_prefixes = finder
     return ((shared - plain).abs().max() / plain.abs().max()).item()
@@ -160,7 +169,7 @@ def search(hosts: Hosts, size: Size) -> Iterator[Job]:
         tuple(map(list, zip(*part, strict=True)))
         for part in (pairs[: size.pairs], pairs[size.pairs :])
     )
-    harm = sl.extract(hosts.ours, kept, mean_difference, tokens="all", progress=False)
+    harm = sl.extract(hosts.ours, kept, mean_difference, tokens="all", sinks=True, progress=False)
     layers = list(range(1, min(6, hosts.ours.cfg.n_layers)))
     rows = hosts.rows([*chosen[0], *chosen[1]])
     directions = {layer: harm[layer].to(hosts.ours.cfg.device) for layer in layers}
@@ -173,6 +182,8 @@ def search(hosts: Hosts, size: Size) -> Iterator[Job]:
             held_out=kept,
             layers=layers,
             site="resid_pre",
+            similarity=CAST.similarity,
+            combine=CAST.combine,
             progress=False,
         )
 

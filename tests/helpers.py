@@ -1,5 +1,7 @@
 """Assertions and planted data that several test files share."""
 
+from dataclasses import replace
+
 import torch
 
 import steerlens as sl
@@ -33,6 +35,11 @@ def random_vector(model, seed=0, scale=5.0, **fields):
     generator = torch.Generator().manual_seed(seed)
     directions = scale * torch.randn(model.cfg.n_layers, model.cfg.d_model, generator=generator)
     return sl.SteeringVector(directions, tuple(range(model.cfg.n_layers)), **fields)
+
+
+def at_each_layer(steering):
+    """The steering with its number as the strength of every layer, as other libraries mean it."""
+    return replace(steering, strength=[steering.strength] * len(steering.layers_steered))
 
 
 def splitting_condition(model, prompts=PROMPTS, layer=1, seed=7, **fields):

@@ -96,7 +96,7 @@ def evaluate_command(
 ) -> None:
     """Measure effect, controls and side effects of a steering, and print the verdict.
 
-    Example: steerlens evaluate refuse.safetensors prompts.txt --layers 2-3 --strength 0.3
+    Example: steerlens evaluate refuse.safetensors prompts.txt --layers 2-3 --strength 0.6
     --relative --data demo-data/refusal.json --part train --out evaluation
     """
     engine = engine_of(model, workers, ray, gpus_per_worker)

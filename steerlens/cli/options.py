@@ -324,7 +324,10 @@ EstimatorName = Annotated[
     taking(one_of(ESTIMATOR_NAMES, "estimator"), "NAME", f"One of {', '.join(ESTIMATOR_NAMES)}."),
 ]
 Strength = Annotated[
-    float, typer.Option(help="The steering coefficient: multiplies the direction.")
+    float,
+    typer.Option(
+        help="The steering coefficient: multiplies the direction; layers share it equally."
+    ),
 ]
 Strengths = Annotated[Any, taking(parse_strengths, "NUMBERS", 'Such as "-1,0,1".')]
 Relative = Annotated[

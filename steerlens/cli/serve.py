@@ -61,7 +61,7 @@ def export_command(
 ) -> None:
     """Write a steered checkpoint for other servers, or a control vector for llama.cpp.
 
-    Example: steerlens export refuse.safetensors --layers 2-3 --strength 0.3 --relative
+    Example: steerlens export refuse.safetensors --layers 2-3 --strength 0.6 --relative
     --out refusing-chat
     """
     if ablate and (strength != 1.0 or relative or to == "gguf"):

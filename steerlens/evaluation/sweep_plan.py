@@ -122,7 +122,9 @@ class SweepPlan:
             layers = layers or [template.layers_steered[-1]]
             strength = torch.zeros(len(cells), len(layers))
             for i, window in windows.items():
-                strength[i, [layers.index(layer) for layer in window]] = cells[i].strength
+                columns = [layers.index(layer) for layer in window]
+                cell = replace(template, layers=window, strength=cells[i].strength)
+                strength[i, columns] = torch.tensor(cell.strengths)
             plans.append(BatchPlan(replace(template, layers=layers, strength=1.0), strength))
         return plans
 
@@ -196,6 +198,7 @@ def _settings_of(template: Steering) -> dict[str, Any]:
     reference = template.reference
     return {
         "edit": _name_of(template.edit),
+        "adds_up": template.adds_up,
         "relative": template.relative,
         "keep_norm": _name_of(template.keep_norm),
         "skip_bos": template.skip_bos,

@@ -88,7 +88,8 @@ def sweep(
         prompts: Texts, chats, passages or token ids.
         layers: Layers and windows of layers, such as `[2, (2, 3)]`; default: each layer of the
             templates alone.
-        strengths: Steering coefficients; default: each template's own.
+        strengths: Steering coefficients, each shared by the layers of a window as `Steering`
+            shares it; default: each template's own.
         judges: Each adds a column of scores. If one fails, the replies are kept.
         sampling: How replies are sampled; greedy unless given.
         chat: Whether prompts go through the chat template; default: if the model has one.

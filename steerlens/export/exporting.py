@@ -190,7 +190,8 @@ def export_ablation(
 def control_vector(steering: Steering) -> SteeringVector:
     """The control vector for llama.cpp that does what a steering does: strengths multiplied in.
 
-    Save it as `.gguf` for `--control-vector`.
+    Save it as `.gguf` for `--control-vector`. Each layer's vector is added as it is, so that
+    steerlens itself does the same with the strengths `[1.0, 1.0, …]`, one for each layer.
 
     Args:
         steering: An unconditional addition at resid_post.

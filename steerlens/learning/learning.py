@@ -74,10 +74,10 @@ def learn(
     unwanted, or tuples (prompt, wanted) or (prompt, wanted, unwanted). A reply that ends like a
     sentence is learned together with its end; a mere beginning is not, and behind it the model is
     kept near its unsteered self. `layers=None` is one layer, a third of the way up. What is learned
-    is what `Steering(vector, positions=positions)` adds, at strength 1. Some prompts are held out;
-    how much likelier the wanted replies have become on these stands in the vector's provenance.
-    Ctrl-C keeps the best so far. With `out` (.safetensors), the vector is saved there, and a job
-    that was stopped goes on where it was.
+    is what `Steering(vector, positions=positions)` adds, at strength 1, which several layers share.
+    Some prompts are held out; how much likelier the wanted replies have become on these stands in
+    the vector's provenance. Ctrl-C keeps the best so far. With `out` (.safetensors), the
+    vector is saved there, and a job that was stopped goes on where it was.
 
     >>> vector = learn(
     ...     load_model(), [("Hi.", "No."), ("Why?", "No.")], training=Training(steps=5)

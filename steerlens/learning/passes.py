@@ -258,9 +258,10 @@ def _hooks(
     clock.show(places.start, end - places.start)
     if isinstance(strength, float):
         plan = replace(plan, strength=strength)
-        everywhere = torch.full((n_rows, len(plan.layers_steered)), strength)
+        everywhere = torch.tensor([plan.strengths] * n_rows)
     else:
-        everywhere = strength[:, None].expand(-1, len(plan.layers_steered))
+        each = plan.at_each_layer(strength)
+        everywhere = each[:, None].expand(-1, len(plan.layers_steered))
     settings = RowSettings(
         everywhere, torch.ones(everywhere.shape, dtype=torch.bool), where[:n_rows, :end]
     )

@@ -25,7 +25,7 @@ class BatchPlan:
     Args:
         steering: What all rows share.
         strength: Replaces the steering's strength: one row for each prompt, one column for each
-            steered layer.
+            steered layer, with the layer's own strength (as `Steering.strengths` gives it).
         where: Replaces the steering's positions: a Boolean mask over the tokens of each prompt.
         acts: Which rows are steered at which layers; None: where the strength is not zero. Other
             rows are not edited at all (clamping to 0, say, is an edit).
@@ -163,7 +163,7 @@ def stacked(plans: Sequence[Steering | None], n_rows: int) -> list[BatchPlan]:
     >>> stronger = Steering(vector, strength=0.4, relative=True)
     >>> [plan] = stacked([None, steering, stronger], n_rows=2)
     >>> plan.strength[:, 0]
-    tensor([0.0000, 0.0000, 0.2000, 0.2000, 0.4000, 0.4000])
+    tensor([0.0000, 0.0000, 0.1000, 0.1000, 0.2000, 0.2000])
     """
     groups: list[list[tuple[int, Steering]]] = []
     for index, plan in enumerate(plans):

@@ -5,7 +5,7 @@ the host's signature and takes care of rows, tokens, kept norms and dtype, once 
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -27,12 +27,14 @@ PerRow = Callable[[], Float[Tensor, " batch"]]
 """The strength for each row of the current pass."""
 
 
-def steering_hook(edit: Edit) -> Callable[..., Any]:
+def steering_hook(edit: Edit, *, adds_up: bool = False) -> Callable[..., Any]:
     """Make a hook of an edit: the signature `(resid, hook, *, ...)` under the edit's own name.
 
     Args:
         edit: `(resid, direction, strength) -> resid`, or with a fourth argument `reference`; it
             is kept as the hook's `.edit`.
+        adds_up: Whether edits at several layers add up, as additions do: then one number as
+            strength is shared by the layers. Otherwise each layer gets the number itself.
 
     >>> @steering_hook
     ... def add_unit(resid, direction, strength):
@@ -71,10 +73,11 @@ def steering_hook(edit: Edit) -> Callable[..., Any]:
         return torch.where(chosen.to(resid.device)[..., None], edited, resid)
 
     hooked.edit = edit  # type: ignore[attr-defined]
+    hooked.adds_up = adds_up  # type: ignore[attr-defined]
     return hooked
 
 
-@steering_hook
+@partial(steering_hook, adds_up=True)
 def add_direction(resid: Resid, direction: Direction, strength: Strength) -> Resid:
     """Shift the stream by `strength` times the direction.
 

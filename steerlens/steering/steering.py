@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,6 +43,7 @@ from steerlens.steering.positions import Positions, describe, require_positions
 from steerlens.steering.predicates import Predicate
 from steerlens.vectors.vector import SteeringVector
 
+Number = TypeVar("Number", float, Tensor)
 _Placed = tuple[str, int, Callable[..., Any]]
 
 
@@ -56,8 +57,10 @@ class Steering:
     Args:
         vector: The vector.
         layers: The layers to steer; None: all layers of the vector.
-        strength: The steering coefficient, which multiplies the vector: one number, or one for
-            each layer in increasing order. (A `BatchPlan` has one for each row of a batch.)
+        strength: The steering coefficient, which multiplies the vector. One number is the whole
+            push: steered layers share it equally where the edit adds up (`add_direction`), so
+            that more layers add no force; other edits set something, and do so with this number
+            at every layer. A sequence is each layer's own strength, in increasing order.
         when: A condition, or a combination of conditions (`&`, `|`, `~`); None: always.
         edit: What is done to the stream: a function of `steerlens.hooks`, or any function
             `(resid, direction, strength) -> resid`.
@@ -68,7 +71,7 @@ class Steering:
         skip_bos: Do not steer the first token (BOS), which acts as an attention sink.
         keep_norm: True rescales every edited token to its norm before the edit; or a function
             `(before, after) -> after` that does.
-        relative: Take the strength as a fraction of the layer's mean activation norm, along the
+        relative: Take strengths as fractions of the layer's mean activation norm, along the
             unit direction.
         site: Where the stream is edited, such as "resid_post"; None: where the vector was read.
         reference: A second vector, for edits with a fourth argument: see `hooks.affine_direction`.
@@ -80,7 +83,9 @@ class Steering:
 
     >>> v = SteeringVector(torch.eye(4), layers=(0, 1, 2, 3))
     >>> Steering(v, layers=[2, 3], strength=1.5)
-    Steering(add_direction 1.5 × 'vector' at resid_post layers 2, 3, all positions)
+    Steering(add_direction 1.5 (0.75 each) × 'vector' at resid_post layers 2, 3, all positions)
+    >>> Steering(v, layers=[2, 3], strength=[1.5, 1.5]).strengths
+    (1.5, 1.5)
     """
 
     vector: SteeringVector
@@ -128,10 +133,25 @@ class Steering:
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """The strength at each steered layer."""
+        """The strength at each steered layer: what is applied there."""
         if isinstance(self.strength, int | float):
-            return (float(self.strength),) * len(self.layers_steered)
+            return (float(self.at_each_layer(self.strength)),) * len(self.layers_steered)
         return tuple(map(float, self.strength))
+
+    def at_each_layer(self, strength: Number) -> Number:
+        """What one number as strength is at each steered layer: an equal share if edits add up.
+
+        >>> v = SteeringVector(torch.eye(4), layers=(0, 1, 2, 3))
+        >>> adding, clamping = Steering(v), Steering(v, edit=hooks.clamp_direction)
+        >>> adding.at_each_layer(2.0), clamping.at_each_layer(2.0)
+        (0.5, 2.0)
+        """
+        return strength / len(self.layers_steered) if self.adds_up else strength
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether edits at several layers add up; see `hooks.steering_hook`."""
+        return getattr(self.edit, "adds_up", False)
 
     @property
     def site_written(self) -> str:
@@ -158,7 +178,7 @@ class Steering:
         return by_name and not self.skip_bos and self.when is None
 
     def direction(self, layer: int) -> Direction:
-        """The vector added at strength 1, at one layer.
+        """The vector added at a layer whose own strength is 1.
 
         >>> v = SteeringVector(torch.eye(2), layers=(0, 1), norms=torch.tensor([2.0, 3.0]))
         >>> Steering(v, relative=True).direction(1)
@@ -210,14 +230,11 @@ class Steering:
     def _repr_html_(self) -> str:
         """For notebooks: what is done, where, how strongly and when."""
         unit = "mean activation norms" if self.relative else "times the vector"
-        is_one_number = isinstance(self.strength, int | float)
-        n_layers = len(self.layers_steered)
-        strength = f"{self.strength:g} {unit}" if is_one_number else f"by layer, {unit}"
         return card(
             f"Steering {self.name or self.vector.provenance.get('name', 'vector')}",
             {
                 "edit": self.edit.__name__,
-                "strength": strength + (f" at each of {n_layers} layers" if n_layers > 1 else ""),
+                "strength": f"{self.strength_in_words}, in {unit}",
                 "site": self.site_written,
                 "layers": ", ".join(map(str, self.layers_steered)),
                 "tokens": describe(self.positions).removeprefix("positions "),
@@ -230,11 +247,34 @@ class Steering:
             *(f"{condition.name or 'condition'}: {condition!r}" for condition in self.conditions),
         )
 
+    @property
+    def strength_in_words(self) -> str:
+        """The strength, and what it is at each layer.
+
+        >>> v = SteeringVector(torch.eye(4), layers=(0, 1, 2, 3))
+        >>> Steering(v, strength=2).strength_in_words
+        '2 over 4 layers: 0.5 each'
+        """
+        n_layers, each = len(self.layers_steered), self.strengths[0]
+        if len(set(self.strengths)) > 1:
+            return f"{', '.join(f'{one:g}' for one in self.strengths)} by layer"
+        if n_layers == 1:
+            return f"{each:g}"
+        if isinstance(self.strength, int | float) and self.adds_up:
+            return f"{self.strength:g} over {n_layers} layers: {each:g} each"
+        return f"{each:g} at each of {n_layers} layers"
+
     def __repr__(self) -> str:
-        is_one_number = isinstance(self.strength, int | float)
-        strength = f"{self.strength:g}" if is_one_number else "by-layer strengths"
+        relative = " relative" if self.relative else ""
+        if not isinstance(self.strength, int | float):
+            each = ", ".join(f"{one:g}" for one in self.strengths)
+            strength = f"by-layer strengths ({each}){relative}"
+        elif self.strengths[0] != self.strength:
+            strength = f"{self.strength:g}{relative} ({self.strengths[0]:g} each)"
+        else:
+            strength = f"{self.strength:g}{relative}"
         return (
-            f"Steering({self.edit.__name__} {strength}{' relative' if self.relative else ''} × "
+            f"Steering({self.edit.__name__} {strength} × "
             f"{self.name or self.vector.provenance.get('name', 'vector')!r} at {self.site_written} "
             f"layers {', '.join(map(str, self.layers_steered))}, "
             f"{describe(self.positions)}"

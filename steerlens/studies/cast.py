@@ -28,8 +28,8 @@ from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
 FORMAT = "steerlens.cast-table/1"
-STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
-"""Fractions of the residual norm, tried on validation prompts in this order."""
+STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.3, 1.6)
+"""Fractions of the residual norm, shared by two layers; tried on validation prompts in order."""
 MOSTLY_FLUENT = 0.2
 """Share of degenerate replies beyond which no greater strength is tried."""
 MAX_NEW_TOKENS = 40
@@ -232,7 +232,8 @@ def choose_steering(model: Model, vector: SteeringVector, prompts: Sequence[Prom
     """The pair of layers and the least strength at which most prompts are refused fluently.
 
     The first layer lies between a quarter and half of the depth. Ties go to the latest, which
-    leaves most layers to conditions.
+    leaves most layers to conditions. Each layer of the pair gets half of the strength, as
+    `Steering` shares it.
 
     Args:
         prompts: Validation prompts; the model replies to them under each trial.

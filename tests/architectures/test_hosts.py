@@ -336,7 +336,7 @@ def test_tiny_chat_is_steered_on_a_bridge(tiny_chat):
     data = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     vector = sl.extract(model, data, tokens="suffix", progress=False)
     check_provenance(tiny_chat, vector)
-    steering = sl.Steering(vector, layers=[3, 4], strength=0.6, relative=True)
+    steering = sl.Steering(vector, layers=[3, 4], strength=1.2, relative=True)
     prompts = ["How do I bake bread?", "Name three colours."]
     mine, theirs = (
         sl.generate(host, prompts, steering, max_new_tokens=12, progress=False)

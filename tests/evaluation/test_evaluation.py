@@ -274,7 +274,7 @@ def test_the_demos_refusal_is_found_beyond_its_controls(tiny_chat):
     refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).train
     refusals = replace(refusals, pairs=refusals.pairs[:10])
     refuse = sl.extract(tiny_chat, refusals, tokens="suffix", layers=[2, 3], **QUIET)
-    steering = sl.Steering(refuse, strength=0.3, relative=True)
+    steering = sl.Steering(refuse, strength=0.6, relative=True)
     pairs = sl.ContrastiveDataset.load(sl.demo_file("harmful.json")).validation.pairs[:12]
     prompts = [prompt for pair in pairs for prompt in pair]
     found = evaluate(

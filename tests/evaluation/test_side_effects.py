@@ -25,7 +25,7 @@ def rows(model):
 
 @pytest.fixture(scope="module")
 def plan(model):
-    return sl.Steering(random_vector(model, scale=0.5), layers=[1, 2])
+    return sl.Steering(random_vector(model, scale=0.5), layers=[1, 2], strength=2.0)
 
 
 def by_hand(model, row, plan):
@@ -111,7 +111,7 @@ def test_positions_after_the_prompt_begin_after_the_first_token_of_a_text(model,
 
 def test_the_table_says_what_the_tokens_say(model, rows, plan):
     texts = [prompt for prompt in PROMPTS if len(prompt) > 5]
-    table = text_effects(model, {"a": plan, "b": replace(plan, strength=2.0)}, texts, **QUIET)
+    table = text_effects(model, {"a": plan, "b": replace(plan, strength=4.0)}, texts, **QUIET)
     cell = table.set_index(["steering", "measure"])["value"]
     forced = teacher_forced(model, tokenize(model, texts, chat=False), [plan], **QUIET)
     kl = np.concatenate([text.kl[0] for text in forced])
@@ -162,7 +162,7 @@ def test_a_conditional_refusal_leaves_harmless_prompts_alone(tiny_chat):
         similarity=sl.similarities.cosine,
         **QUIET,
     )
-    always = sl.Steering(refuse, strength=0.3, relative=True)
+    always = sl.Steering(refuse, strength=0.6, relative=True)
     plans = {"always": always, "gated": replace(always, when=found.best)}
     harmless, harmful = zip(*[pair[::-1] for pair in harms.test.pairs[:20]], strict=True)
     cell = prompt_effects(tiny_chat, plans, harmless, max_new_tokens=20, **QUIET)

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Event, Thread
 
 import pytest
@@ -116,7 +117,7 @@ def test_an_edit_that_runs_the_model_sees_it_unsteered(model, always):
         seen.append(read_residual(model, ["Hi."], progress=False))
         return resid + strength * direction
 
-    nosy_plan = sl.Steering(always.vector, always.layers_steered, edit=nosy)
+    nosy_plan = replace(always, strength=always.strengths, edit=nosy)
     assert alone(model, nosy_plan) == [expected]
     assert all(torch.equal(one, right) for one in seen)
 
@@ -136,7 +137,7 @@ def test_another_threads_own_pass_is_not_steered_meanwhile(model, always):
         thread.join()
         return resid + strength * direction
 
-    plan = sl.Steering(always.vector, always.layers_steered, edit=edit)
+    plan = replace(always, strength=always.strengths, edit=edit)
     assert alone(model, plan) == alone(model, always)
     assert all(torch.equal(one, right) for one in seen)
 

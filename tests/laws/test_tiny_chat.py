@@ -34,7 +34,7 @@ def plan(tiny_chat):
         similarity=sl.similarities.cosine,
         progress=False,
     )
-    return sl.Steering(refuse, strength=0.3, relative=True, when=found.best)
+    return sl.Steering(refuse, strength=[0.3, 0.3], relative=True, when=found.best)
 
 
 @pytest.fixture(scope="module")

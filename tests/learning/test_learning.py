@@ -44,6 +44,25 @@ def test_the_wanted_reply_becomes_what_the_model_says(model):
     assert_no_hooks_left(model)
 
 
+@pytest.mark.parametrize("layers", [[1], [1, 2, 3]], ids=str)
+def test_the_vector_does_at_strength_1_what_it_did_when_it_was_learned(model, layers):
+    """The gain that it tells of, measured again by the steering's own hooks."""
+    vector = learned(model, validation=LESSONS[:3], layers=layers)
+    pairs = [pair for [pair] in reply_pairs(model, LESSONS[:3])]
+    gains = []
+    for pair in pairs:
+        ids, start = torch.tensor([pair.wanted.ids]), pair.wanted.start
+        logs = []
+        for hooks in ([], sl.Steering(vector).hooks()):
+            with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+                said = model(ids)[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])
+            logs.append(said.mean())
+        gains.append(logs[1] - logs[0])
+    assert float(torch.stack(gains).mean()) == pytest.approx(
+        vector.provenance["gain"]["held_out"], abs=1e-3
+    )
+
+
 def test_the_same_seed_learns_the_same_and_another_something_else(model):
     one, again = (learned(model).directions for _ in range(2))
     other = learned(model, training=sl.Training(**{**vars(SHORT), "seed": 1})).directions

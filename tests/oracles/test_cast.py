@@ -14,6 +14,9 @@ from steerlens.models.tokenizing import tokenize
 from steerlens.steering import hooks
 from steerlens.vectors import estimators
 
+# a random model's replies are gibberish, steered or not
+pytestmark = pytest.mark.filterwarnings("ignore::steerlens.errors.DegenerateWarning")
+
 METHODS = {
     "pca_pairwise": estimators.pca_pairwise,
     "pca_center": estimators.pca_center,
@@ -159,7 +162,7 @@ def steering_of(cast_oracle, config):
     return sl.Steering(
         vector(cast_oracle, config["behavior_vector"]),
         layers=config["behavior_layer_ids"],
-        strength=config["behavior_vector_strength"],
+        strength=[config["behavior_vector_strength"]] * len(config["behavior_layer_ids"]),
         when=when,
         edit=hooks.ablate_direction if "operator" in config else hooks.add_direction,
         keep_norm=hooks.restore_grown_norm

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import random_vector
+from helpers import at_each_layer, random_vector
 from oracles.make_data import COORDINATES, VOCABULARY
 
 import steerlens as sl
@@ -154,10 +154,12 @@ def test_the_unsteered_models_are_the_same(peer, batch):
 @pytest.mark.parametrize("layers", ["L1", "all"])
 @pytest.mark.parametrize(("operator", "multiplier", "form"), CASES)
 def test_operators_and_multipliers(peer, layers, operator, multiplier, form):
-    steering = sl.Steering(
-        peer.vector,
-        [1] if layers == "L1" else None,
-        **settings_of(peer, operator, multiplier, form),
+    steering = at_each_layer(
+        sl.Steering(
+            peer.vector,
+            [1] if layers == "L1" else None,
+            **settings_of(peer, operator, multiplier, form),
+        )
     )
     key = f"single|{layers}|{operator}|m={multiplier}|{form}"
     assert_equals_the_original(peer, key, steering)
@@ -183,7 +185,7 @@ def test_a_padded_batch(peer, layers, operator, multiplier, form):
         **settings | ({"positions": "all"} if is_mask else {}),
     )
     strength = torch.full((len(peer.rows), len(steering.layers_steered)), float(multiplier))
-    plan = BatchPlan(steering, strength, where) if is_mask else steering
+    plan = BatchPlan(steering, strength, where) if is_mask else at_each_layer(steering)
     assert_equals_the_original(peer, f"batch|{layers}|{operator}|m={multiplier}|{form}", plan)
 
 
@@ -194,7 +196,7 @@ def test_layer_types_are_sites(peer, layer_type):
         peer.trained[f"mean|idx=-1|bs=8|pad=right|{layer_type}|L{layer}"]
         for layer in range(N_LAYERS)
     ]
-    steering = sl.Steering(vector_of(trained, site=SITES[layer_type]))
+    steering = at_each_layer(sl.Steering(vector_of(trained, site=SITES[layer_type])))
     assert_equals_the_original(peer, f"single|{layer_type}:all|add|m=1.0|all", steering)
 
 

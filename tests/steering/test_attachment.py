@@ -181,14 +181,14 @@ EYE = sl.SteeringVector(torch.eye(4), (0, 1, 2, 3))
 def test_a_plan_prints_in_one_line(positions, words):
     steering = sl.Steering(EYE, [1, 2], 0.5, positions=positions)
     assert repr(steering) == (
-        f"Steering(add_direction 0.5 × 'vector' at resid_post layers 1, 2, {words})"
+        f"Steering(add_direction 0.5 (0.25 each) × 'vector' at resid_post layers 1, 2, {words})"
     )
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"strength": (1.0, 0.5)}, "add_direction by-layer strengths ×"),
+        ({"strength": (1.0, 0.5)}, "add_direction by-layer strengths (1, 0.5) ×"),
         ({"edit": hooks.affine_direction, "reference": EYE}, "affine_direction 1 ×"),
         ({"name": "calm"}, "× 'calm' at"),
         ({"site": "ln2_out"}, "at ln2_out layers 1, 2"),

@@ -281,7 +281,7 @@ def row_masks(rows, width=40):
 def test_a_mask_for_each_row_while_rows_leave(model, vector, rows, rows_end_early, use_cache):
     mask = row_masks(rows)
     steering = sl.Steering(vector, [1, 2])
-    plan = BatchPlan(steering, torch.ones(len(rows), 2), where=mask)
+    plan = BatchPlan(steering, torch.full((len(rows), 2), 0.5), where=mask)
     for batch_size in (64, 2):
         together = replied(model, PROMPTS, plan, use_cache=use_cache, batch_size=batch_size)
         lengths = {len(tokens) for tokens in together.tokens}

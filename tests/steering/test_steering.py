@@ -323,8 +323,8 @@ def test_a_steering_is_a_value():
     with pytest.raises(AttributeError):
         steering.strength = 2
     assert repr(replace(steering, skip_bos=True, keep_norm=True, when=named())) == (
-        "Steering(add_direction 1.5 × 'vector' at resid_post layers 1, 3, all positions, "
-        "BOS skipped, norm kept, when harmful)"
+        "Steering(add_direction 1.5 (0.75 each) × 'vector' at resid_post layers 1, 3, "
+        "all positions, BOS skipped, norm kept, when harmful)"
     )
 
 

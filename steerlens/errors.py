@@ -1,4 +1,4 @@
-"""The one exception that steerlens raises for input it cannot use."""
+"""The one exception that steerlens raises for input it cannot use, and its warning."""
 
 from importlib import import_module
 from reprlib import Repr
@@ -7,6 +7,10 @@ from typing import Any
 
 class SteerlensError(ValueError):
     """Invalid input; the message says what was given, what was expected and what to do."""
+
+
+class DegenerateWarning(UserWarning):
+    """More than a tenth of a steering's replies are empty or repeat themselves."""
 
 
 def short_repr(value: object) -> str:

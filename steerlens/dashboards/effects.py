@@ -32,8 +32,8 @@ from steerlens.dashboards.theme import (
 from steerlens.evaluation.effects import UNSTEERED
 from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep
-from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE
 from steerlens.intervals import Interval
+from steerlens.judges.fluency import TOO_MANY_DEGENERATE
 
 _CONTROL = re.compile(r"^(random|shuffled)\b")
 

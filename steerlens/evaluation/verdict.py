@@ -10,10 +10,7 @@ import pandas as pd
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.effects import ARMS, NEGATIVE, STEERED, UNSTEERED
 from steerlens.intervals import Interval
-from steerlens.judges.fluency import degenerate
-
-TOO_MANY_DEGENERATE = 0.1
-"""Share of degenerate replies beyond which a result says so."""
+from steerlens.judges.fluency import TOO_MANY_DEGENERATE, degenerate
 
 
 @dataclass(frozen=True, eq=False)

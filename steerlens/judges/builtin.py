@@ -87,7 +87,7 @@ refusal = judge("refusal", refusal_score, version=f"phrases {REFUSALS_VERSION}")
 """1 where a reply refuses, by its English phrases; NaN for other scripts than the Latin.
 
 `agreement` measures how well it does, on `labelled_replies`."""
-degeneration = judge("degeneration", degenerate, version="2")
+degeneration = judge("degeneration", degenerate, version="3")
 """1 where a reply is empty, repeats itself or has few distinct words."""
 distinct = judge("distinct", distinct_words, version="2")
 """Share of distinct words; falls as a text grows, so compare texts of similar length."""

@@ -1,9 +1,13 @@
 """Fluency without a model: how much a text repeats itself, and how varied its words are."""
 
 import math
+import re
 from itertools import groupby
 
 from steerlens.judges.words import is_unspaced, words_in
+
+TOO_MANY_DEGENERATE = 0.1
+"""Share of degenerate replies beyond which results, warnings and calibrations say so."""
 
 
 def distinct_words(text: str) -> float:
@@ -33,15 +37,24 @@ def degenerate(reply: str) -> bool:
     """Whether a reply is empty, has fewer than half distinct words, or is stuck in a loop.
 
     A loop is the same phrase, of one to eight words (24 characters in scripts without spaces),
-    three times in a row.
+    three times in a row; or, within a word, two to eight letters eight times in a row, or one
+    letter sixteen times.
 
-    >>> degenerate("no no no no"), degenerate("I would rather not.")
-    (True, False)
+    >>> degenerate("no no no no"), degenerate("agesagesagesagesagesagesagesages")
+    (True, True)
+    >>> degenerate("I would rather not.")
+    False
     """
     words = words_in(reply)
     if len(set(words)) * 2 < len(words) or not words:
         return True
+    if any(_STUCK.search(word) for word in words):
+        return True
     return any(echo >= 2 * size for size, echo in enumerate(_echoes(words, reply), start=1))
+
+
+_STUCK = re.compile(r"([^\W\d_]{2,8}?)\1{7}|([^\W\d_])\2{15}")
+"""A piece of a word again and again; eight times one letter is a cry ("nooooooooo")."""
 
 
 def _echoes(words: list[str], text: str) -> list[int]:

@@ -38,6 +38,7 @@ from steerlens.steering.batch_plans import (
     for_rows,
 )
 from steerlens.steering.clocks import DecodingClock
+from steerlens.steering.degenerate_replies import warn_if_degenerate
 from steerlens.steering.fitting import require_fit
 from steerlens.steering.sampling import Sampling, TokenChooser
 from steerlens.steering.steering import Run
@@ -65,7 +66,8 @@ def generate(
 
     A reply does not depend on the batch that its prompt is in, sampled or not. Equal prompts with
     equal settings are decoded once, unless they are sampled. Batches are halved where memory runs
-    out.
+    out. A `DegenerateWarning` tells where more than a tenth of at least ten steered replies (of at
+    least 16 tokens allowed) are empty or repeat themselves.
 
     Args:
         model: The model that replies.
@@ -102,7 +104,9 @@ def generate(
     texts = [
         decoded(model.tokenizer, tokens, skip_special_tokens=True) for tokens in transcript.tokens
     ]
-    return transcript.replies(prompts, texts)
+    replies = transcript.replies(prompts, texts)
+    warn_if_degenerate(replies, task.plans, max_new_tokens)
+    return replies
 
 
 def stream(

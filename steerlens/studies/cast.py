@@ -19,6 +19,7 @@ from steerlens.intervals import rate
 from steerlens.judges.fluency import degenerate
 from steerlens.judges.refusals import refused
 from steerlens.models.host import Model
+from steerlens.steering.batch_plans import stacked
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.conditions import Condition
 from steerlens.steering.generation import generate
@@ -244,7 +245,10 @@ def choose_steering(model: Model, vector: SteeringVector, prompts: Sequence[Prom
         for strength in STRENGTHS:
             layers = range(first, first + 2)
             trial = Steering(vector, layers, strength, relative=True, name="refuse")
-            replies = generate(model, prompts, trial, max_new_tokens=MAX_NEW_TOKENS, progress=False)
+            replies = generate(
+                model, prompts, stacked([trial], len(prompts)),
+                max_new_tokens=MAX_NEW_TOKENS, progress=False,
+            )  # fmt: skip
             broken = sum(map(degenerate, replies)) / len(replies)
             good = sum(refused(text) and not degenerate(text) for text in replies) / len(replies)
             if good > best_score:

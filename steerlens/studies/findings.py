@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE, Verdict
+from steerlens.evaluation.verdict import Verdict
 from steerlens.intervals import Interval
+from steerlens.judges.fluency import TOO_MANY_DEGENERATE
 from steerlens.studies.study import Study
 
 PARTS = {

@@ -61,13 +61,15 @@ def test_helpful_replies_are_not_refusals(reply):
         "I do do do do not",
         "and then we went and then we went and then we went home",
         "Well, this is it. This is it. This is it. Goodbye my dear old friend",
+        "The answer is agesagesagesagesagesagesagesages",
+        "I would say zzzzzzzzzzzzzzzz to that",
     ],
 )
 def test_degenerate_replies_are_recognised(reply):
     assert degenerate(reply)
 
 
-@pytest.mark.parametrize("reply", [*REFUSALS, *HELPFUL, "Yes.", "No, no."])
+@pytest.mark.parametrize("reply", [*REFUSALS, *HELPFUL, "Yes.", "No, no.", "Nooooooooo!"])
 def test_ordinary_replies_have_not_degenerated(reply):
     assert not degenerate(reply) or reply == "No, no."
 

@@ -7,8 +7,8 @@ from .data.contrastive import ContrastiveDataset as ContrastiveDataset
 from .data.prompt_files import load_prompts as load_prompts
 from .errors import SteerlensError as SteerlensError
 from .evaluation.calibration import calibrate_strength as calibrate_strength
-from .evaluation.calibration import suggest as suggest
 from .evaluation.evaluation import evaluate as evaluate
+from .evaluation.suggestion import suggest as suggest
 from .evaluation.sweeps import sweep as sweep
 from .export.exporting import export_model as export_model
 from .files import demo_file as demo_file

@@ -12,7 +12,8 @@ from studies_made import ATTACK, made_search
 
 import steerlens as sl
 from steerlens.display import MOST_ROWS, Rows, card, prompt_text, shortened
-from steerlens.evaluation.calibration import Calibration, Suggestion
+from steerlens.evaluation.calibration import Calibration
+from steerlens.evaluation.suggestion import Suggestion
 from steerlens.intervals import rate
 from steerlens.judges.builtin import degeneration, refusal
 from steerlens.judges.judging import Judge, judge

@@ -11,13 +11,13 @@ import pandas as pd
 
 from steerlens.dashboards.tables import PARETO, RATES, SATURATION, SWEEP, shortfall
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.calibration import Calibration, Suggestion
+from steerlens.evaluation.calibration import Calibration
 from steerlens.evaluation.effects import NEGATIVE, STEERED, UNSTEERED
 from steerlens.evaluation.evaluation import Evaluation
+from steerlens.evaluation.suggestion import Suggestion
 from steerlens.evaluation.sweep_store import Sweep
-from steerlens.evaluation.verdict import TOO_MANY_DEGENERATE
 from steerlens.intervals import mean
-from steerlens.judges.fluency import degenerate
+from steerlens.judges.fluency import TOO_MANY_DEGENERATE, degenerate
 
 DEGENERATE = "degenerate"
 """The optional column of shares of replies that are empty or repeat themselves."""

@@ -17,8 +17,9 @@ from steerlens.dashboards.theme import (
     titled,
 )
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.calibration import MET, Suggestion
+from steerlens.evaluation.calibration import MET
 from steerlens.evaluation.evaluation import Evaluation
+from steerlens.evaluation.suggestion import Suggestion
 from steerlens.evaluation.sweep_store import Sweep
 
 MOST_POINTS = 400

@@ -8,15 +8,14 @@ from steerlens.evaluation.ab_questions import (
 )
 from steerlens.evaluation.calibration import (
     Calibration,
-    Suggestion,
     calibrate_layers,
     calibrate_strength,
-    suggest,
 )
 from steerlens.evaluation.controls import random_directions, shuffled_labels
 from steerlens.evaluation.effects import mean_doses, paired_effects, prompt_slopes
 from steerlens.evaluation.evaluation import Evaluation, evaluate
 from steerlens.evaluation.side_effects import measure_side_effects
+from steerlens.evaluation.suggestion import Suggestion, suggest
 from steerlens.evaluation.sweep_store import Sweep
 from steerlens.evaluation.sweeps import sweep
 from steerlens.evaluation.verdict import Verdict

@@ -120,7 +120,10 @@ def _forced(model: Model, rows: Sequence[TokenRow], steerings: Sequence[Steering
     assert isinstance(run.clock, DecodingClock)
     run.clock.show(0, tokens.shape[1])
     # no attention mask is needed: causal attention never sees padding on the right
-    work = partial(all_logits, model, tokens.repeat(copies, 1))
+    # conditions read the layers below, too, in every copy
+    gated = any(steering.when is not None for steering in steerings)
+    below = 0 if gated else min((min(one.layers_steered) for one in steerings), default=0)
+    work = partial(all_logits, model, tokens, copies, below)
     logits = forward_pass(model, work, placed(model, run.hooks()))
     logits = logits.unflatten(0, (copies, len(rows)))
     gates = [_open_rows(one, run, 1 + i, len(rows)) for i, one in enumerate(steerings)]

@@ -91,9 +91,24 @@ def require_no_hooks(model: Model, why: str) -> None:
         )
 
 
-def all_logits(model: Model, tokens: TokenIds) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits at every position of rows without padding on the left."""
-    arguments = unmasked(model, tokens)
+def all_logits(
+    model: Model, tokens: TokenIds, copies: int = 1, shared_layers: int = 0
+) -> Float[Tensor, "copied pos d_vocab"]:
+    """Logits at every position of rows without padding on the left.
+
+    Args:
+        model: The model.
+        tokens: The rows.
+        copies: How often the rows are repeated in the batch, one copy after the other.
+        shared_layers: Blocks in which the copies are alike, so that one of them is run; of a
+            HookedTransformer only.
+    """
+    alike = is_hooked(model) and model.cfg.positional_embedding_type != "shortformer"
+    if shared_layers and copies > 1 and alike:
+        resid = model(**unmasked(model, tokens), stop_at_layer=shared_layers)
+        shared: Tensor = model(resid.repeat(copies, 1, 1), start_at_layer=shared_layers)
+        return shared
+    arguments = unmasked(model, tokens.repeat(copies, 1))
     arguments.pop("logits_to_keep", None)
     logits: Tensor = model(**arguments)
     return logits

@@ -17,8 +17,8 @@ from steerlens.activations.extraction import extract
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.prompts import Prompt
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.calibration import neighbours
 from steerlens.evaluation.controls import random_directions
+from steerlens.evaluation.suggestion import neighbours
 from steerlens.evaluation.sweep_plan import windows_of
 from steerlens.evaluation.sweep_store import UNSTEERED, Sweep
 from steerlens.evaluation.sweeps import sweep

@@ -8,7 +8,8 @@ from helpers import PROMPTS, random_vector
 import steerlens as sl
 from steerlens import dashboards
 from steerlens.dashboards.results import degenerate_note
-from steerlens.evaluation.calibration import Calibration, Suggestion
+from steerlens.evaluation.calibration import Calibration
+from steerlens.evaluation.suggestion import Suggestion
 from steerlens.judges.judging import judge
 
 tells_d = judge("d", lambda text: float("d" in text))

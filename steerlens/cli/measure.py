@@ -13,6 +13,7 @@ from steerlens.cli.names import (
 )
 from steerlens.cli.options import (
     MEASURE,
+    Doses,
     EstimatorName,
     GpusPerWorker,
     Judges,
@@ -68,9 +69,7 @@ def evaluate_command(
     out: Annotated[Path, typer.Option(help="The directory for tables (Parquet) and verdict.")],
     model: ModelName = TINY_CHAT,
     layers: Layers = None,
-    strength: Annotated[
-        list[float] | None, typer.Option(help="Repeat it to measure dose and response. Default: 1.")
-    ] = None,
+    strength: Doses = None,
     relative: Relative = False,
     judges: Judges = "refusal,degeneration",
     lowers: Annotated[
@@ -104,6 +103,7 @@ def evaluate_command(
     pairs = None if data is None else read_pairs(data, pair_columns or ())
     pairs = pairs.part(part) if pairs is not None and part else pairs
     require_writable(out)
+    from steerlens.evaluation.default_strength import default_steering
     from steerlens.evaluation.evaluation import evaluate
     from steerlens.judges.builtin import named_judges
     from steerlens.models.loading import load_model
@@ -111,14 +111,17 @@ def evaluate_command(
     from steerlens.steering.steering import Steering
     from steerlens.vectors.vector import SteeringVector
 
-    doses = strength or [1.0]
-    steering = Steering(SteeringVector.load(vector), layers, doses[-1], relative=relative)
+    last = strength[-1] if strength else 1.0
+    steering = Steering(SteeringVector.load(vector), layers, last, relative=relative)
     with engine() as running:
         loaded = load_model(model)
+        if not strength:
+            steering, how = default_steering(loaded, steering, engine=running)
+            say(how)
         control_vectors = _controls(loaded, steering, pairs, controls, seed, running)
         evaluation = evaluate(
             loaded, steering, prompt_list, judges=named_judges(judges), raises=not lowers,
-            strengths=doses, controls=control_vectors, max_new_tokens=max_new_tokens,
+            strengths=strength or None, controls=control_vectors, max_new_tokens=max_new_tokens,
             sampling=Sampling(seed=seed), engine=running,
         )  # fmt: skip
     evaluation.save(out)

@@ -329,6 +329,20 @@ Strength = Annotated[
         help="The steering coefficient: multiplies the direction; layers share it equally."
     ),
 ]
+FoundStrength = Annotated[
+    float | None,
+    typer.Option(
+        help="The steering coefficient; layers share it equally. Default: calibrated, so that text "
+        "stays whole (a learned vector: 1, as it was learned)."
+    ),
+]
+Doses = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Repeat it to measure dose and response. Default: calibrated, so that text stays "
+        "whole (a learned vector: 1)."
+    ),
+]
 Strengths = Annotated[Any, taking(parse_strengths, "NUMBERS", 'Such as "-1,0,1".')]
 Relative = Annotated[
     bool,

@@ -12,6 +12,7 @@ from steerlens.cli.options import (
     PROMPTS_HELP,
     VECTORS,
     EstimatorName,
+    FoundStrength,
     GpusPerWorker,
     Layers,
     MaxNewTokens,
@@ -23,7 +24,6 @@ from steerlens.cli.options import (
     RayAddress,
     Relative,
     Seed,
-    Strength,
     Temperature,
     Tokens,
     VectorFile,
@@ -225,7 +225,7 @@ def generate_command(
     prompt_column: PromptColumns = None,
     model: ModelName = TINY_CHAT,
     layers: Layers = None,
-    strength: Strength = 1.0,
+    strength: FoundStrength = None,
     relative: Relative = False,
     condition: ConditionFile = None,
     condition_vector: ConditionVector = None,
@@ -242,10 +242,7 @@ def generate_command(
     Example: steerlens generate refuse.safetensors "How do I bake bread?" --layers 3-4
     --strength 0.6 --relative
     """
-    if (condition is None) != (condition_vector is None):
-        raise SteerlensError("got only one of --condition and --condition-vector; give both")
-    if unless and condition is None:
-        raise SteerlensError("got --unless without --condition; give --condition, too")
+    _require_whole_condition(condition, condition_vector, unless)
     from_file = read_prompts(file, part, prompt_column or ()) if file is not None else []
     asked = [*(prompts or []), *from_file]
     if not asked:
@@ -253,6 +250,7 @@ def generate_command(
             "got no prompt; write one after the vector, or give a file of them with --file"
         )
     require_outputs(out)
+    from steerlens.evaluation.default_strength import default_steering
     from steerlens.files import write_json
     from steerlens.models.loading import load_model
     from steerlens.steering.generation import generate
@@ -263,21 +261,30 @@ def generate_command(
 
     condition_to_meet = _condition(condition, condition_vector, unless)
     steering = Steering(
-        SteeringVector.load(vector), layers, strength, condition_to_meet, relative=relative
-    )
+        SteeringVector.load(vector), layers, 1.0 if strength is None else strength,
+        condition_to_meet, relative=relative,
+    )  # fmt: skip
     loaded = load_model(model)
+    if strength is None:
+        steering, how = default_steering(loaded, steering)
+        say(how)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "sampling": Sampling(temperature, seed=seed),
     }
-    unsteered = generate(loaded, asked, **options)
-    steered = generate(loaded, asked, steering, **options)
-    if out is not None:
-        write_json(out, compared(asked, unsteered, steered, steering))
+    unsteered, steered = (generate(loaded, asked, one, **options) for one in (None, steering))
     say(steering)
     _print_replies(asked, unsteered, steered)
     if out is not None:
+        write_json(out, compared(asked, unsteered, steered, steering))
         say(f"wrote {out}")
+
+
+def _require_whole_condition(search: Path | None, vector: Path | None, unless: bool) -> None:
+    if (search is None) != (vector is None):
+        raise SteerlensError("got only one of --condition and --condition-vector; give both")
+    if unless and search is None:
+        raise SteerlensError("got --unless without --condition; give --condition, too")
 
 
 def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:

@@ -55,7 +55,9 @@ def serve(
         model = load_model(model_name)
         recipes = tqdm(RECIPES, desc="vectors from the demo data", unit="vector")
         library = {recipe.name: make_entry(model, recipe) for recipe in recipes}
-        server.app = make_app(model, library, queue, model_name, token).server
+        app = make_app(model, library, queue, model_name, token)
+        app.layout()  # calibrates the first vector, so that nobody waits for the page
+        server.app = app.server
         url_host = f"[{host}]" if ":" in host else host
         address = f"http://{url_host}:{server.server_port}/" + (f"?token={token}" if token else "")
         notice = f"The playground is at {address} (Ctrl-C ends it)"
@@ -119,7 +121,8 @@ def make_app(
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.server.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST
     guard(app.server, token)
-    app.layout = partial(page, model, library)
-    add_callbacks(app, Page(model, library, queue, Tabs(), model_name))
+    state = Page(model, library, queue, Tabs(), model_name)
+    app.layout = partial(page, model, library, state.strength_of)
+    add_callbacks(app, state)
     refuse_unknown_updates(app.server, app.callback_map)
     return app

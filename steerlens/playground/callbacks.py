@@ -3,9 +3,10 @@
 import base64
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from dash import ALL, Input, Output, Patch, State, no_update, set_props
 
@@ -13,6 +14,7 @@ from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model
 from steerlens.playground.jobs import Job, JobQueue, Tab, Tabs
 from steerlens.playground.layout import (
+    STEP,
     coloured,
     condition_row,
     figure_of,
@@ -25,8 +27,8 @@ from steerlens.playground.layout import (
     strength_label,
     strength_slider,
 )
-from steerlens.playground.library import MOST_UPLOADS, Cut, Entry, Library, uploaded
-from steerlens.playground.request import Outcome, Trial, python, run
+from steerlens.playground.library import MOST_UPLOADS, Cut, Entry, Library, first_strength, uploaded
+from steerlens.playground.request import STRONGEST, Outcome, Trial, python, run
 from steerlens.playground.token_view import Reading
 
 
@@ -39,6 +41,16 @@ class Page:
     queue: JobQueue
     tabs: Tabs[Entry, Outcome]
     model_name: str
+
+    _strengths: WeakKeyDictionary[Entry, float] = field(default_factory=WeakKeyDictionary)
+
+    def strength_of(self, entry: Entry) -> float:
+        """The strength that the page begins with; found when first asked for."""
+        if entry not in self._strengths:
+            relative = entry.vector.norms is not None
+            step, most = STEP[relative], STRONGEST[relative]
+            self._strengths[entry] = first_strength(self.model, entry, step, most)
+        return self._strengths[entry]
 
     def available(self, tab: Tab[Entry, Outcome]) -> Library:
         """The library, and the vectors uploaded in this tab."""
@@ -136,11 +148,14 @@ def check_rule(page: Page, key: str, settings: Mapping[str, Any]) -> dict[str, s
 def choose(page: Page, vector: str, key: str) -> dict[str, Any]:
     """Sliders for the layers and strengths of a newly chosen vector."""
     entry = page.available(page.tabs.get(key)).get(vector)
-    parts = {
-        "layers": layer_slider, "strength": strength_slider, "label": strength_label,
-        "look": look_slider,
-    }  # fmt: skip
-    return {name: no_update if entry is None else part(entry) for name, part in parts.items()}
+    if entry is None:
+        return dict.fromkeys(("layers", "strength", "label", "look"), no_update)
+    return {
+        "layers": layer_slider(entry),
+        "strength": strength_slider(entry, page.strength_of(entry)),
+        "label": strength_label(entry),
+        "look": look_slider(entry),
+    }
 
 
 def upload(page: Page, contents: Any, filename: Any, key: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The parts of the page as Dash components. Needs Dash; nothing here runs a model."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dash import dcc, html
@@ -22,13 +22,19 @@ from steerlens.playground.token_view import Reading, cosines_by_layer
 
 POLL = 250
 """Milliseconds between two queries of a job's state."""
-START_STRENGTH = 0.3
-"""A fraction of the activation norm, at which tiny-chat refuses in whole sentences."""
+STEP = {True: 0.01, False: 0.1}
+"""Of the strength, by whether it is relative."""
 PROMPT = "How do I bake bread?"
 
 
-def page(model: Model, library: Library) -> Any:
-    """A new page with its own key: tabs share only the model and its queue."""
+def page(model: Model, library: Library, strength_of: Callable[[Entry], float]) -> Any:
+    """A new page with its own key: tabs share only the model and its queue.
+
+    Args:
+        model: The model that all tabs share.
+        library: The vectors offered.
+        strength_of: The strength to begin with.
+    """
     first = next(iter(library.values()))
     return html.Main(
         [
@@ -45,12 +51,15 @@ def page(model: Model, library: Library) -> Any:
                     ),
                 ]
             ),
-            html.Div([_controls(first, library), _results(first)], className="columns"),
+            html.Div(
+                [_controls(first, library, strength_of(first)), _results(first)],
+                className="columns",
+            ),
         ]
     )
 
 
-def _controls(first: Entry, library: Library) -> Any:
+def _controls(first: Entry, library: Library, strength: float) -> Any:
     return html.Div(
         [
             _section(
@@ -68,7 +77,10 @@ def _controls(first: Entry, library: Library) -> Any:
                 html.Label("Layers", id="layers-label"),
                 _group("layers-label", html.Div(layer_slider(first), id="layers-place")),
                 html.Label(strength_label(first), id="strength-label"),
-                _group("strength-label", html.Div(strength_slider(first), id="strength-place")),
+                _group(
+                    "strength-label",
+                    html.Div(strength_slider(first, strength), id="strength-place"),
+                ),
             ),
             _section(
                 "Conditions",
@@ -159,24 +171,23 @@ def options(library: Library) -> list[dict[str, str]]:
 
 
 def layer_slider(entry: Entry) -> Any:
-    """A range of the vector's layers; begins below the middle, where steering often works."""
-    layers = entry.vector.layers
-    start = [layers[len(layers) * 2 // 6], layers[len(layers) // 2]]
+    """A range of the vector's layers."""
+    layers, start = entry.vector.layers, list(entry.first_layers)
     return dcc.RangeSlider(
         id="layers", min=layers[0], max=layers[-1] or 1, step=1, value=start, marks=_marks(layers)
     )
 
 
-def strength_slider(entry: Entry) -> Any:
-    """Strength, relative to the activation norm if the vector knows it."""
+def strength_slider(entry: Entry, strength: float) -> Any:
+    """Strength, relative to the activation norm if the vector knows it; begins calibrated."""
     relative = entry.vector.norms is not None
     most = STRONGEST[relative]
     return dcc.Slider(
         id="strength",
         min=-most,
         max=most,
-        step=0.05 if relative else 0.5,
-        value=START_STRENGTH if relative else 1.0,
+        step=STEP[relative],
+        value=strength,
         marks=_marks([-most, -most / 2, 0, most / 2, most]),
     )
 
@@ -184,9 +195,8 @@ def strength_slider(entry: Entry) -> Any:
 def strength_label(entry: Entry) -> str:
     """The unit of strength, in words."""
     relative = entry.vector.norms is not None
-    return "Strength, " + (
-        "as a fraction of the activation norm" if relative else "times the vector"
-    )
+    unit = "as a fraction of the activation norm" if relative else "times the vector"
+    return f"Strength, {unit}; layers share it. It begins calibrated: beyond, text may break."
 
 
 def look_slider(entry: Entry) -> Any:

@@ -9,17 +9,19 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, count
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerlens.activations.provenance import check_provenance
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.errors import SteerlensError, short_repr
+from steerlens.evaluation.default_strength import default_steering
 from steerlens.models.host import Model
 from steerlens.playground import recipes
 from steerlens.steering.condition_search import search_conditions
 from steerlens.steering.similarities import cosine
+from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
 UPLOADED = (".safetensors", ".svec", ".gguf")
@@ -56,6 +58,18 @@ class Entry:
     reach: float = 1.0
     """Thresholds are offered from −reach to reach."""
 
+    @property
+    def first_layers(self) -> tuple[int, int]:
+        """The first and last layer steered at first: below the middle, where it often works."""
+        layers = self.vector.layers
+        return layers[len(layers) * 2 // 6], layers[len(layers) // 2]
+
+    def first_steering(self) -> Steering:
+        """The steering that a page begins with, but for its strength."""
+        first, last = self.first_layers
+        layers = [layer for layer in self.vector.layers if first <= layer <= last]
+        return Steering(self.vector, layers, relative=self.vector.norms is not None)
+
 
 Library = Mapping[str, Entry]
 
@@ -90,6 +104,16 @@ RECIPES = (
         recipes.legal_and_other,
     ),
 )
+
+
+def first_strength(model: Model, entry: Entry, step: float, most: float) -> float:
+    """A strength that leaves text whole, rounded down to a step; 0 if none can be found."""
+    try:
+        steering, _ = default_steering(model, entry.first_steering(), progress=False)
+    except SteerlensError:
+        return 0.0
+    strength = sum(steering.strengths)  # of an addition: what its layers share
+    return round(min(floor(strength / step + 1e-6) * step, most), 6)
 
 
 def make_entry(model: Model, recipe: Recipe) -> Entry:

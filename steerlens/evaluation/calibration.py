@@ -34,7 +34,7 @@ from steerlens.steering.steering import Steering, require_steering
 
 N_TEXTS = 24
 """Neutral texts that are calibrated on, unless others are given."""
-KL_BUDGET = 1.0
+KL_BUDGET = 0.5
 """95th percentile of KL per token, in nats, that leaves a pretrained model's text whole."""
 NEAR = 0.05
 """How far below the KL budget a result may lie, as a share of it: in strength, half of that."""
@@ -113,7 +113,7 @@ def calibrate_strength(
 
     KL(unsteered ‖ steered) is teacher-forced on neutral text; its 95th percentile over tokens may
     reach `kl_budget`. It need not grow with strength: what is found is the lower side of the first
-    crossing that a grid of factors of 4 shows. Where too many replies to a few instructions
+    crossing that strengths in steps of 4 show. Where too many replies to a few instructions
     are degenerate at that strength, it is lowered in steps of a fifth to a third until they are
     not.
 
@@ -156,7 +156,7 @@ def calibrate_strength(
     if degenerate_budget == 1:
         return calibration
     asked = instructions() if prompts is None else as_prompts(prompts)
-    return _with_whole_replies(model, calibration, asked, degenerate_budget, max_new_tokens, **run)
+    return with_whole_replies(model, calibration, asked, degenerate_budget, max_new_tokens, **run)
 
 
 def calibrate_layers(
@@ -228,7 +228,7 @@ def at_kl_budget(
     ]
 
 
-def _with_whole_replies(
+def with_whole_replies(
     model: Model,
     found: Calibration,
     prompts: Sequence[Readable],
@@ -236,7 +236,16 @@ def _with_whole_replies(
     max_new_tokens: int,
     **run: Unpack[RunOptions],
 ) -> Calibration:
-    """The calibration at the greatest fraction of its strength at which replies are whole."""
+    """The calibration at the greatest fraction of its strength at which replies are whole.
+
+    Args:
+        model: The model.
+        found: At the KL budget.
+        prompts: Instructions to reply to.
+        budget: Largest share of degenerate replies, as for `calibrate_strength`.
+        max_new_tokens: Length of these replies.
+        run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
+    """
     trials, allowed = whole_replies(model, found.steering, prompts, budget, max_new_tokens, **run)
     table = pd.DataFrame(trials)
     weaker = [times(found.steering, trial.fraction) for trial in trials]

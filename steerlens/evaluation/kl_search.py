@@ -13,11 +13,13 @@ from steerlens.models.host import Model
 from steerlens.models.tokenizing import TokenRow
 from steerlens.steering.steering import Steering
 
-GRID = 4.0 ** np.arange(-2.5, 1)
-"""First strengths tried, in norms of the residual stream; if none brackets the budget, the grid
-is moved by a factor of 256."""
+FIRST = (1 / 8, 1 / 2)
+"""Strengths tried first, in norms of the residual stream. Unless they bracket the budget, others
+are tried, 4 and 16 times as far."""
+WIDEST = 8
+"""Most strengths tried for a bracket: by then up to 4,000 times as far."""
 ROUNDS = 16
-"""Most batches: two for the grid, then a bracket of a factor of 4 halved to under 0.02 %."""
+"""Most batches: four for the bracket of a factor of 4, which is then halved to under 0.1 %."""
 
 Tried = dict[float, float]
 """KL percentiles by strength, without the steering's sign."""
@@ -63,15 +65,17 @@ def search_strengths(
 def _next_strengths(unit: float, tried: Tried, budget: float, tolerance: float) -> list[float]:
     """The strengths to try next; none once the budget is bracketed closely, or never will be."""
     if not tried:
-        return (unit * GRID).tolist()
+        return [unit * first for first in FIRST]
     strengths, first = first_exceeding(tried, budget)
     if 0 < first < len(strengths):
         low, high = strengths[first - 1 : first + 1]
         near = tried[low] >= (1 - tolerance) * budget or high / low < 1 + 1e-5
         return [] if near else _between(low, high, tried, (1 - tolerance / 2) * budget)
-    if len(strengths) > len(GRID):
-        return []  # the wider grid did not bracket it either
-    return (unit * GRID * (256.0 if first else 1 / 256.0)).tolist()
+    if len(strengths) >= WIDEST:
+        return []
+    return (
+        [4 * strengths[-1], 16 * strengths[-1]] if first else [strengths[0] / 16, strengths[0] / 4]
+    )
 
 
 def _between(low: float, high: float, tried: Tried, target: float) -> list[float]:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlens.activations.batching import by_length
@@ -74,10 +74,10 @@ def teacher_forced(
     per_group = max(1, batch_tokens // max(lengths) - 1)
     if options.batch_size is not None:
         per_group = max(1, min(per_group, options.batch_size - 1))
-    starts = range(0, len(steerings), per_group)
-    groups = [steerings[start : start + per_group] for start in starts] or [steerings]
+    groups = _groups(steerings, per_group)
     with progress_bar(len(groups) * len(rows), "text", options.progress) as bar:
-        for group in groups:
+        for indices in groups:
+            group = [steerings[index] for index in indices]
             copies = 1 + len(group)
             n_texts = None if options.batch_size is None else max(1, options.batch_size // copies)
             batches = by_length(lengths, rows=n_texts, tokens=batch_tokens // copies)
@@ -87,7 +87,25 @@ def teacher_forced(
                 for index, forced in zip(batch, forced_batch, strict=True):
                     parts[index].append(forced)
                 bar.update(len(batch))
-    return [_joined(part) for part in parts]
+    order = np.argsort([index for indices in groups for index in indices])
+    return [_joined(part, order) for part in parts]
+
+
+WORTH_A_PASS = 6
+"""Steerings from one layer up that are run by themselves: they share all layers below."""
+
+
+def _groups(steerings: Sequence[Steering], most: int) -> list[list[int]]:
+    """Indices of the steerings of each pass: from the same layer up where there are enough."""
+    lowest = [min(steering.layers_steered) for steering in steerings]
+    groups: list[list[int]] = [[]]
+    for index in sorted(range(len(steerings)), key=lowest.__getitem__):
+        last = groups[-1]
+        higher = bool(last) and lowest[index] > lowest[last[-1]]
+        if len(last) == most or (higher and len(last) >= WORTH_A_PASS):
+            groups.append([])
+        groups[-1].append(index)
+    return groups
 
 
 def kl_percentiles(forced: Sequence[Forced]) -> Float[np.ndarray, " steering"]:
@@ -156,12 +174,13 @@ def _open_rows(steering: Steering, run: Run, index: int, n_rows: int) -> list[bo
     return truth[index * n_rows : (index + 1) * n_rows].tolist()
 
 
-def _joined(parts: Sequence[Forced]) -> Forced:
-    """One text under several groups of steerings, each with the unsteered row first."""
+def _joined(parts: Sequence[Forced], order: Int[np.ndarray, " steering"]) -> Forced:
+    """One text under all steerings in order, from groups that have the unsteered row first."""
+    steered = np.concatenate([part.surprise[1:] for part in parts])[order]
     return Forced(
-        np.concatenate([part.kl for part in parts]),
-        np.concatenate([parts[0].surprise[:1], *(part.surprise[1:] for part in parts)]),
-        np.concatenate([part.open for part in parts]),
+        np.concatenate([part.kl for part in parts])[order],
+        np.concatenate([parts[0].surprise[:1], steered]),
+        np.concatenate([part.open for part in parts])[order],
     )
 
 

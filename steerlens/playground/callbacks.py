@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,14 +44,16 @@ class Page:
     model_name: str
 
     _strengths: WeakKeyDictionary[Entry, float] = field(default_factory=WeakKeyDictionary)
+    _calibrating: threading.Lock = field(default_factory=threading.Lock)
 
     def strength_of(self, entry: Entry) -> float:
-        """The strength that the page begins with; found when first asked for."""
-        if entry not in self._strengths:
-            relative = entry.vector.norms is not None
-            step, most = STEP[relative], STRONGEST[relative]
-            self._strengths[entry] = first_strength(self.model, entry, step, most)
-        return self._strengths[entry]
+        """The strength that the page begins with; found when first asked for, once for all tabs."""
+        with self._calibrating:
+            if entry not in self._strengths:
+                relative = entry.vector.norms is not None
+                step, most = STEP[relative], STRONGEST[relative]
+                self._strengths[entry] = first_strength(self.model, entry, step, most)
+            return self._strengths[entry]
 
     def available(self, tab: Tab[Entry, Outcome]) -> Library:
         """The library, and the vectors uploaded in this tab."""
@@ -150,10 +153,11 @@ def choose(page: Page, vector: str, key: str) -> dict[str, Any]:
     entry = page.available(page.tabs.get(key)).get(vector)
     if entry is None:
         return dict.fromkeys(("layers", "strength", "label", "look"), no_update)
+    strength = page.strength_of(entry)
     return {
         "layers": layer_slider(entry),
-        "strength": strength_slider(entry, page.strength_of(entry)),
-        "label": strength_label(entry),
+        "strength": strength_slider(entry, strength),
+        "label": strength_label(entry, strength),
         "look": look_slider(entry),
     }
 

@@ -76,7 +76,7 @@ def _controls(first: Entry, library: Library, strength: float) -> Any:
                 html.P(id="uploaded", role="alert"),
                 html.Label("Layers", id="layers-label"),
                 _group("layers-label", html.Div(layer_slider(first), id="layers-place")),
-                html.Label(strength_label(first), id="strength-label"),
+                html.Label(strength_label(first, strength), id="strength-label"),
                 _group(
                     "strength-label",
                     html.Div(strength_slider(first, strength), id="strength-place"),
@@ -192,11 +192,16 @@ def strength_slider(entry: Entry, strength: float) -> Any:
     )
 
 
-def strength_label(entry: Entry) -> str:
-    """The unit of strength, in words."""
+def strength_label(entry: Entry, strength: float) -> str:
+    """The unit of strength, and what it begins with, in words."""
     relative = entry.vector.norms is not None
     unit = "as a fraction of the activation norm" if relative else "times the vector"
-    return f"Strength, {unit}; layers share it. It begins calibrated: beyond, text may break."
+    begins = (
+        f"It begins calibrated, at {strength:g}: beyond, text may break."
+        if strength
+        else "It begins at 0: no strength was found that leaves text whole."
+    )
+    return f"Strength, {unit}; layers share it. {begins}"
 
 
 def look_slider(entry: Entry) -> Any:

@@ -218,7 +218,7 @@ def test_default_steerings_are_calibrated_without_condition_or_as_learned(model,
     monkeypatch.setattr(calibration, "instructions", lambda: TEN)
     gated = sl.Steering(ONE, [1], 9.0, when=sl.Condition(ONE, 0, above=1e9))
     found, words = default_steering(model, gated, **QUIET)
-    assert found.strength == pytest.approx(1, rel=0.05)
+    assert found.strength == pytest.approx(0.5, rel=0.05)  # the default budget
     assert found.when is gated.when
     assert "calibrated" in words
     assert "0 of 10 replies degenerate" in words
@@ -255,6 +255,64 @@ def test_a_candidate_whose_replies_fall_apart_is_not_suggested(model, plan, monk
     assert found.steering.layers_steered == (2,)
     assert found.table.effect.tolist() == [1, 2]
     assert found.table.degeneration.tolist() == [0, 1]
+
+
+def by_window(monkeypatch, text_of):
+    """Let `text_of` window and strength be every reply; returns how many each call asked for."""
+    asked = []
+
+    def replies(_, prompts, plans, **options):
+        asked.append(len(prompts))
+        texts = [text_of((), 0.0)] * len(prompts)
+        for plan in plans:
+            for row, strengths in enumerate(plan.strength.tolist()):
+                if any(strengths):
+                    texts[row] = text_of(plan.steering.layers_steered, sum(strengths))
+        return texts
+
+    monkeypatch.setattr(suggestion, "generate", replies)
+    monkeypatch.setattr(whole_replies, "generate", replies)
+    return asked
+
+
+TWELVE = [f"Question {number}?" for number in range(12)]
+
+
+def test_many_candidates_are_halved_on_few_prompts_and_the_best_survives(model, plan, monkeypatch):
+    """One window of nine is better than all others, wherever it stands."""
+    windows = suggestion.neighbours(range(4), (1, 2, 3))
+    d = Judge("d", lambda texts: [text.count("d") for text in texts])
+    for best in ((0,), (2, 3), (1, 2, 3)):
+        words = {window: "a plain text " + "d" * (5 if window == best else 1) for window in windows}
+        words[()] = "a plain text"
+        asked = by_window(monkeypatch, lambda window, strength, words=words: words[window])
+        found = sl.suggest(
+            model, plan.vector, TWELVE, d, kl_budget=0.05, widths=(1, 2, 3), texts=TEXTS, **QUIET
+        )
+        assert found.steering.layers_steered == best
+        assert asked == [10 * 4, 7 * 12]
+        counts = found.table.status.value_counts()
+        assert dict(counts) == {MET: 6, "dropped": 3}
+        assert found.table.n.tolist() == [12] * 6 + [4] * 3
+        assert found.table.effect.tolist()[:2] == [5, 1]
+
+
+def test_the_best_candidate_is_lowered_until_its_replies_are_whole(model, plan, monkeypatch):
+    at_budget = calibrate_layers(
+        model, replace(plan, strength=1.0), 0.05, TEXTS, layers=[1], **QUIET
+    )
+    limit = 0.7 * at_budget[1].strength
+    text = lambda window, strength: "d no no no no" if strength > limit else f"d whole {window}"  # noqa: E731
+    by_window(monkeypatch, text)
+    d = Judge("d", lambda texts: [float("d" in text and "()" not in text) for text in texts])
+    found = sl.suggest(
+        model, plan.vector, TWELVE, d, kl_budget=0.05, layers=[1], widths=[1], texts=TEXTS, **QUIET
+    )
+    assert 0.6 * limit < found.steering.strength <= limit
+    best = found.table.iloc[0]
+    assert (best.strength, best.degeneration) == (found.steering.strength, 0)
+    assert best.kl_p95 < 0.05
+    assert best.effect == 1
 
 
 def test_a_suggestion_compares_at_equal_side_effect(model, plan):

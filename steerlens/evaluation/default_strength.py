@@ -13,6 +13,15 @@ TINY_CHAT_BUDGET = 6.0
 """The KL budget of tiny-chat, which is small and sure of every token."""
 
 
+def default_budget(model: Model) -> float:
+    """The KL budget for a model, in nats per token: `KL_BUDGET`, but for tiny-chat.
+
+    >>> default_budget(load_model("tiny-chat"))
+    6.0
+    """
+    return TINY_CHAT_BUDGET if model.cfg.model_name == TINY_CHAT else KL_BUDGET
+
+
 def default_steering(
     model: Model, steering: Steering, **run: Unpack[RunOptions]
 ) -> tuple[Steering, str]:
@@ -32,9 +41,8 @@ def default_steering(
     """
     if "objective" in steering.vector.provenance and not steering.relative:
         return replace(steering, strength=1.0), "strength 1, at which the vector was learned"
-    budget = TINY_CHAT_BUDGET if model.cfg.model_name == TINY_CHAT else KL_BUDGET
     always = replace(steering, when=None, strength=1.0)
-    found = calibrate_strength(model, always, budget, **run)
+    found = calibrate_strength(model, always, default_budget(model), **run)
     words = (
         f"strength {found.strength:.3g}, calibrated: KL p95 {found.kl:.2g} of {found.kl_budget:g} "
         f"nats on {len(found.texts)} neutral texts, {found.replies_in_words}"

@@ -149,7 +149,7 @@ def suggest(
     each = {window: Steering(vector, window, relative=relative) for window in windows}
     middle = (numbers[0] + numbers[-1]) / 2
     contest = _Contest(model, judge, raises, degenerate_budget, middle, seed, run)
-    dropped = []
+    dropped: list[pd.DataFrame] = []
     if len(each) > FINALISTS:
         each, dropped = contest.rounds(each, prompts, kl_budget, texts, max_new_tokens)
     calibrations = at_kl_budget(model, list(each.values()), kl_budget, texts, NEAR, **run)

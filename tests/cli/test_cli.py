@@ -1,6 +1,7 @@
 """The commands a newcomer types, on files a newcomer has."""
 
 import json
+import re
 from functools import partial
 
 import pandas as pd
@@ -144,6 +145,30 @@ def test_choices_takes_a_vector_that_was_made_before(run, files):
     assert "that the vector is extracted from" in " ".join(same.output.split())
 
 
+def test_suggest_prints_the_best_layers_and_keeps_all_candidates(run, files):
+    (files / "few.txt").write_text("I love the number 7.\nWe hate the colour 8.\n")
+    shown = run(
+        "suggest", files / "v.safetensors", files / "few.txt", "--layers", "1-2",
+        "--judge", "distinct", "--max-new-tokens", "6", "--out", files / "candidates.csv",
+    )  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    candidates = pd.read_csv(files / "candidates.csv")
+    assert set(candidates.layers) == {"(1,)", "(2,)", "(1, 2)"}
+    assert f"Steering(add_direction {candidates.strength[0]:g} relative" in shown.output
+    assert candidates.kl_p95.max() <= 6
+    assert "the best of 3" in " ".join(shown.output.split())
+
+
+def test_without_a_strength_it_is_calibrated_and_said_how(run, files):
+    options = ("--layers", "2-3", "--relative", "--max-new-tokens", "4")
+    shown = run("generate", files / "v.safetensors", "Hi.", *options)
+    assert shown.exit_code == 0, shown.output
+    said = " ".join(shown.output.split())
+    assert re.search(r"strength [\d.]+, calibrated: KL p95 [\d.]+ of 6 nats on 24 neutral", said)
+    strength = float(re.search(r"strength ([\d.]+), calibrated", said)[1])
+    assert f"({strength / 2:.2g}" in said  # each of two layers
+
+
 def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):
     (files / "prompts.txt").write_text("I love the number 7.\nWe hate the colour 8.\n")
     shown = run(
@@ -272,8 +297,8 @@ def test_errors_are_messages_without_traceback(run, files, monkeypatch, argument
 
 def test_every_command_explains_itself(run):
     for command in (
-        "demo", "extract", "learn", "search", "generate", "choices", "evaluate", "sweep",
-        "sentiment", "cast-table", "export", "playground",
+        "demo", "extract", "learn", "search", "generate", "choices", "suggest",
+        "evaluate", "sweep", "sentiment", "cast-table", "export", "playground",
     ):  # fmt: skip
         shown = run(command, "--help")
         assert shown.exit_code == 0

@@ -530,22 +530,22 @@ def test_tiny_chat_says_in_a_sweep_what_it_says_alone(tiny_chat):
     assert found.table["row"].tolist() == list(range(len(found.table)))
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_two_sweeps_do_not_write_to_one_directory(swept, tmp_path, resume):
+def test_two_sweeps_do_not_write_to_one_directory(swept, tmp_path):
     """The second is refused by name while the first runs, and the first loses nothing."""
     refused = []
 
     def meddle(texts):
         if not refused:
             with pytest.raises(sl.SteerlensError, match="another run is writing to") as caught:
-                swept(out=tmp_path / "one", resume=resume)
+                swept(out=tmp_path / "one", resume=True, **few)
             refused.append(caught)
         return [0.0] * len(texts)
 
+    few = {"layers": [1], "prompts": PROMPTS[:2], "batch_size": 2}
     judge = Judge("meddles", meddle)
-    first = swept(out=tmp_path / "one", judges=[judge], batch_size=2)
+    first = swept(out=tmp_path / "one", judges=[judge], **few)
     assert refused
     assert first.complete
-    again = swept(out=tmp_path / "one", judges=[judge], batch_size=2, resume=True)
+    again = swept(out=tmp_path / "one", judges=[judge], resume=True, **few)
     assert_frame_equal(again.table, first.table, check_exact=True)
     assert all(not path.name.startswith(".") for path in (tmp_path / "one").iterdir())

@@ -25,7 +25,7 @@ def learned(model, lessons=LESSONS, training=SHORT, **options):
 
 def test_the_wanted_reply_becomes_what_the_model_says(model):
     """On prompts it has not seen, and by nothing but `Steering(vector)`."""
-    training = sl.Training(steps=150, batch_size=8, learning_rate=0.02)
+    training = sl.Training(steps=60, batch_size=8, learning_rate=0.05)
     vector = learned(model, training=training)
     gains = vector.provenance["gain"]
     assert gains["learned"] > 2
@@ -248,7 +248,7 @@ def test_behind_a_beginning_the_text_stays_what_it_was(model):
     drifts = []
     for weight in (1e-6, 10.0):
         training = sl.Training(
-            steps=40, learning_rate=0.02, continued=6, drift_weight=weight, held_out=0
+            steps=20, learning_rate=0.04, continued=6, drift_weight=weight, held_out=0
         )
         vector = learned(model, lessons, training=training)
         [[pair]] = reply_pairs(model, lessons[:1])

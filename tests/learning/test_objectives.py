@@ -121,7 +121,11 @@ def test_losses_and_gradients_are_those_of_plain_pytorch(
     torch.testing.assert_close(gradient[0], expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=name_of)
+@pytest.mark.parametrize(
+    "objective",
+    [OBJECTIVES[0], *(pytest.param(one, marks=pytest.mark.slow) for one in OBJECTIVES[1:])],
+    ids=name_of,
+)
 def test_fifty_steps_lead_where_plain_pytorch_leads(objective, passes, pairs, hf_model):
     norms, training = torch.tensor([20.0]), sl.Training(steps=50, seed=4)
     ours = train(passes, objective, [pairs] * 50, [], norms, training, progress=False)

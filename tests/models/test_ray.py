@@ -212,6 +212,7 @@ def pids(engine, model, n_shards=4):
     return {pid for _, pid in engine.run(model, lambda *_: os.getpid(), enumerate(range(n_shards)))}
 
 
+@pytest.mark.slow
 def test_a_worker_killed_midway_costs_an_extraction_nothing(model, engine, fatal_once):
     def last(str_tokens):
         fatal_once()

@@ -61,6 +61,10 @@ def learn_command(
     norm_budget: Annotated[
         float | None, typer.Option(help="Longest vector, as a fraction of the activation norm.")
     ] = None,
+    kl_budget: Annotated[
+        float | None,
+        typer.Option(help="Largest KL p95 on neutral text, in nats; it is shortened to it."),
+    ] = None,
     seed: Seed = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would cost; write nothing.")
@@ -83,7 +87,7 @@ def learn_command(
 
     training = Training(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, norm_budget=norm_budget,
-        seed=seed,
+        kl_budget=kl_budget, seed=seed,
     )  # fmt: skip
     what = load_model(model), lessons or data, OBJECTIVES[objective], layers
     if dry_run:

@@ -17,8 +17,9 @@ from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, digest
 from steerlens.files import require_writable as require_writable_folder
+from steerlens.learning.budgets import within_budget
 from steerlens.learning.descent import Descent, Keeper, train
-from steerlens.learning.losses import gain, mean_strength
+from steerlens.learning.losses import Directions, gain, mean_strength
 from steerlens.learning.objectives import Objective, reply_likelihood
 from steerlens.learning.passes import Passes
 from steerlens.learning.replies import (
@@ -101,18 +102,17 @@ def learn(
     descent = train(
         passes, objective, steps, held_out, norms, training, keeper=keeper, progress=progress
     )
-    vector = SteeringVector(
-        descent.found * mean_strength(passes, objective, lessons.learned, descent.found),
-        numbers,
-        site,
-        norms=norms,
-        provenance={
-            "name": name or (data.name if isinstance(data, ContrastiveDataset) else "lessons"),
-            **origin,
-            **_account(passes, lessons, descent),
-            "seconds": round(perf_counter() - begun, 1),
-        },
-    )
+    found = descent.found * mean_strength(passes, objective, lessons.learned, descent.found)
+    vector = SteeringVector(found, numbers, site, norms=norms)
+    vector, spent = within_budget(model, replace(job.plan, vector=vector), training.kl_budget)
+    told = {
+        "name": name or (data.name if isinstance(data, ContrastiveDataset) else "lessons"),
+        **origin,
+        **_account(passes, lessons, descent, vector.directions),
+        **spent,
+        "seconds": round(perf_counter() - begun, 1),
+    }
+    vector = replace(vector, provenance=told)
     if out is not None and keeper is not None and not descent.interrupted:
         vector = replace(vector, provenance={**vector.provenance, "job": keeper.job})
         vector.save(out)
@@ -298,9 +298,11 @@ def passes_of(model: Model, plan: Steering, texts: Sequence[ReplyText], progress
     return Passes(model, plan, keep_streams(model, texts, start, shared, progress=progress))
 
 
-def _account(passes: Passes, lessons: Lessons, descent: Descent) -> dict[str, Any]:
+def _account(
+    passes: Passes, lessons: Lessons, descent: Descent, directions: Directions
+) -> dict[str, Any]:
     """What was done, on what, and what it came to, on prompts seen and unseen."""
-    found = descent.found.to(passes.model.cfg.device)
+    found = directions.to(passes.model.cfg.device)
     learned = lessons.learned
     seen = gain(passes, learned[:MOST_HELD_OUT], found)
     unseen = gain(passes, lessons.held_out, found) if lessons.held_out else None
@@ -316,7 +318,7 @@ def _account(passes: Passes, lessons: Lessons, descent: Descent) -> dict[str, An
             "different": len({pair.wanted.reply for pair in learned}),
             "whole": sum(pair.whole for pair in learned),
         },
-        "lengths": [round(float(length), 4) for length in descent.found.norm(dim=1)],
+        "lengths": [round(float(length), 4) for length in directions.norm(dim=1)],
     }
 
 

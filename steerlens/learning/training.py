@@ -23,6 +23,9 @@ class Training:
     """Share of the vector that is lost in each step."""
     norm_budget: float | None = None
     """Longest vector, as a fraction of the layer's mean activation norm; cut back at every step."""
+    kl_budget: float | None = None
+    """Largest 95th percentile of KL per token on neutral text, in nats, as `calibrate_strength`
+    measures it. A vector that exceeds it is shortened to it after the last step."""
     replies: int = 4
     """Of many wanted replies that all prompts share, how many are learned: those that the unsteered
     model finds likeliest per token. One vector says a few things well, or many badly."""
@@ -51,6 +54,7 @@ class Training:
                 ("learning_rate", self.learning_rate > 0),
                 ("weight_decay", 0 <= self.weight_decay < 1),
                 ("norm_budget", self.norm_budget is None or self.norm_budget > 0),
+                ("kl_budget", self.kl_budget is None or self.kl_budget > 0),
                 ("continued", self.continued >= 0),
                 ("drift_weight", self.drift_weight >= 0),
                 ("held_out", 0 <= self.held_out < 1),
@@ -62,8 +66,8 @@ class Training:
             given = ", ".join(f"{name}={getattr(self, name)}" for name in wrong)
             raise SteerlensError(
                 f"got {given}; expected steps, batch_size, replies, replies_drawn, check_every and "
-                "patience of at least 1, learning_rate and norm_budget above 0, the rest not "
-                "negative, and held_out and weight_decay below 1"
+                "patience of at least 1, learning_rate and budgets above 0, the rest not negative, "
+                "and held_out and weight_decay below 1"
             )
 
 

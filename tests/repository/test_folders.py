@@ -19,8 +19,8 @@ ORDER = [
     "steering",     # edits, conditions, plans, rules, generation
     "export",       # the same edits folded into weights and checkpoints
     "interpret",    # what a vector means
-    "learning",     # vectors learned by gradient, through the steering itself
     "evaluation",   # effects, controls, side effects, calibration, sweeps
+    "learning",     # vectors learned by gradient, through the steering itself
     "dashboards",   # results → figures
     "studies",      # experiments that write a directory
     "playground",   # the local page

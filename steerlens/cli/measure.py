@@ -135,10 +135,13 @@ def _controls(
 ) -> tuple[Any, ...]:
     """`count` random directions and, given the vector's pairs, as many of shuffled labels."""
     from steerlens.evaluation.controls import random_directions, shuffled_labels
+    from steerlens.learning.shuffled_lessons import learned_controls
 
     vector = steering.vector.at(steering.layers_steered)
     controls = random_directions(vector, count, seed=seed)
-    if pairs is not None:
+    if pairs is not None and "training" in vector.provenance:
+        controls += learned_controls(model, steering.vector, pairs, count, seed=seed)
+    elif pairs is not None:
         controls += shuffled_labels(model, vector, pairs, count, seed=seed, engine=engine)
     return controls
 

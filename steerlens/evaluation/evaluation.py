@@ -224,7 +224,7 @@ def evaluate(
         strengths: Steering coefficients of one sign; default: the steering's own. For a steering
             with strengths by layer, factors that multiply them.
         controls: A number of random directions of the vector's length; or vectors from
-            `random_directions` and `shuffled_labels`, or any others by name.
+            `random_directions`, `shuffled_labels` and `learned_controls`, or any others by name.
         texts: Neutral texts for side effects; default: those that ship with steerlens.
         harmless: Prompts for side effects, likewise.
         sampling: How replies are sampled; its seed also draws random directions and intervals.
@@ -265,6 +265,7 @@ def evaluate(
     table, outcome = _judged(_reply_table(arms, prompts, steering, replies), judges)
     given = steering.strength
     shuffled = any(name.startswith("shuffled") for name in named_controls)
+    maker = "learned_controls" if "training" in steering.vector.provenance else "shuffled_labels"
     settings = {
         "steering": repr(steering),
         "provenance": dict(steering.vector.provenance),
@@ -275,7 +276,7 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "temperature": sampling.temperature,
         "seed": seed,
-        "notes": [] if shuffled else ["no shuffled labels: shuffled_labels() makes such controls"],
+        "notes": [] if shuffled else [f"no shuffled labels: {maker}() makes such controls"],
         **outcome,
     }
     return Evaluation(table, effects, settings)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steerlens.display import shortened
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.effects import ARMS, NEGATIVE, STEERED, UNSTEERED
 from steerlens.intervals import Interval
@@ -162,6 +163,7 @@ class Verdict:
             for judge, reason in self.settings["failures"].items()
         ]
         lines += [f"{empty} of {n} steered replies are empty"] if empty else []
+        lines += _few_replies(steered.reply, replies[replies.arm == UNSTEERED].reply)
         if self.degenerate > TOO_MANY_DEGENERATE:
             lines.append(
                 f"{self.degenerate:.0%} of the steered replies are degenerate (empty or repeating "
@@ -175,6 +177,19 @@ class Verdict:
         )
         lines.append("other models, prompts and judges; no human has read these replies")
         return ["Not shown:", *(f"  {line}" for line in lines)]
+
+
+def _few_replies(steered: pd.Series, unsteered: pd.Series) -> list[str]:
+    """Whether the steering says few things only, where the model alone says many."""
+    different = steered.nunique()
+    if not different or 2 * different > unsteered.nunique():
+        return []
+    commonest = steered.value_counts()
+    return [
+        f"the steering is rather a phrase: {different} different replies to {len(steered)} prompts "
+        f"(unsteered {unsteered.nunique()}), {commonest.iloc[0]} times "
+        f"“{shortened(commonest.index[0], 80)}”"
+    ]
 
 
 def _change(row: pd.Series) -> str:

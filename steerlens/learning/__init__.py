@@ -6,6 +6,7 @@ from steerlens.learning.maps import StreamMap, linear_transport, null_space_map
 from steerlens.learning.objectives import Objective, bipo, reft_r1, reply_likelihood, reps
 from steerlens.learning.passes import TokenLogs
 from steerlens.learning.seeds import Seeds, learn_seeds
+from steerlens.learning.shuffled_lessons import learned_controls
 from steerlens.learning.training import Training
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "bipo",
     "learn",
     "learn_seeds",
+    "learned_controls",
     "linear_transport",
     "null_space_map",
     "reft_r1",

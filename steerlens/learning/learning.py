@@ -86,14 +86,35 @@ def learn(
     >>> vector.layers, vector.provenance["steps"]
     ((2,), 5)
     """
-    begun = perf_counter()
     job = prepared(model, data, layers, site, positions, validation, training)
+    called = name or (data.name if isinstance(data, ContrastiveDataset) else "lessons")
     origin = {**model_provenance(model), "objective": name_of(objective), **job.account}
     keeper = None
     if out is not None:
         keeper = _keeper(Path(out), origin)
         if (done := _done_before(Path(out), keeper.job)) is not None:
             return done
+    told = {"name": called, **origin}
+    vector = learned(model, job, objective, told, keeper=keeper, progress=progress)
+    if out is not None and keeper is not None and not vector.provenance["interrupted"]:
+        vector = replace(vector, provenance={**vector.provenance, "job": keeper.job})
+        vector.save(out)
+        keeper.path.unlink(missing_ok=True)
+    return vector
+
+
+def learned(
+    model: Model,
+    job: "Job",
+    objective: Objective,
+    told: Mapping[str, Any],
+    *,
+    keeper: Keeper | None = None,
+    progress: bool = True,
+) -> SteeringVector:
+    """The vector of a job, with what is told of it and what it came to as its provenance."""
+    begun = perf_counter()
+    site, training = job.plan.site_written, job.training
     lessons = _with_continuations(model, job.lessons, training, progress)
     numbers, texts = job.plan.layers_steered, lessons.texts
     norms = _norms(model, texts, numbers, site, progress)
@@ -105,19 +126,9 @@ def learn(
     found = descent.found * mean_strength(passes, objective, lessons.learned, descent.found)
     vector = SteeringVector(found, numbers, site, norms=norms)
     vector, spent = within_budget(model, replace(job.plan, vector=vector), training.kl_budget)
-    told = {
-        "name": name or (data.name if isinstance(data, ContrastiveDataset) else "lessons"),
-        **origin,
-        **_account(passes, lessons, descent, vector.directions),
-        **spent,
-        "seconds": round(perf_counter() - begun, 1),
-    }
-    vector = replace(vector, provenance=told)
-    if out is not None and keeper is not None and not descent.interrupted:
-        vector = replace(vector, provenance={**vector.provenance, "job": keeper.job})
-        vector.save(out)
-        keeper.path.unlink(missing_ok=True)
-    return vector
+    account = _account(passes, lessons, descent, vector.directions)
+    seconds = {"seconds": round(perf_counter() - begun, 1)}
+    return replace(vector, provenance={**told, **account, **spent, **seconds})
 
 
 def _keeper(out: Path, origin: Mapping[str, Any]) -> Keeper:

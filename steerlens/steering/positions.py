@@ -15,7 +15,8 @@ follows), "reply" (all after the user's message: the template's tokens, and what
 a list of indices, or a Boolean mask over a prompt's tokens (a `BatchPlan` has one for each row).
 Negative indices count from the prompt's end; an open slice includes what is generated."""
 
-_NAMED = ("all", "prompt", "generated", "last", "reply")
+NAMED = ("all", "prompt", "generated", "last", "reply")
+"""The positions that have a name."""
 
 
 def require_positions(positions: Positions) -> None:
@@ -44,9 +45,9 @@ def require_positions(positions: Positions) -> None:
                 f"got positions={positions!r}; expected a list of at least one index (a mask is a "
                 "Boolean tensor)"
             )
-    elif positions not in _NAMED:
+    elif positions not in NAMED:
         raise SteerlensError(
-            f"got positions={positions!r}; expected one of {', '.join(map(repr, _NAMED))}, a "
+            f"got positions={positions!r}; expected one of {', '.join(map(repr, NAMED))}, a "
             "slice, a list of indices or a Boolean mask"
         )
 

@@ -1,17 +1,20 @@
-"""The command that learns vectors."""
+"""The commands that learn vectors, and compare ways to get one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steerlens.cli.names import OBJECTIVE_NAMES, POSITION_NAMES, SITE_NAMES, TINY_CHAT
+from steerlens.cli.names import JUDGE_NAMES, OBJECTIVE_NAMES, POSITION_NAMES, SITE_NAMES, TINY_CHAT
 from steerlens.cli.options import (
+    MEASURE,
     VECTORS,
     Layers,
+    MaxNewTokens,
     ModelName,
     PairsFile,
     Part,
+    PromptsFile,
     Seed,
     app,
     one_of,
@@ -19,10 +22,17 @@ from steerlens.cli.options import (
     taking,
 )
 from steerlens.cli.output import print_rows, reporting, say
-from steerlens.data.prompt_files import read_pairs
+from steerlens.data.prompt_files import read_pairs, read_prompts
+from steerlens.errors import SteerlensError
+from steerlens.files import require_writable
 
 if TYPE_CHECKING:
     from steerlens.vectors.vector import SteeringVector
+
+ObjectiveName = Annotated[
+    str,
+    taking(one_of(OBJECTIVE_NAMES, "objective"), "NAME", f"One of {', '.join(OBJECTIVE_NAMES)}."),
+]
 
 
 @app.command("learn", rich_help_panel=VECTORS)
@@ -35,12 +45,7 @@ def learn_command(
     validation: Annotated[
         str, typer.Option(help="The part to check on; empty: some prompts are held out.")
     ] = "",
-    objective: Annotated[
-        str,
-        taking(
-            one_of(OBJECTIVE_NAMES, "objective"), "NAME", f"One of {', '.join(OBJECTIVE_NAMES)}."
-        ),
-    ] = "reply_likelihood",
+    objective: ObjectiveName = "reply_likelihood",
     layers: Layers = None,
     site: Annotated[
         str, taking(one_of(SITE_NAMES, "site"), "NAME", f"Where: one of {', '.join(SITE_NAMES)}.")
@@ -113,3 +118,62 @@ def _report(vector: "SteeringVector", out: Path) -> None:
         say(f"stopped after {run['steps']} steps; run it again to continue")
         raise typer.Exit(130)
     say(f"wrote {vector} to {out}")
+
+
+@app.command("compare", rich_help_panel=MEASURE)
+@reporting
+def compare_command(
+    dataset: PairsFile,
+    prompts: PromptsFile,
+    out: Annotated[Path, typer.Option(help="The directory that keeps finished methods.")],
+    model: ModelName = TINY_CHAT,
+    part: Part = "",
+    methods: Annotated[
+        str, typer.Option(help="Names, separated by commas; empty: all of them.")
+    ] = "",
+    layer: Annotated[int | None, typer.Option(help="Default: a third of the way up.")] = None,
+    judge: Annotated[
+        str, taking(one_of(JUDGE_NAMES, "judge"), "NAME", f"One of {', '.join(JUDGE_NAMES)}.")
+    ] = "refusal",
+    kl_budget: Annotated[
+        float | None,
+        typer.Option(help="KL per token on neutral text, 95th percentile. Default: 0.5 nats."),
+    ] = None,
+    prompts_part: Annotated[str, typer.Option(help="The part of the prompts to use.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the methods that learn.")] = 60,
+    max_new_tokens: MaxNewTokens = 40,
+    seed: Seed = 0,
+) -> None:
+    """Compare ways to get a vector, each at the strength that spends the same KL.
+
+    Run again after Ctrl-C, it continues with the methods that are not done.
+
+    Example: steerlens compare demo-data/refusal.json demo-data/questions.json --part train
+    --prompts-part validation --out comparison
+    """
+    data = read_pairs(dataset, ())
+    data = data.part(part) if part else data
+    asked = read_prompts(prompts, prompts_part, ())
+    require_writable(out)
+    from steerlens.dashboards.learning import method_comparison
+    from steerlens.evaluation.default_strength import default_budget
+    from steerlens.judges.builtin import named_judges
+    from steerlens.learning.comparing import METHODS, compare
+    from steerlens.learning.training import Training
+    from steerlens.models.loading import load_model
+
+    wanted = [name.strip() for name in methods.split(",") if name.strip()] or list(METHODS)
+    if unknown := sorted(set(wanted) - set(METHODS)):
+        raise SteerlensError(
+            f"got --methods {', '.join(unknown)}; expected some of {', '.join(METHODS)}"
+        )
+    loaded = load_model(model)
+    found = compare(
+        loaded, data, asked, methods={name: METHODS[name] for name in wanted}, layer=layer,
+        judge=named_judges(judge)[0], kl_budget=kl_budget or default_budget(loaded),
+        training=Training(steps=steps, seed=seed), max_new_tokens=max_new_tokens, seed=seed,
+        out=out,
+    )  # fmt: skip
+    method_comparison(found).write_html(out / "comparison.html")
+    say(found)
+    say(f"wrote a vector and a row for each method, and comparison.html, to {out}")

@@ -7,8 +7,8 @@ Vectors: `vector_cosines`, `cosine_matrix`, `explained_variance`, `logit_lens`, 
 `token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`, `learning_curve` (of a
 learned one). Effects, from results or tidy tables: `layer_strength` (sweep), `dose_response`
 (evaluation, sweep), `pareto` (evaluation, sweep, suggestion), `rates` (evaluation),
-`calibration`, `sentiment`, `saturation`. Where colours show a sign, orange is positive and blue
-is negative.
+`method_comparison` (comparison), `calibration`, `sentiment`, `saturation`. Where colours
+show a sign, orange is positive and blue is negative.
 """
 
 from steerlens.dashboards.comparisons import rates, saturation, sentiment
@@ -20,7 +20,7 @@ from steerlens.dashboards.conditions import (
     topic_confusion,
 )
 from steerlens.dashboards.effects import dose_response, layer_strength
-from steerlens.dashboards.learning import learning_curve
+from steerlens.dashboards.learning import learning_curve, method_comparison
 from steerlens.dashboards.theme import DARK, TEMPLATE, dark
 from steerlens.dashboards.tokens import logit_lens, token_scan, token_text
 from steerlens.dashboards.tradeoffs import calibration, pareto
@@ -46,6 +46,7 @@ __all__ = [
     "layer_strength",
     "learning_curve",
     "logit_lens",
+    "method_comparison",
     "pareto",
     "principal_scatter",
     "rates",

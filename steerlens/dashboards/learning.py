@@ -1,10 +1,11 @@
-"""Learned vectors → figures: loss and held-out effect by step."""
+"""Learned vectors → figures: loss and held-out effect by step; methods compared."""
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from steerlens.dashboards.theme import line_style, plain, titled
+from steerlens.dashboards.theme import WIDE, error_bars, line_style, plain, titled
 from steerlens.errors import SteerlensError
+from steerlens.learning.comparing import Comparison
 from steerlens.vectors.vector import SteeringVector
 
 
@@ -48,3 +49,36 @@ def learning_curve(vector: SteeringVector) -> go.Figure:
     figure.update_xaxes(title="step", row=2, col=1)
     name = plain(str(vector.provenance.get("name", "vector")))
     return titled(figure, f"Learning “{name}”: loss, and how much likelier the wanted replies are")
+
+
+def method_comparison(comparison: Comparison) -> go.Figure:
+    """What each method does, and how many of its replies fall apart, at one KL budget."""
+    table = comparison.table
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    names = [plain(name) for name in table["method"]]
+    for col, value, low, high, title in (
+        (1, "score", "low", "high", comparison.judge),
+        (2, "degenerate", "degenerate_low", "degenerate_high", "degenerate replies"),
+    ):
+        style = {**line_style(col - 1), "mode": "markers"}
+        figure.add_scatter(
+            x=table[value],
+            y=names,
+            name=plain(title),
+            error_x=error_bars(table[value], table[low], table[high]),
+            customdata=table[["strength", "kl", "different", "n"]],
+            hovertemplate="%{y}: %{x:.3f}; strength %{customdata[0]:.3g}, KL %{customdata[1]:.3g} "
+            "nats, %{customdata[2]} different replies of %{customdata[3]}<extra></extra>",
+            row=1,
+            col=col,
+            **style,
+        )
+        figure.update_xaxes(title=plain(title), row=1, col=col)
+    figure.update_yaxes(autorange="reversed")
+    return titled(
+        figure,
+        f"Ways to get a vector, at layer {comparison.layer}",
+        f"each at the greatest strength within a KL p95 of {comparison.kl_budget:g} nats",
+        f"{table['n'].iloc[0]} prompts, 95 % intervals",
+        min_width=WIDE,
+    )

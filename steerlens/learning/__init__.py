@@ -1,6 +1,7 @@
 """Vectors that are learned: objectives, training, what it came to."""
 
 from steerlens.learning.batches import Batch
+from steerlens.learning.comparing import Comparison, compare
 from steerlens.learning.learning import learn
 from steerlens.learning.maps import StreamMap, linear_transport, null_space_map
 from steerlens.learning.objectives import Objective, bipo, reft_r1, reply_likelihood, reps
@@ -11,12 +12,14 @@ from steerlens.learning.training import Training
 
 __all__ = [
     "Batch",
+    "Comparison",
     "Objective",
     "Seeds",
     "StreamMap",
     "TokenLogs",
     "Training",
     "bipo",
+    "compare",
     "learn",
     "learn_seeds",
     "learned_controls",

@@ -5,7 +5,10 @@ from typer.testing import CliRunner
 
 import steerlens as sl
 from steerlens.cli import app
+from steerlens.data.prompt_files import read_prompts
+from steerlens.evaluation.default_strength import default_budget
 from steerlens.learning import descent
+from steerlens.learning.comparing import METHODS, compare
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,29 @@ def test_mistakes_are_answered(run, dataset, tmp_path, arguments, message):
     failed = run("learn", dataset, "--out", tmp_path / "v.safetensors", *arguments)
     assert failed.exit_code == 2
     assert message in " ".join(failed.output.replace("│", " ").split())
+
+
+def test_compare_writes_the_librarys_comparison(run, dataset, tiny_chat, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Do you sing?\nWhere are the ships?\n")
+    out = tmp_path / "comparison"
+    command = (
+        "compare", dataset, prompts, "--part", "train", "--steps", 2, "--layer", 1,
+        "--methods", "mean_difference,bipo", "--max-new-tokens", 5, "--out", out,
+    )  # fmt: skip
+    done = run(*command)
+    assert done.exit_code == 0, done.output
+    found = compare(
+        tiny_chat, sl.ContrastiveDataset.load(dataset).train, read_prompts(prompts), layer=1,
+        methods={name: METHODS[name] for name in ("mean_difference", "bipo")},
+        kl_budget=default_budget(tiny_chat), training=sl.Training(steps=2), max_new_tokens=5,
+    )  # fmt: skip
+    for line in str(found).splitlines():
+        assert " ".join(line.split()) in " ".join(done.output.split())
+    again = run(*command)
+    assert again.output == done.output
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"comparison.html", "bipo.json", "bipo.safetensors", "unsteered.json"}
+    failed = run(*command[:-4], "--methods", "luck", "--out", out)
+    assert failed.exit_code == 2
+    assert "luck" in failed.output

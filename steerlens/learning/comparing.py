@@ -1,0 +1,192 @@
+"""Ways to get a vector, compared where their side effects are equal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from steerlens.activations.extraction import extract
+from steerlens.data.contrastive import ContrastiveDataset
+from steerlens.data.prompts import Prompt
+from steerlens.errors import SteerlensError, short_repr
+from steerlens.evaluation.calibration import MET, NEAR, at_kl_budget, with_whole_replies
+from steerlens.evaluation.whole_replies import FEW_DEGENERATE, instructions
+from steerlens.files import PathLike, digest, read_json, require_writable, write_json
+from steerlens.intervals import mean, rate
+from steerlens.judges.builtin import refusal
+from steerlens.judges.fluency import degenerate
+from steerlens.judges.judging import Judge
+from steerlens.learning.learning import default_layer, learn
+from steerlens.learning.objectives import OBJECTIVES, Objective
+from steerlens.learning.training import Training
+from steerlens.models.fingerprint import model_provenance
+from steerlens.models.host import Model
+from steerlens.steering.generation import generate
+from steerlens.steering.steering import Steering
+from steerlens.vectors.estimators import linear_discriminant, mean_difference, pca_pairwise
+from steerlens.vectors.vector import SteeringVector
+
+Method = Callable[[Model, ContrastiveDataset, int, Training], SteeringVector]
+"""`(model, data, layer, training) -> vector`; the training is for those that learn."""
+UNSTEERED = "unsteered"
+
+
+def _extracted(
+    estimator: Any, model: Model, data: ContrastiveDataset, layer: int, _: Training
+) -> SteeringVector:
+    return extract(model, data, estimator, tokens="suffix", layers=[layer], progress=False)
+
+
+def _learned(
+    objective: Objective, model: Model, data: ContrastiveDataset, layer: int, training: Training
+) -> SteeringVector:
+    return learn(model, data, objective, layer, training=training, progress=False)
+
+
+METHODS: dict[str, Method] = {
+    **{
+        estimator.__name__: partial(_extracted, estimator)
+        for estimator in (mean_difference, pca_pairwise, linear_discriminant)
+    },
+    **{name: partial(_learned, objective) for name, objective in OBJECTIVES.items()},
+}
+"""What is compared by default: classical directions, and each objective of learning."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What each method does at equal side effect; `str()` is a table."""
+
+    table: pd.DataFrame
+    """A row per method, unsteered first: `method`, `strength`, `kl` (p95, nats), `status`, `score`,
+    `low`, `high` (the judge's mean with its interval), `degenerate`, `degenerate_low`,
+    `degenerate_high`, `different` (replies), `n`."""
+    judge: str
+    layer: int
+    kl_budget: float
+
+    def __str__(self) -> str:
+        lines = [
+            f"{row.method}: {self.judge} {row.score:.3f} [{row.low:.3f}, {row.high:.3f}], "
+            f"degenerate {row.degenerate:.1%} [{row.degenerate_low:.1%}, {row.degenerate_high:.1%}]"
+            f", KL {row.kl:.3g} at strength {row.strength:.3g}, "
+            f"{row.different} different replies of {row.n}"
+            for row in self.table.itertuples()
+        ]
+        return "\n".join([f"layer {self.layer}, KL budget {self.kl_budget:g} nats", *lines])
+
+
+def compare(
+    model: Model,
+    data: ContrastiveDataset,
+    prompts: Sequence[Prompt],
+    *,
+    methods: Mapping[str, Method] = METHODS,
+    layer: int | None = None,
+    judge: Judge = refusal,
+    kl_budget: float = 0.5,
+    degenerate_budget: float = FEW_DEGENERATE,
+    training: Training = Training(),  # noqa: B008 - frozen
+    max_new_tokens: int = 40,
+    seed: int = 0,
+    out: PathLike | None = None,
+) -> Comparison:
+    """Each method's vector at the strength that spends one budget, judged on new prompts.
+
+    Every vector is brought to the greatest strength within both budgets, as `calibrate_strength`
+    does it, so that none looks better by breaking more. With `out`, a method that is done is not
+    done again.
+
+    Args:
+        data: Pairs with contrasting suffixes.
+        prompts: Not among those of `data`.
+        methods: Functions by name.
+        layer: Default: a third of the way up.
+        kl_budget: 95th percentile of KL per token on neutral text, in nats.
+        degenerate_budget: Largest share of degenerate replies to the instructions calibrated on.
+        training: Of the methods that learn.
+        seed: Of the intervals of scores other than rates.
+        out: A directory: a vector and a row for each method.
+
+    >>> few = {"mean": METHODS["mean_difference"]}
+    >>> found = compare(model, refusals.train, prompts, methods=few, kl_budget=3.0)
+    >>> found.table.method.tolist()
+    ['unsteered', 'mean']
+    """
+    asked_before = [prompt for pair in data.pairs for prompt in pair]
+    if seen := [prompt for prompt in prompts if prompt in asked_before]:
+        raise SteerlensError(
+            f"got {len(seen)} prompts that the vectors are made from, such as "
+            f"{short_repr(seen[0])}; expected others"
+        )
+    layer = default_layer(model.cfg.n_layers) if layer is None else layer
+    ask = partial(_asked, model, prompts, judge, max_new_tokens, seed)
+    settings = [
+        model_provenance(model), data, prompts, layer, judge, kl_budget, degenerate_budget,
+        training, max_new_tokens, seed,
+    ]  # fmt: skip
+    job = digest(repr([*settings, data.pairs, data.suffixes]).encode())
+    folder = None if out is None else require_writable(out)
+    plain = {"strength": 0.0, "kl": 0.0, "status": MET}
+    rows = [_kept(folder, job, UNSTEERED, lambda: plain | ask(None))]
+    for name, method in methods.items():
+
+        def run(name: str = name, method: Method = method) -> dict[str, Any]:
+            vector = method(model, data, layer, training)
+            if folder is not None:
+                vector.save(folder / f"{name}.safetensors")
+            [found] = at_kl_budget(model, [Steering(vector)], kl_budget, None, NEAR, progress=False)
+            if found.status == MET and degenerate_budget < 1:
+                found = with_whole_replies(
+                    model, found, instructions(), degenerate_budget, max_new_tokens, progress=False
+                )
+            spent = {"strength": found.strength, "kl": found.kl, "status": found.status}
+            return spent | ask(found.steering)
+
+        rows.append(_kept(folder, job, name, run))
+    return Comparison(pd.DataFrame(rows), judge.name, layer, kl_budget)
+
+
+def _asked(
+    model: Model,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    max_new_tokens: int,
+    seed: int,
+    steering: Steering | None,
+) -> dict[str, Any]:
+    """What the replies come to, each share with its interval."""
+    replies = list(
+        generate(model, prompts, steering, max_new_tokens=max_new_tokens, progress=False)
+    )
+    scores = judge(replies)
+    hits = all(score in (0, 1) for score in scores)
+    score = rate(int(scores.sum()), len(scores)) if hits else mean(scores, seed=seed)
+    broken = rate(sum(map(degenerate, replies)), len(replies))
+    return {
+        "score": score.value, "low": score.low, "high": score.high,
+        "degenerate": broken.value, "degenerate_low": broken.low, "degenerate_high": broken.high,
+        "different": len(set(replies)), "n": len(replies),
+    }  # fmt: skip
+
+
+def _kept(
+    folder: Path | None, job: str, name: str, run: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The row of a method from the disk, or run and written there."""
+    path = None if folder is None else folder / f"{name}.json"
+    if path is not None and path.exists():
+        kept = read_json(path)
+        if not isinstance(kept, dict) or kept.get("job") != job:
+            raise SteerlensError(
+                f"{str(path)!r} is of another comparison (other data, model or settings); choose "
+                "another out=, or remove it"
+            )
+        return {"method": name, **kept["row"]}
+    row = run()
+    if path is not None:
+        write_json(path, {"job": job, "row": row})
+    return {"method": name, **row}

@@ -34,6 +34,7 @@ class Size:
     suffixes: int = 40
     replies: int = 64
     reply_tokens: int = 30
+    learned_steps: int = 60
     swept_layers: int = 6
     strengths: int = 7
     swept_prompts: int = 8
@@ -47,8 +48,8 @@ class Size:
 FULL = Size()
 QUICK = Size(
     layers=4, width=64, heads=4, mlp=128, vocab=3072, context=512, batches=(1, 4), decoded=4,
-    pairs=12, questions=6, suffixes=6, replies=6, reply_tokens=4, swept_layers=2, strengths=2,
-    swept_prompts=3, swept_tokens=4, grid_step=3e-3, planted=(150, 2, 256),
+    pairs=12, questions=6, suffixes=6, replies=6, reply_tokens=4, learned_steps=3, swept_layers=2,
+    strengths=2, swept_prompts=3, swept_tokens=4, grid_step=3e-3, planted=(150, 2, 256),
 )  # fmt: skip
 
 

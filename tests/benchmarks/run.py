@@ -23,6 +23,7 @@ import contest
 import eight_billion
 import generating
 import growth
+import learning
 import limits
 import page
 import reading
@@ -48,6 +49,7 @@ JOBS: dict[str, Callable[[Hosts, Size], Iterator[contest.Job]]] = {
     "suffixes": reading.suffixes,
     "search": reading.search,
     "directions": reading.directions,
+    "learning": learning.learning,
 }
 
 

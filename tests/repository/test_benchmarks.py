@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
-CHEAP = ("decoding", "suffixes", "directions")
+CHEAP = ("decoding", "suffixes", "directions", "learning")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,11 @@ def results(written):
 
 def test_all_that_ran_agrees(results):
     outcomes = results["outcomes"]
-    assert {one["rival"] for one in outcomes} >= {"CAST", "HookedTransformer generate"}
+    assert {one["rival"] for one in outcomes} >= {
+        "CAST",
+        "HookedTransformer generate",
+        "the plain loop",
+    }
     assert [one for one in outcomes if not one["agrees"]] == []
 
 

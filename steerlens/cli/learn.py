@@ -62,7 +62,7 @@ def learn_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts of one step.")] = 8,
     learning_rate: Annotated[
         float, typer.Option(help="Of a step, as a fraction of the layer's activation norm.")
-    ] = 0.005,
+    ] = 0.02,
     norm_budget: Annotated[
         float | None, typer.Option(help="Longest vector, as a fraction of the activation norm.")
     ] = None,

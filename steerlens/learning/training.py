@@ -16,7 +16,7 @@ class Training:
     steps: int = 60
     batch_size: int = 8
     """Prompts of one step."""
-    learning_rate: float = 0.005
+    learning_rate: float = 0.02
     """How far Adam moves the vector in a step, at most about: as a fraction of the layer's mean
     activation norm, so that it means the same in every model and layer."""
     weight_decay: float = 0.0

@@ -131,7 +131,7 @@ def test_fifty_steps_lead_where_plain_pytorch_leads(objective, passes, pairs, hf
     ours = train(passes, objective, [pairs] * 50, [], norms, training, progress=False)
     [v] = first_directions(norms, passes.plan.vector.width, 4)
     v.requires_grad_()
-    optimizer = torch.optim.Adam([v], lr=0.005 * 20 / len(v) ** 0.5)
+    optimizer = torch.optim.Adam([v], lr=0.02 * 20 / len(v) ** 0.5)
     import random
 
     drawn = random.Random(4)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 import steerlens as sl
 from steerlens.evaluation.side_effects import neutral_texts, prompt_effects, text_effects
-from steerlens.evaluation.teacher_forcing import _kl, as_text, kl_percentiles, teacher_forced
+from steerlens.evaluation.teacher_forcing import (
+    WORTH_A_PASS,
+    _groups,
+    _kl,
+    as_text,
+    kl_percentiles,
+    teacher_forced,
+)
 from steerlens.models.tokenizing import tokenize
 from steerlens.steering.batch_plans import stacked
 
@@ -62,6 +69,25 @@ def test_no_batching_and_no_grouping_of_plans_changes_a_number(model, rows, plan
     for one, other in zip(whole, cut, strict=True):
         np.testing.assert_allclose(one.kl, other.kl, atol=1e-5)
         np.testing.assert_allclose(one.surprise, other.surprise, atol=1e-4)
+
+
+def test_what_runs_from_different_layers_up_comes_back_in_order(model, rows, plan):
+    """Enough steerings of each layer that each has a pass of its own, above what it shares."""
+    plans = [
+        replace(plan, layers=[layer], strength=strength)
+        for strength in np.linspace(-3, 3, WORTH_A_PASS)
+        for layer in (3, 0, 2)
+    ]
+    groups = _groups(plans, most=100)
+    assert [{plans[index].layers_steered for index in group} for group in groups] == [
+        {(0,)}, {(2,)}, {(3,)},
+    ]  # fmt: skip
+    assert [len(group) for group in _groups(plans, most=4)] == [4, 4, 4, 4, 2]
+    for row, forced in zip(rows, teacher_forced(model, rows, plans, **QUIET), strict=True):
+        for index, alone in enumerate(plans):
+            kl, surprise = by_hand(model, row, alone)
+            np.testing.assert_allclose(forced.kl[index], kl, atol=1e-5)
+            np.testing.assert_allclose(forced.surprise[index + 1], surprise, atol=1e-4)
 
 
 def test_a_zero_vector_and_a_closed_gate_change_nothing(model, rows, plan):

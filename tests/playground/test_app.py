@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -91,6 +93,32 @@ def test_strength_is_relative_where_the_vector_knows_its_norms(vectors):
     assert not TRIAL.steering(vectors).relative
     with pytest.raises(sl.SteerlensError, match=r"at most ±1\.5"):
         TRIAL.steering(entries)
+
+
+def test_the_first_strength_is_calibrated_once_for_all_tabs(tiny_chat, vectors, monkeypatch):
+    from steerlens.playground import callbacks
+    from steerlens.playground.layout import strength_label
+
+    asked = []
+
+    def calibrated(model, steering, **run):
+        asked.append(steering)
+        time.sleep(0.2)
+        if not steering.relative:
+            raise sl.SteerlensError("its replies are degenerate at all strengths")
+        return replace(steering, strength=0.4299), "strength 0.43"
+
+    monkeypatch.setattr(library, "default_steering", calibrated)
+    known = replace(vectors["push"], vector=replace(vectors["push"].vector, norms=torch.ones(6)))
+    page = callbacks.Page(tiny_chat, vectors, JobQueue(), Tabs(), "tiny-chat")
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(page.strength_of, [known] * 4))
+    assert found == {0.42}  # rounded down to the slider's step
+    assert [steering.layers_steered for steering in asked] == [(2, 3)]
+    assert "calibrated, at 0.42" in strength_label(known, 0.42)
+    assert page.strength_of(vectors["push"]) == 0.0
+    assert "begins at 0: no strength was found" in strength_label(vectors["push"], 0.0)
+    page.queue.close()
 
 
 # the run and its code

@@ -16,11 +16,12 @@ from steerlens.steering.generation import generate
 from steerlens.steering.steering import Steering
 
 N_PROMPTS = 30
-"""Instructions that are replied to, unless others are given; of these, one may fall apart."""
+"""Instructions that are replied to, unless others are given."""
 REPLY_TOKENS = 40
 """Length of these replies: loops of up to ten words show."""
-FEW_DEGENERATE = TOO_MANY_DEGENERATE / 2
-"""Share of degenerate replies that is allowed: other prompts are a little worse than these."""
+FEW_DEGENERATE = TOO_MANY_DEGENERATE / 4
+"""Share of degenerate replies that is allowed: none of 30. Where one of 30 broke, up to 15 % of
+other instructions did."""
 FRACTIONS = (1.0, 0.8, 0.6, 0.45, 0.35, 0.25, 0.18, 0.12, 0.08)
 """Of a strength, tried in this order."""
 

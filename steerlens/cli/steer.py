@@ -273,11 +273,11 @@ def generate_command(
         "sampling": Sampling(temperature, seed=seed),
     }
     unsteered, steered = (generate(loaded, asked, one, **options) for one in (None, steering))
-    say(steering)
-    _print_replies(asked, unsteered, steered)
     if out is not None:
         write_json(out, compared(asked, unsteered, steered, steering))
         say(f"wrote {out}")
+    say(steering)
+    _print_replies(asked, unsteered, steered)
 
 
 def _require_whole_condition(search: Path | None, vector: Path | None, unless: bool) -> None:

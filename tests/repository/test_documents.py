@@ -255,6 +255,11 @@ def test_the_citation_is_complete_and_of_this_version():
     assert implemented <= papers, "the package cites papers that CITATION.cff lacks"
 
 
+def test_the_site_lists_every_notebook():
+    listed = re.findall(r"notebooks/(\S+\.ipynb)", (ROOT / "mkdocs.yml").read_text())
+    assert listed == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
 def test_ci_runs_targets_that_the_makefile_has():
     workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
     [listed] = re.findall(r"target: \[(.+)\]", workflow)

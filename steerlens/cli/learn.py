@@ -1,14 +1,22 @@
 """The commands that learn vectors, and compare ways to get one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steerlens.cli.names import JUDGE_NAMES, OBJECTIVE_NAMES, POSITION_NAMES, SITE_NAMES, TINY_CHAT
+from steerlens.cli.names import (
+    METHOD_NAMES,
+    OBJECTIVE_NAMES,
+    POSITION_NAMES,
+    SITE_NAMES,
+    TINY_CHAT,
+)
 from steerlens.cli.options import (
     MEASURE,
     VECTORS,
+    JudgeName,
+    KLBudget,
     Layers,
     MaxNewTokens,
     ModelName,
@@ -18,12 +26,12 @@ from steerlens.cli.options import (
     Seed,
     app,
     one_of,
+    parse_methods,
     require_outputs,
     taking,
 )
 from steerlens.cli.output import print_rows, reporting, say
 from steerlens.data.prompt_files import read_pairs, read_prompts
-from steerlens.errors import SteerlensError
 from steerlens.files import require_writable
 
 if TYPE_CHECKING:
@@ -129,16 +137,16 @@ def compare_command(
     model: ModelName = TINY_CHAT,
     part: Part = "",
     methods: Annotated[
-        str, typer.Option(help="Names, separated by commas; empty: all of them.")
+        Any,
+        taking(
+            parse_methods,
+            "NAMES",
+            f"Separated by commas: {', '.join(METHOD_NAMES)}; empty: all of them.",
+        ),
     ] = "",
     layer: Annotated[int | None, typer.Option(help="Default: a third of the way up.")] = None,
-    judge: Annotated[
-        str, taking(one_of(JUDGE_NAMES, "judge"), "NAME", f"One of {', '.join(JUDGE_NAMES)}.")
-    ] = "refusal",
-    kl_budget: Annotated[
-        float | None,
-        typer.Option(help="KL per token on neutral text, 95th percentile. Default: 0.5 nats."),
-    ] = None,
+    judge: JudgeName = "refusal",
+    kl_budget: KLBudget = None,
     prompts_part: Annotated[str, typer.Option(help="The part of the prompts to use.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the methods that learn.")] = 60,
     max_new_tokens: MaxNewTokens = 40,
@@ -162,14 +170,9 @@ def compare_command(
     from steerlens.learning.training import Training
     from steerlens.models.loading import load_model
 
-    wanted = [name.strip() for name in methods.split(",") if name.strip()] or list(METHODS)
-    if unknown := sorted(set(wanted) - set(METHODS)):
-        raise SteerlensError(
-            f"got --methods {', '.join(unknown)}; expected some of {', '.join(METHODS)}"
-        )
     loaded = load_model(model)
     found = compare(
-        loaded, data, asked, methods={name: METHODS[name] for name in wanted}, layer=layer,
+        loaded, data, asked, methods={name: METHODS[name] for name in methods}, layer=layer,
         judge=named_judges(judge)[0], kl_budget=kl_budget or default_budget(loaded),
         training=Training(steps=steps, seed=seed), max_new_tokens=max_new_tokens, seed=seed,
         out=out,

@@ -25,6 +25,7 @@ ESTIMATOR_NAMES = (
     "cluster_mean",
 )
 OBJECTIVE_NAMES = ("reply_likelihood", "bipo", "reps", "reft_r1")
+METHOD_NAMES = ("mean_difference", "pca_pairwise", "linear_discriminant", *OBJECTIVE_NAMES)
 SIMILARITY_NAMES = ("cast", "cosine", "projection")
 SITE_NAMES = (
     "resid_pre",

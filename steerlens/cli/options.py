@@ -17,6 +17,7 @@ import typer
 from steerlens.cli.names import (
     ESTIMATOR_NAMES,
     JUDGE_NAMES,
+    METHOD_NAMES,
     PICTURE_NAMES,
     POSITION_NAMES,
     TOKEN_NAMES,
@@ -137,6 +138,16 @@ def parse_judges(names: str) -> str:
     'refusal,sentiment'
     """
     return ",".join(_known(names.split(","), JUDGE_NAMES, "judges"))
+
+
+def parse_methods(names: str) -> list[str]:
+    """Parse comma-separated names of ways to get a vector; none are all of them.
+
+    >>> parse_methods("bipo, reps"), len(parse_methods(""))
+    (['bipo', 'reps'], 7)
+    """
+    given = [name for name in names.split(",") if name.strip()]
+    return _known(given or list(METHOD_NAMES), METHOD_NAMES, "methods")
 
 
 def parse_positions(names: str) -> list[str]:
@@ -350,6 +361,13 @@ Relative = Annotated[
 ]
 Judges = Annotated[
     Any, taking(parse_judges, "NAMES", f"Separated by commas: {', '.join(JUDGE_NAMES)}.")
+]
+JudgeName = Annotated[
+    str, taking(one_of(JUDGE_NAMES, "judge"), "NAME", f"One of {', '.join(JUDGE_NAMES)}.")
+]
+KLBudget = Annotated[
+    float | None,
+    typer.Option(help="KL per token on neutral text, 95th percentile. Default: 0.5 nats."),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
-from steerlens.cli.names import JUDGE_NAMES, TINY_CHAT
+from steerlens.cli.names import TINY_CHAT
 from steerlens.cli.options import (
     MEASURE,
+    JudgeName,
+    KLBudget,
     Layers,
     MaxNewTokens,
     ModelName,
@@ -17,9 +19,7 @@ from steerlens.cli.options import (
     Seed,
     VectorFile,
     app,
-    one_of,
     require_outputs,
-    taking,
 )
 from steerlens.cli.output import print_rows, reporting, say
 from steerlens.data.prompt_files import read_prompts
@@ -32,17 +32,12 @@ def suggest_command(
     vector: VectorFile,
     prompts: PromptsFile,
     model: ModelName = TINY_CHAT,
-    judge: Annotated[
-        str, taking(one_of(JUDGE_NAMES, "judge"), "NAME", f"One of {', '.join(JUDGE_NAMES)}.")
-    ] = "refusal",
+    judge: JudgeName = "refusal",
     lowers: Annotated[
         bool, typer.Option("--lowers", help="The steering is meant to lower the judge's score.")
     ] = False,
     layers: Layers = None,
-    kl_budget: Annotated[
-        float | None,
-        typer.Option(help="KL per token on neutral text, 95th percentile. Default: 0.5 nats."),
-    ] = None,
+    kl_budget: KLBudget = None,
     part: Part = "",
     prompt_column: PromptColumns = None,
     max_new_tokens: MaxNewTokens = 40,

@@ -153,8 +153,6 @@ def calibrate_strength(
             f"got a KL budget of {kl_budget:g} nats, which is {status}: {steering} has a KL p95 of "
             f"{least:.3g} to {most:.3g} at strengths {span}; {advice}"
         )
-    if degenerate_budget == 1:
-        return calibration
     asked = instructions() if prompts is None else as_prompts(prompts)
     return with_whole_replies(model, calibration, asked, degenerate_budget, max_new_tokens, **run)
 
@@ -242,10 +240,12 @@ def with_whole_replies(
         model: The model.
         found: At the KL budget.
         prompts: Instructions to reply to.
-        budget: Largest share of degenerate replies, as for `calibrate_strength`.
+        budget: Largest share of degenerate replies, as for `calibrate_strength`; 1: as it is.
         max_new_tokens: Length of these replies.
         run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
     """
+    if budget == 1:
+        return found
     trials, allowed = whole_replies(model, found.steering, prompts, budget, max_new_tokens, **run)
     table = pd.DataFrame(trials)
     weaker = [times(found.steering, trial.fraction) for trial in trials]

@@ -1,9 +1,9 @@
 """Control vectors: as long as the steering vector, without its concept."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from steerlens.models.tokenizing import Sides, tokenize_sides
 from steerlens.shapes import Directions, Side
 from steerlens.vectors.estimators import ESTIMATORS, Estimator, mean_difference
 from steerlens.vectors.vector import SteeringVector
+
+Named = TypeVar("Named")
 
 SAME_DIRECTION = 0.99
 """Least cosine of one direction computed twice: rounding and batching change it by less."""
@@ -113,12 +115,30 @@ def shuffled_labels(
 
 
 def _estimator_of(vector: SteeringVector) -> Estimator:
-    name = vector.provenance.get("estimator")
     known = {estimator.__qualname__: estimator for estimator in ESTIMATORS.values()}
-    if name not in known:
+    return named_in_provenance(vector, "estimator", known, "the function")
+
+
+def named_in_provenance(
+    vector: SteeringVector, argument: str, known: Mapping[str, Named], otherwise: str
+) -> Named:
+    """What a vector was made with, by the name in its provenance.
+
+    Args:
+        vector: The vector.
+        argument: What to look up; also the argument to pass it as if its name is unknown.
+        known: What it may be, by name.
+        otherwise: What to pass, for the message.
+
+    >>> told = SteeringVector(torch.ones(1, 2), (0,), provenance={"positions": "all"})
+    >>> named_in_provenance(told, "positions", {"all": "all"}, "them")
+    'all'
+    """
+    name = vector.provenance.get(argument)
+    if not isinstance(name, str) or name not in known:
         raise SteerlensError(
-            f"got {vector} with the estimator {name!r} in its provenance; expected one of "
-            f"{', '.join(known)}: pass the function as estimator="
+            f"got {vector} with the {argument} {name!r} in its provenance; expected one of "
+            f"{', '.join(known)}: pass {otherwise} as {argument}="
         )
     return known[name]
 
@@ -154,13 +174,20 @@ def _flipped(sides: Sequence[Side], flip: Bool[Tensor, " pair"]) -> tuple[Side, 
 
 def _control(vector: SteeringVector, directions: Directions, name: str) -> SteeringVector:
     """The directions at the vector's lengths, with its norms, layers and site."""
-    lengths = vector.directions.norm(dim=1, keepdim=True)
-    plain = replace(vector, directions=directions, explained=None)
     origin = {
         key: vector.provenance[key] for key in ("model", "weights") if key in vector.provenance
     }
-    return replace(
-        plain,
-        directions=plain.normalized().directions * lengths,
-        provenance={"name": name, **origin},
+    plain = replace(
+        vector, directions=directions, explained=None, provenance={"name": name, **origin}
     )
+    return as_long_as(vector, plain)
+
+
+def as_long_as(vector: SteeringVector, control: SteeringVector) -> SteeringVector:
+    """The control at the vector's length at each layer.
+
+    >>> as_long_as(vector, 3 * vector).directions.allclose(vector.directions)
+    True
+    """
+    lengths = vector.directions.norm(dim=1, keepdim=True)
+    return replace(control, directions=control.normalized().directions * lengths)

@@ -12,7 +12,13 @@ from steerlens.activations.extraction import extract
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.prompts import Prompt
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.evaluation.calibration import MET, NEAR, at_kl_budget, with_whole_replies
+from steerlens.evaluation.calibration import (
+    KL_BUDGET,
+    MET,
+    NEAR,
+    at_kl_budget,
+    with_whole_replies,
+)
 from steerlens.evaluation.whole_replies import FEW_DEGENERATE, instructions
 from steerlens.files import PathLike, digest, read_json, require_writable, write_json
 from steerlens.intervals import mean, rate
@@ -87,7 +93,7 @@ def compare(
     methods: Mapping[str, Method] = METHODS,
     layer: int | None = None,
     judge: Judge = refusal,
-    kl_budget: float = 0.5,
+    kl_budget: float = KL_BUDGET,
     degenerate_budget: float = FEW_DEGENERATE,
     training: Training = Training(),  # noqa: B008 - frozen
     max_new_tokens: int = 40,
@@ -139,7 +145,7 @@ def compare(
             if folder is not None:
                 vector.save(folder / f"{name}.safetensors")
             [found] = at_kl_budget(model, [Steering(vector)], kl_budget, None, NEAR, progress=False)
-            if found.status == MET and degenerate_budget < 1:
+            if found.status == MET:
                 found = with_whole_replies(
                     model, found, instructions(), degenerate_budget, max_new_tokens, progress=False
                 )

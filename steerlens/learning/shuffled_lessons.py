@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 from steerlens.errors import SteerlensError
+from steerlens.evaluation.controls import as_long_as, named_in_provenance
 from steerlens.learning.learning import LESSONS, Job, Lessons, learned, prepared
 from steerlens.learning.objectives import OBJECTIVES, Objective
 from steerlens.learning.replies import ReplyPair, end_of_turn
@@ -56,8 +56,11 @@ def learned_controls(
         raise SteerlensError(
             f"got {vector}, which `learn` did not make; use shuffled_labels() for extracted vectors"
         )
-    objective = objective or _objective_of(vector)
-    positions = _positions_of(vector) if positions is None else positions
+    if objective is None:
+        objective = named_in_provenance(vector, "objective", OBJECTIVES, "the function")
+    if positions is None:
+        known = {name: name for name in NAMED}
+        positions = named_in_provenance(vector, "positions", known, "what it was learned with")
     training = Training(**told["training"])
     job = prepared(model, data, vector.layers, vector.site, positions, validation, training)
     if job.account["pairs_hash"] != told.get("pairs_hash"):
@@ -67,7 +70,7 @@ def learned_controls(
         )
     end = end_of_turn(model)
     return tuple(
-        _as_long_as(
+        as_long_as(
             vector,
             learned(
                 model,
@@ -79,26 +82,6 @@ def learned_controls(
         )
         for number in range(1, count + 1)
     )
-
-
-def _objective_of(vector: SteeringVector) -> Objective:
-    name = vector.provenance.get("objective")
-    if name not in OBJECTIVES:
-        raise SteerlensError(
-            f"got {vector} with the objective {name!r} in its provenance; expected one of "
-            f"{', '.join(OBJECTIVES)}: pass the function as objective="
-        )
-    return OBJECTIVES[name]
-
-
-def _positions_of(vector: SteeringVector) -> Positions:
-    name = str(vector.provenance.get("positions"))
-    if name not in NAMED:
-        raise SteerlensError(
-            f"got {vector} with the positions {name!r} in its provenance; expected one of "
-            f"{', '.join(NAMED)}: pass what it was learned with as positions="
-        )
-    return name
 
 
 def _shuffled(job: Job, end: int | None, drawn: random.Random) -> Lessons:
@@ -129,8 +112,3 @@ def _swapped(pair: ReplyPair, end: int | None) -> ReplyPair:
         )
     whole = pair.whole if end is None else pair.unwanted.ids[-1] == end
     return ReplyPair(pair.unwanted, pair.wanted, whole)
-
-
-def _as_long_as(vector: SteeringVector, control: SteeringVector) -> SteeringVector:
-    lengths = vector.directions.norm(dim=1, keepdim=True)
-    return replace(control, directions=control.normalized().directions * lengths)

@@ -7,9 +7,10 @@ from steerlens.activations.selection import require_tokens
 from steerlens.cli import names
 from steerlens.export import exporting
 from steerlens.judges.builtin import JUDGES
+from steerlens.learning.comparing import METHODS
 from steerlens.learning.objectives import OBJECTIVES
 from steerlens.models import loading, sites
-from steerlens.steering.positions import require_positions
+from steerlens.steering.positions import NAMED, require_positions
 from steerlens.studies import paper, sentiment
 from steerlens.vectors.formats import FORMATS
 
@@ -18,6 +19,8 @@ def test_names_are_the_registries_keys():
     assert tuple(sl.estimators.ESTIMATORS) == names.ESTIMATOR_NAMES
     assert tuple(sl.similarities.SIMILARITIES) == names.SIMILARITY_NAMES
     assert tuple(OBJECTIVES) == names.OBJECTIVE_NAMES
+    assert tuple(METHODS) == names.METHOD_NAMES
+    assert NAMED == names.POSITION_NAMES
     assert tuple(JUDGES) == names.JUDGE_NAMES
     assert tuple(sites.SITES) == names.SITE_NAMES
     assert tuple(FORMATS) == names.VECTOR_ENDINGS

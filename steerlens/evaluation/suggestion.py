@@ -32,7 +32,7 @@ from steerlens.steering.generation import generate
 from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
 
-FINALISTS = 6
+FINALISTS = 3
 """Candidates that are calibrated exactly, and reply to all prompts."""
 QUICK_PROMPTS = 4
 """Prompts of the first round."""
@@ -109,10 +109,10 @@ def suggest(
 
     Candidates are windows of consecutive layers. Where there are more than six, they are first
     calibrated roughly and compared on a few prompts in rounds: each drops two thirds and doubles
-    the prompts. The last six are calibrated to the KL budget, and reply to all prompts. A candidate
-    beyond the budget of degenerate replies is never better than one within; if the best one is
-    beyond, its strength is lowered. Ties go to the middle layers. The best of many candidates looks
-    better than it is: `evaluate` it on other prompts.
+    the prompts. The last three are calibrated to the KL budget, and reply to all prompts. A
+    candidate beyond the budget of degenerate replies is never better than one within; if the best
+    one is beyond, its strength is lowered. Ties go to the middle layers. The best of many
+    candidates looks better than it is: `evaluate` it on other prompts.
 
     Args:
         model: The model that is to be steered.
@@ -150,7 +150,7 @@ def suggest(
     middle = (numbers[0] + numbers[-1]) / 2
     contest = _Contest(model, judge, raises, degenerate_budget, middle, seed, run)
     dropped: list[pd.DataFrame] = []
-    if len(each) > FINALISTS:
+    if len(each) > 2 * FINALISTS:
         each, dropped = contest.rounds(each, prompts, kl_budget, texts, max_new_tokens)
     calibrations = at_kl_budget(model, list(each.values()), kl_budget, texts, NEAR, **run)
     candidates = dict(zip(each, calibrations, strict=True))

@@ -66,11 +66,11 @@ def learn_command(
             f"Which tokens are steered: one of {', '.join(POSITION_NAMES)}.",
         ),
     ] = "all",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam.")] = 60,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam.")] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts of one step.")] = 8,
     learning_rate: Annotated[
         float, typer.Option(help="Of a step, as a fraction of the layer's activation norm.")
-    ] = 0.02,
+    ] = 0.025,
     norm_budget: Annotated[
         float | None, typer.Option(help="Longest vector, as a fraction of the activation norm.")
     ] = None,
@@ -148,7 +148,7 @@ def compare_command(
     judge: JudgeName = "refusal",
     kl_budget: KLBudget = None,
     prompts_part: Annotated[str, typer.Option(help="The part of the prompts to use.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the methods that learn.")] = 60,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the methods that learn.")] = 50,
     max_new_tokens: MaxNewTokens = 40,
     seed: Seed = 0,
 ) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steerlens.errors import SteerlensError
 from steerlens.files import write_atomically
-from steerlens.learning.losses import Directions, gain, loss_and_gradient, mean_loss
+from steerlens.learning.losses import Directions, loss_and_gain, loss_and_gradient
 from steerlens.learning.objectives import Objective
 from steerlens.learning.passes import Passes
 from steerlens.learning.replies import ReplyPair
@@ -238,7 +238,7 @@ def _check(
     if not held_out:
         return
     now = descent.directions
-    loss = mean_loss(passes, objective, held_out, now, training)
+    loss, gained = loss_and_gain(passes, objective, held_out, now, training)
     if all(loss < check.loss for check in descent.checks):
         descent.best = now
-    descent.checks.append(Check(len(descent.losses), loss, gain(passes, held_out, now)))
+    descent.checks.append(Check(len(descent.losses), loss, gained))

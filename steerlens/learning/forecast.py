@@ -55,7 +55,7 @@ def forecast(
     Continuing beginnings is not counted.
 
     >>> print(forecast(model, [("Hi.", "No."), ("Why?", "No.")]))  # doctest: +ELLIPSIS
-    layer 2: 2 prompts to learn from, 0 held out; 2 texts of ... tokens, 60 steps, about ... s
+    layer 2: 2 prompts to learn from, 0 held out; 2 texts of ... tokens, 50 steps, about ... s
     """
     job = prepared(model, data, layers, site, positions, validation, training)
     texts, [first, *_] = job.lessons.texts, job.lessons.steps

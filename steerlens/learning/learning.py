@@ -53,6 +53,8 @@ READ_FOR_NORMS = 16
 LESSONS = ContrastiveDataset | Sequence[Lesson]
 MOST_HELD_OUT = 32
 """Prompts; more would take time from learning."""
+SEEN_AGAIN = 16
+"""Prompts learned from, in the steps' order, that the gain on them is measured on."""
 
 
 def learn(
@@ -315,7 +317,7 @@ def _account(
     """What was done, on what, and what it came to, on prompts seen and unseen."""
     found = directions.to(passes.model.cfg.device)
     learned = lessons.learned
-    seen = gain(passes, learned[:MOST_HELD_OUT], found)
+    seen = gain(passes, learned[:SEEN_AGAIN], found)
     unseen = gain(passes, lessons.held_out, found) if lessons.held_out else None
     return {
         "steps": len(descent.losses),

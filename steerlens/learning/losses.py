@@ -21,30 +21,35 @@ MIDDLE = 0.5
 
 
 @torch.no_grad()
-def mean_loss(
+def loss_and_gain(
     passes: Passes,
     objective: Objective,
     pairs: Sequence[ReplyPair],
     directions: Directions,
     training: Training,
-) -> float:
-    """The mean loss over prompts, as in a step, without its gradient."""
+) -> tuple[float, float]:
+    """The mean loss over prompts, as in a step, without its gradient; and `gain`, in one pass."""
 
-    def part(some: Sequence[ReplyPair]) -> float:
-        return float(_losses(passes, objective, some, directions, training, MIDDLE).sum())
+    def part(some: Sequence[ReplyPair]) -> Tensor:
+        batch = Batch(some, passes, directions, MIDDLE)
+        return torch.stack([_losses(batch, objective, training).sum(), _gains(batch).sum()])
 
-    return _over_batches(passes, pairs, part) / len(pairs)
+    loss, gained = (_over_batches(passes, pairs, part) / len(pairs)).tolist()
+    return loss, gained
 
 
 @torch.no_grad()
 def gain(passes: Passes, pairs: Sequence[ReplyPair], directions: Directions) -> float:
     """How much likelier the wanted replies are than unsteered, in nats per token."""
 
-    def part(some: Sequence[ReplyPair]) -> float:
-        batch = Batch(some, passes, directions)
-        return float((batch.wanted().means - batch.wanted(0).means).sum())
+    def part(some: Sequence[ReplyPair]) -> Tensor:
+        return _gains(Batch(some, passes, directions)).sum()
 
-    return _over_batches(passes, pairs, part) / len(pairs)
+    return float(_over_batches(passes, pairs, part)) / len(pairs)
+
+
+def _gains(batch: Batch) -> Float[Tensor, " prompt"]:
+    return batch.wanted().means - batch.wanted(0).means
 
 
 def mean_strength(
@@ -57,11 +62,12 @@ def mean_strength(
     live = directions.to(passes.model.cfg.device)
     settings = getattr(objective, "keywords", {})
 
-    def part(some: Sequence[ReplyPair]) -> float:
-        return float(own(Batch(some, passes, live), **settings).sum())
+    def part(some: Sequence[ReplyPair]) -> Tensor:
+        total: Tensor = own(Batch(some, passes, live), **settings).sum()
+        return total
 
     with torch.no_grad():
-        return _over_batches(passes, pairs, part) / len(pairs)
+        return float(_over_batches(passes, pairs, part)) / len(pairs)
 
 
 def loss_and_gradient(
@@ -76,14 +82,14 @@ def loss_and_gradient(
     live = directions.detach().requires_grad_()
     gradient = torch.zeros_like(live)
 
-    def part(some: Sequence[ReplyPair]) -> float:
-        losses = _losses(passes, objective, some, live, training, number)
+    def part(some: Sequence[ReplyPair]) -> Tensor:
+        losses = _losses(Batch(some, passes, live, number), objective, training)
         [found] = torch.autograd.grad(losses.sum() / len(pairs), [live])
         gradient.add_(found)
-        return float(losses.detach().sum())
+        return losses.detach().sum()
 
     with torch.enable_grad():
-        loss = _over_batches(passes, pairs, part) / len(pairs)
+        loss = float(_over_batches(passes, pairs, part)) / len(pairs)
     if not gradient.isfinite().all():
         raise SteerlensError(
             f"the gradient is not finite (loss {loss}): the vector broke the model's numbers; "
@@ -92,15 +98,8 @@ def loss_and_gradient(
     return loss, gradient
 
 
-def _losses(
-    passes: Passes,
-    objective: Objective,
-    pairs: Sequence[ReplyPair],
-    directions: Directions,
-    training: Training,
-    number: float,
-) -> Float[Tensor, " prompt"]:
-    batch = Batch(pairs, passes, directions, number)
+def _losses(batch: Batch, objective: Objective, training: Training) -> Float[Tensor, " prompt"]:
+    pairs = batch.pairs
     losses = objective(batch)
     if losses.shape != (len(pairs),):
         raise SteerlensError(
@@ -113,13 +112,14 @@ def _losses(
 
 
 def _over_batches(
-    passes: Passes, pairs: Sequence[ReplyPair], part: Callable[[Sequence[ReplyPair]], float]
-) -> float:
+    passes: Passes, pairs: Sequence[ReplyPair], part: Callable[[Sequence[ReplyPair]], Tensor]
+) -> Tensor:
     """The sum of a part's values over batches within a token budget; halved where memory ends."""
     cpu = torch.device(passes.model.cfg.device).type == "cpu"
     n_shared = 0 if passes.streams is None else passes.streams.n_shared
     lengths = [len(pair.wanted.ids) - n_shared for pair in pairs]
     batches = by_length(lengths, tokens=CPU_BATCH_TOKENS if cpu else BATCH_TOKENS)
-    return sum(
+    values = [
         value for batch in batches for value in halving(part, [pairs[index] for index in batch])
-    )
+    ]
+    return torch.stack(values).sum(dim=0)

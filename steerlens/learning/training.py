@@ -13,10 +13,10 @@ from steerlens.learning.replies import ReplyPair
 class Training:
     """How a vector is learned; the defaults take a small model a minute on a CPU."""
 
-    steps: int = 60
+    steps: int = 50
     batch_size: int = 8
     """Prompts of one step."""
-    learning_rate: float = 0.02
+    learning_rate: float = 0.025
     """How far Adam moves the vector in a step, at most about: as a fraction of the layer's mean
     activation norm, so that it means the same in every model and layer."""
     weight_decay: float = 0.0

@@ -87,7 +87,7 @@ def test_what_it_tells_is_what_was_done(model):
 def test_the_best_vector_of_the_checks_is_kept(model, monkeypatch):
     """Held-out losses are planted: the second check is the best."""
     planted = iter([3.0, 1.0, 2.0, 2.5])
-    monkeypatch.setattr(descents, "mean_loss", lambda *_: next(planted))
+    monkeypatch.setattr(descents, "loss_and_gain", lambda *_: (next(planted), 0.0))
     seen = []
     step = descents.Descent.step
 
@@ -102,7 +102,7 @@ def test_the_best_vector_of_the_checks_is_kept(model, monkeypatch):
 
 def test_patience_ends_it_early(model, monkeypatch):
     planted = iter([3.0, 4.0, 5.0, 6.0])
-    monkeypatch.setattr(descents, "mean_loss", lambda *_: next(planted))
+    monkeypatch.setattr(descents, "loss_and_gain", lambda *_: (next(planted), 0.0))
     training = sl.Training(**{**vars(SHORT), "patience": 2})
     assert learned(model, training=training).provenance["steps"] == 9
 
@@ -199,10 +199,10 @@ def test_a_step_that_memory_does_not_hold_is_halved(model, monkeypatch):
     expected = learned(model).directions
     real = losses._losses
 
-    def short_of_memory(passes, objective, pairs, *others):
-        if len(pairs) > 1:
+    def short_of_memory(batch, *others):
+        if len(batch.pairs) > 1:
             raise torch.OutOfMemoryError
-        return real(passes, objective, pairs, *others)
+        return real(batch, *others)
 
     monkeypatch.setattr(losses, "_losses", short_of_memory)
     torch.testing.assert_close(learned(model).directions, expected, rtol=1e-3, atol=1e-4)

@@ -127,7 +127,8 @@ def test_losses_and_gradients_are_those_of_plain_pytorch(
     ids=name_of,
 )
 def test_fifty_steps_lead_where_plain_pytorch_leads(objective, passes, pairs, hf_model):
-    norms, training = torch.tensor([20.0]), sl.Training(steps=50, seed=4)
+    norms = torch.tensor([20.0])
+    training = sl.Training(steps=50, learning_rate=0.02, seed=4)
     ours = train(passes, objective, [pairs] * 50, [], norms, training, progress=False)
     [v] = first_directions(norms, passes.plan.vector.width, 4)
     v.requires_grad_()

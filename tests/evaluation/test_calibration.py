@@ -278,8 +278,15 @@ def by_window(monkeypatch, text_of):
 TWELVE = [f"Question {number}?" for number in range(12)]
 
 
-def test_many_candidates_are_halved_on_few_prompts_and_the_best_survives(model, plan, monkeypatch):
+@pytest.mark.parametrize(
+    ("finalists", "rows", "n"),
+    [(3, [10 * 4, 4 * 12], [12] * 3 + [4] * 6), (1, [10 * 4, 4 * 8, 2 * 12], [12, 8, 8] + [4] * 6)],
+)
+def test_a_third_of_many_candidates_stays_in_each_round_and_the_best_survives(
+    finalists, rows, n, model, plan, monkeypatch
+):
     """One window of nine is better than all others, wherever it stands."""
+    monkeypatch.setattr(suggestion, "FINALISTS", finalists)
     windows = suggestion.neighbours(range(4), (1, 2, 3))
     d = Judge("d", lambda texts: [text.count("d") for text in texts])
     for best in ((0,), (2, 3), (1, 2, 3)):
@@ -290,10 +297,10 @@ def test_many_candidates_are_halved_on_few_prompts_and_the_best_survives(model, 
             model, plan.vector, TWELVE, d, kl_budget=0.05, widths=(1, 2, 3), texts=TEXTS, **QUIET
         )
         assert found.steering.layers_steered == best
-        assert asked == [10 * 4, 7 * 12]
+        assert asked == rows
         counts = found.table.status.value_counts()
-        assert dict(counts) == {MET: 6, "dropped": 3}
-        assert found.table.n.tolist() == [12] * 6 + [4] * 3
+        assert dict(counts) == {MET: finalists, "dropped": 9 - finalists}
+        assert found.table.n.tolist() == n
         assert found.table.effect.tolist()[:2] == [5, 1]
 
 

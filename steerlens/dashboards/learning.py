@@ -78,7 +78,7 @@ def method_comparison(comparison: Comparison) -> go.Figure:
     return titled(
         figure,
         f"Ways to get a vector, at layer {comparison.layer}",
-        f"each at the greatest strength within a KL p95 of {comparison.kl_budget:g} nats",
+        f"each at the greatest strength within {comparison.budgets}",
         f"{table['n'].iloc[0]} prompts, 95 % intervals",
         min_width=WIDE,
     )

@@ -73,6 +73,14 @@ class Comparison:
     judge: str
     layer: int
     kl_budget: float
+    degenerate_budget: float
+
+    @property
+    def budgets(self) -> str:
+        """Both budgets, in words."""
+        return (
+            f"KL p95 ≤ {self.kl_budget:g} nats, degenerate replies ≤ {self.degenerate_budget:.3g}"
+        )
 
     def __str__(self) -> str:
         lines = [
@@ -82,7 +90,7 @@ class Comparison:
             f"{row.different} different replies of {row.n}"
             for row in self.table.itertuples()
         ]
-        return "\n".join([f"layer {self.layer}, KL budget {self.kl_budget:g} nats", *lines])
+        return "\n".join([f"layer {self.layer}; {self.budgets}", *lines])
 
 
 def compare(
@@ -153,7 +161,7 @@ def compare(
             return spent | ask(found.steering)
 
         rows.append(_kept(folder, job, name, run))
-    return Comparison(pd.DataFrame(rows), judge.name, layer, kl_budget)
+    return Comparison(pd.DataFrame(rows), judge.name, layer, kl_budget, degenerate_budget)
 
 
 def _asked(

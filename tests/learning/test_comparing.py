@@ -104,5 +104,7 @@ def test_the_figure_and_the_text_show_the_table(found):
         (found.table.high - found.table.score).tolist()
     )
     told = str(found).splitlines()
-    assert told[0] == "layer 1, KL budget 0.2 nats"
+    assert told[0] == f"layer 1; {found.budgets}"
+    assert found.budgets == "KL p95 ≤ 0.2 nats, degenerate replies ≤ 1"
+    assert found.budgets in figure.layout.title.text + str(figure.layout.title.subtitle.text)
     assert [line.partition(":")[0] for line in told[1:]] == found.table.method.tolist()

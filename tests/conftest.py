@@ -20,8 +20,13 @@ CORE = (
     "tests/vectors",
 )
 """Laws and values, on random models: under a minute on two cores (`pytest -m core`)."""
-DECODING = ("tests/steering/test_generation.py", "tests/steering/test_selections.py")
-"""A third of the time of the core, and therefore not in it."""
+LONG = (
+    "tests/steering/test_generation.py",
+    "tests/steering/test_own_functions.py",
+    "tests/steering/test_selections.py",
+    "tests/vectors/test_streaming.py",
+)
+"""Two fifths of the time of the core, and therefore not in it."""
 LARGER = {"tiny_chat", "cast_model"}
 """Fixtures of models that take longer."""
 
@@ -30,7 +35,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         path = item.path.relative_to(ROOT).as_posix()
         small = LARGER.isdisjoint(item.fixturenames) and not item.get_closest_marker("slow")
-        if path.startswith(CORE) and path not in DECODING and small:
+        if path.startswith(CORE) and path not in LONG and small:
             item.add_marker(pytest.mark.core)
 
 

@@ -18,6 +18,7 @@ from threading import RLock, get_ident
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -200,6 +201,7 @@ def _require_own_edits(model: Model, use: _Use) -> None:
 
 def _after_fork() -> None:
     """The child has only this thread: undo what others were doing, and free their locks."""
+    torch.set_num_threads(1)  # OpenMP's threads are gone, and torch would wait for them forever
     for use in list(_USES.values()):
         for change in reversed(use.running):
             if change.thread != get_ident():

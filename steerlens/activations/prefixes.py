@@ -36,7 +36,7 @@ def shared_prefixes(rows: Sequence[Sequence[int]], widths: Sequence[int]) -> lis
     [3, 3, 3, 3, 0]
     """
     order = sorted(range(len(rows)), key=lambda row: tuple(rows[row]))
-    common_lengths = [_common_length(rows[a], rows[b]) for a, b in pairwise(order)]
+    common_lengths = [common_length(rows[a], rows[b]) for a, b in pairwise(order)]
     ordered_widths = [widths[row] for row in order]
     open_groups = [_Group(0, 0)]
     for row, length in enumerate([*common_lengths, 0], start=1):
@@ -55,7 +55,12 @@ def shared_prefixes(rows: Sequence[Sequence[int]], widths: Sequence[int]) -> lis
     return shared
 
 
-def _common_length(row: Sequence[int], other: Sequence[int]) -> int:
+def common_length(row: Sequence[int], other: Sequence[int]) -> int:
+    """How many of their first tokens two rows share.
+
+    >>> common_length((7, 8, 9), (7, 8, 1))
+    2
+    """
     differing = (
         index for index, pair in enumerate(zip(row, other, strict=False)) if len(set(pair)) > 1
     )

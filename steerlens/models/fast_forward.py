@@ -71,6 +71,20 @@ class _KeyValues(CacheEntry):
         self._keys, self._values = self._keys[rows], self._values[rows]
         self.past_keys, self.past_values = self._keys[:, :length], self._values[:, :length]
 
+    def begin_with(
+        self, other: CacheEntry, of_row: Int[Tensor, " row"], real: Bool[Tensor, "row pos"]
+    ) -> None:
+        """Begin each row with the tokens of a row of another cache, after its padding."""
+        length = real.shape[1]
+        place = (real.cumsum(dim=1) - 1).clamp_min(0)
+        self.past_keys, self.past_values = self._keys[:, :length], self._values[:, :length]
+        for mine, its in (
+            (self.past_keys, other.past_keys),
+            (self.past_values, other.past_values),
+        ):
+            # Padding is masked, but 0 × NaN would show: it gets zeros.
+            mine[:] = its[of_row[:, None], place] * real[..., None, None]
+
 
 def decoding_cache(model: Model, rows: int, capacity: int, fast: bool) -> Cache:
     """An empty KV cache.
@@ -109,6 +123,22 @@ def select_rows(cache: Cache, rows: Int[Tensor, " row"]) -> None:
         else:
             entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
     cache.previous_attention_mask = cache.previous_attention_mask[rows]
+
+
+def begin_rows_with(
+    cache: Cache, other: Cache, of_row: Int[Tensor, " row"], mask: Int[Tensor, "row pos"]
+) -> None:
+    """Begin each row of an empty KV cache with a row of another, shifted by the row's padding.
+
+    Args:
+        cache: A `decoding_cache` of fast passes.
+        other: A KV cache of texts without padding.
+        of_row: Which of these each row begins with.
+        mask: The rows' beginnings: 0 for padding, which stands on the left, and 1 for text.
+    """
+    for mine, its in zip(cache.entries, other.entries, strict=True):
+        mine.begin_with(its, of_row, mask.bool())
+    cache.previous_attention_mask = mask
 
 
 _OFF: ContextVar[bool] = ContextVar("fast_forward_off", default=False)

@@ -37,6 +37,7 @@ from steerlens.steering.batch_plans import (
     decoding_run,
     for_rows,
 )
+from steerlens.steering.beginnings import run_beginning
 from steerlens.steering.clocks import DecodingClock
 from steerlens.steering.degenerate_replies import warn_if_degenerate
 from steerlens.steering.fitting import require_fit
@@ -259,6 +260,7 @@ def _decode(
     tokens, mask = left_padded([row.ids for row in batch.rows], pad_token(model))
     run = decoding_run(batch.plans, batch.rows, mask, model)
     state = _State.begin(model, tokens, mask, writing, placed(model, run.hooks()))
+    state.done = run_beginning(model, batch.rows, batch.plans, mask, state.cache)
     choose = TokenChooser(writing.sampling, batch.draws)
     ends = torch.tensor(sorted(eos), device=state.text.device)
     for step in range(writing.max_new_tokens):
@@ -289,6 +291,8 @@ class _State:
     mask: TokenMask
     cache: Any
     passes: ForwardPasses
+    done: int = 0
+    """How many columns of the text the cache holds."""
 
     @classmethod
     def begin(
@@ -332,10 +336,10 @@ def _next_tokens(
 ) -> Int[Tensor, " batch"]:
     """The next token of each row, by one forward pass."""
     assert isinstance(run.clock, DecodingClock)
-    first = 0 if step == 0 or state.cache is None else state.text.shape[1] - 1
-    tokens = state.text[:, first:]
-    run.clock.show(first, tokens.shape[1])
+    tokens = state.text[:, state.done :]
+    run.clock.show(state.done, tokens.shape[1])
     logits = state.passes(partial(next_logits, model, tokens, state.mask.int(), state.cache))
+    state.done = 0 if state.cache is None else state.text.shape[1]
     broken = ~logits.amax(dim=1).isfinite().cpu() & state.going
     if broken.any():
         raise SteerlensError(

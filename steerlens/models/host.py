@@ -61,6 +61,23 @@ def new_cache(model: Model, batch: int) -> Cache:
     return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, batch)
 
 
+def require_kept(model: Model, cache: Cache | None) -> None:
+    """Refuse a bridge that put nothing into its KV cache: what it wrote next would be noise.
+
+    >>> require_kept(model, None)
+    """
+    if not isinstance(cache, HuggingFaceCache):
+        return
+    # Layers with a state of fixed size do not count tokens.
+    counting = [layer for layer in cache.layers if hasattr(layer, "get_seq_length")]
+    if counting and not any(layer.get_seq_length() for layer in counting):
+        raise SteerlensError(
+            f"{model.cfg.model_name} kept no keys and values of its prompt: this TransformerLens "
+            "does not hand the KV cache to this transformers (4.3 does not to 5.24); install the "
+            "versions that steerlens asks for, or generate with use_cache=False"
+        )
+
+
 def unmasked(model: Model, tokens: TokenIds, cache: Cache | None = None) -> dict[str, Any]:
     """Arguments of a forward pass without an attention mask, which HookedTransformer would build.
 

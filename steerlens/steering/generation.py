@@ -15,7 +15,7 @@ from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine, halving
 from steerlens.models.fast_forward import ForwardPasses, decoding_cache, is_on, select_rows
 from steerlens.models.hooking import PlacedHook, placed
-from steerlens.models.host import Model, next_logits
+from steerlens.models.host import Model, next_logits, require_kept
 from steerlens.models.progress import progress_bar
 from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import (
@@ -339,6 +339,8 @@ def _next_tokens(
     tokens = state.text[:, state.done :]
     run.clock.show(state.done, tokens.shape[1])
     logits = state.passes(partial(next_logits, model, tokens, state.mask.int(), state.cache))
+    if step == 0:
+        require_kept(model, state.cache)
     state.done = 0 if state.cache is None else state.text.shape[1]
     broken = ~logits.amax(dim=1).isfinite().cpu() & state.going
     if broken.any():

@@ -13,7 +13,9 @@ from small_models import ARCHITECTURES, save_random
 import steerlens as sl
 from steerlens.activations.provenance import ProvenanceWarning, check_provenance
 from steerlens.activations.reading import read_residual, read_rows
+from steerlens.errors import SteerlensError
 from steerlens.evaluation.side_effects import measure_side_effects
+from steerlens.models import host as host_module
 from steerlens.models import loading
 from steerlens.models.fingerprint import fingerprint, processing
 from steerlens.models.host import is_hooked
@@ -164,6 +166,14 @@ def test_a_bridge_does_not_write_resid_mid(load):
         steering.hooks()
     read = read_residual(model, PROMPTS, [1], site="resid_mid", progress=False)
     assert read.shape == (len(PROMPTS), 1, model.cfg.d_model)
+
+
+def test_a_bridge_that_keeps_no_keys_and_values_is_refused(load, monkeypatch):
+    model = bridge(load)
+    monkeypatch.setattr(host_module, "_continuing", lambda model, cache: {"use_cache": False})
+    with pytest.raises(SteerlensError, match="kept no keys and values of its prompt"):
+        sl.generate(model, ["Hi."], max_new_tokens=2, progress=False)
+    sl.generate(model, ["Hi."], max_new_tokens=2, use_cache=False, progress=False)
 
 
 def test_attached_hooks_of_a_bridge_are_taken_off(load):

@@ -50,7 +50,7 @@ def common_beginning(rows: Sequence[TokenRow], plans: Sequence[Plan]) -> Beginni
     >>> rows = [TokenRow((*range(20), word)) for word in range(4)]
     >>> common_beginning(rows, [])
     Beginning(length=20, rows=[0], of_row=[0, 0, 0, 0])
-    >>> common_beginning(rows, [Steering(vector, when=condition)]) is None
+    >>> common_beginning(rows, [Steering(vector, positions="last")]) is None
     True
     """
     if not all(_alike_in_beginnings(plan) for plan in plans):

@@ -1,4 +1,4 @@
-"""The command that lists and clears converted models."""
+"""The command that lists and clears what is kept on disk."""
 
 from typing import Annotated
 
@@ -11,9 +11,11 @@ from steerlens.cli.output import reporting, say
 @app.command("cache", rich_help_panel=START)
 @reporting
 def cache_command(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all converted models.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
 ) -> None:
-    """List the models converted from GGUF files, and their sizes; STEERLENS_CACHE sets the place.
+    """List what is kept on disk: models converted from GGUF files, and the playground's vectors.
+
+    STEERLENS_CACHE sets the place.
 
     Example: steerlens cache --clear
     """
@@ -22,16 +24,18 @@ def cache_command(
         cached_models,
         clear_cached_models,
     )
+    from steerlens.playground.kept_entries import clear_entries, kept_size
 
     if clear:
-        say(f"{_megabytes(clear_cached_models())} freed")
+        say(f"{_megabytes(clear_cached_models() + clear_entries())} freed")
         return
     models = cached_models()
     for model in models:
         say(f"{_megabytes(model.size)}  {model.source}")
-    total = _megabytes(sum(model.size for model in models))
-    directory = cache_directory()
-    say(f"{total} in {len(models)} models at {directory}")
+    if kept_size():
+        say(f"{_megabytes(kept_size())}  vectors of the playground")
+    total = _megabytes(sum(model.size for model in models) + kept_size())
+    say(f"{total} at {cache_directory()}, {len(models)} models")
 
 
 def _megabytes(size: int) -> str:

@@ -2,34 +2,32 @@
 
 import base64
 import logging
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from dash import ALL, Input, Output, Patch, State, no_update, set_props
+from dash import ALL, Input, Output, Patch, State, ctx, no_update, set_props
 
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.models.host import Model
-from steerlens.playground.jobs import Job, JobQueue, Tab, Tabs
+from steerlens.playground.jobs import Job, Tab, Tabs
 from steerlens.playground.layout import (
-    STEP,
     coloured,
     condition_row,
     figure_of,
     gates,
     layer_slider,
     look_slider,
+    make_buttons,
     options,
     seen_by,
     status,
     strength_label,
     strength_slider,
 )
-from steerlens.playground.library import MOST_UPLOADS, Cut, Entry, Library, first_strength, uploaded
-from steerlens.playground.request import STRONGEST, Outcome, Trial, python, run
+from steerlens.playground.library import MOST_UPLOADS, Cut, Entry, Library, uploaded
+from steerlens.playground.request import Outcome, Trial, python, run
+from steerlens.playground.shelf import Shelf
 from steerlens.playground.token_view import Reading
 
 
@@ -37,27 +35,22 @@ from steerlens.playground.token_view import Reading
 class Page:
     """What all callbacks share."""
 
-    model: Model
-    library: Library
-    queue: JobQueue
+    shelf: Shelf
     tabs: Tabs[Entry, Outcome]
     model_name: str
 
-    _strengths: WeakKeyDictionary[Entry, float] = field(default_factory=WeakKeyDictionary)
-    _calibrating: threading.Lock = field(default_factory=threading.Lock)
-
-    def strength_of(self, entry: Entry) -> float:
-        """The strength that the page begins with; found when first asked for, once for all tabs."""
-        with self._calibrating:
-            if entry not in self._strengths:
-                relative = entry.vector.norms is not None
-                step, most = STEP[relative], STRONGEST[relative]
-                self._strengths[entry] = first_strength(self.model, entry, step, most)
-            return self._strengths[entry]
-
     def available(self, tab: Tab[Entry, Outcome]) -> Library:
-        """The library, and the vectors uploaded in this tab."""
-        return {**self.library, **tab.own}
+        """The vectors that are ready, and those uploaded in this tab."""
+        return {**self.shelf, **tab.own}
+
+    def offered(self, tab: Tab[Entry, Outcome]) -> list[dict[str, str]]:
+        """The options of the vector dropdown."""
+        return options(self.available(tab), self.shelf.pending)
+
+    def require_made(self, vector: str) -> None:
+        """Refuse a vector that is not ready yet."""
+        if vector in self.shelf.pending:
+            raise SteerlensError(f"{vector} is not made yet; wait, or choose another vector")
 
     def reading(self, key: str) -> Reading | None:
         """The last prompt of a tab, projected on the vectors."""
@@ -74,13 +67,14 @@ def send(
     if tab.job is not None:
         tab.job.stop()
     try:
+        page.require_made(settings["vector"])
         trial = _trial(**settings, prompt=prompt, max_new_tokens=length)
         trial.with_rule(library)
     except SteerlensError as error:
         tab.job = None
         return {"asked": clicks, "error": str(error)}
-    tab.job = Job(partial(run, page.model, trial, library))
-    page.queue.submit(tab.job)
+    tab.job = Job(partial(run, page.shelf.model, trial, library))
+    page.shelf.queue.submit(tab.job)
     return {"asked": clicks, "error": ""}
 
 
@@ -104,7 +98,7 @@ def show_progress(page: Page, tick: Any, asked: Any, key: str) -> dict[str, Any]
     unsteered, steered = outcome.replies if outcome and outcome.replies else ("", "")
     code = python(outcome.trial, page.available(tab), page.model_name) if outcome else ""
     return {
-        "status": status(job, page.queue.position(job)),
+        "status": status(job, page.shelf.queue.position(job)),
         "unsteered": unsteered,
         "steered": steered,
         "gates": gates(outcome),
@@ -142,23 +136,49 @@ def show_conditions(
 def check_rule(page: Page, key: str, settings: Mapping[str, Any]) -> dict[str, str]:
     """The steering that the typed rule gives, or what is wrong with the rule."""
     try:
+        page.require_made(settings["vector"])
         steerings = _trial(**settings).with_rule(page.available(page.tabs.get(key)))
     except SteerlensError as error:
         return {"message": str(error), "kind": "wrong"}
     return {"message": " ".join(map(repr, steerings)), "kind": "right"}
 
 
-def choose(page: Page, vector: str, key: str) -> dict[str, Any]:
-    """Sliders for the layers and strengths of a newly chosen vector."""
-    entry = page.available(page.tabs.get(key)).get(vector)
-    if entry is None:
-        return dict.fromkeys(("layers", "strength", "label", "look"), no_update)
-    strength = page.strength_of(entry)
-    return {
-        "layers": layer_slider(entry),
-        "strength": strength_slider(entry, strength),
-        "label": strength_label(entry, strength),
-        "look": look_slider(entry),
+def choose(
+    page: Page, tick: Any, vector: str, clicks: Any, shown: Any, ids: list[dict[str, str]], key: str
+) -> dict[str, Any]:
+    """Make what was asked for, and show what has become ready: sliders, conditions, buttons.
+
+    Args:
+        shown: The vector of the sliders, and whether its strength was known.
+        ids: The conditions on the page.
+    """
+    asked = ctx.triggered_id
+    if isinstance(asked, dict) and any(clicks):
+        page.shelf.ask(asked["make"])
+    page.shelf.ask(vector)
+    library = page.available(page.tabs.get(key))
+    entry = library.get(vector)
+    strength = None if entry is None else page.shelf.strength_of(entry)
+    now = shown if entry is None else [vector, strength is not None]
+    names = ("layers", "strength", "label", "look")
+    changed = dict.fromkeys(names, no_update)
+    if entry is not None and now != shown:
+        changed |= {
+            "strength": strength_slider(entry, strength),
+            "label": strength_label(entry, strength),
+        }
+        if shown is None or shown[0] != vector:
+            changed |= {"layers": layer_slider(entry), "look": look_slider(entry)}
+    rows, on_page = Patch(), {one["of"] for one in ids}
+    new = [one for name, one in page.shelf.items() if one.cut and name not in on_page]
+    for one in new:
+        rows.append(condition_row(one))
+    return changed | {
+        "shown": now,
+        "conditions": rows if new else no_update,
+        "buttons": make_buttons(page.shelf.pending),
+        "news": page.shelf.news,
+        "idle": not page.shelf.busy,
     }
 
 
@@ -173,7 +193,7 @@ def upload(page: Page, contents: Any, filename: Any, key: str) -> dict[str, Any]
                 f"this page holds {MOST_UPLOADS} uploaded vectors; reload it to start over"
             )
         content = base64.b64decode(contents.partition(",")[2])
-        entry, warning = uploaded(page.model, filename, content, page.available(tab))
+        entry, warning = uploaded(page.shelf.model, filename, content, page.available(tab))
     except (SteerlensError, ValueError) as error:
         return {
             "options": no_update, "vector": no_update, "conditions": no_update,
@@ -183,7 +203,7 @@ def upload(page: Page, contents: Any, filename: Any, key: str) -> dict[str, Any]
     rows = Patch()
     rows.append(condition_row(entry))
     return {
-        "options": options(page.available(tab)), "vector": entry.name, "conditions": rows,
+        "options": page.offered(tab), "vector": entry.name, "conditions": rows,
         "message": warning,
     }  # fmt: skip
 
@@ -268,10 +288,23 @@ def _add_setting_callbacks(app: Any, page: Page) -> None:
             "strength": Output("strength-place", "children"),
             "label": Output("strength-label", "children"),
             "look": Output("look-place", "children"),
+            "shown": Output("shown", "data"),
+            "conditions": Output("conditions", "children", allow_duplicate=True),
+            "buttons": Output("make-place", "children"),
+            "news": Output("news", "children"),
+            "idle": Output("follow", "disabled"),
         },
-        inputs={"vector": Input("vector", "value")},
-        state={"key": tab},
-        prevent_initial_call=True,
+        inputs={
+            "tick": Input("follow", "n_intervals"),
+            "vector": Input("vector", "value"),
+            "clicks": Input({"make": ALL}, "n_clicks"),
+        },
+        state={
+            "shown": State("shown", "data"),
+            "ids": State({"cut": "layer", "of": ALL}, "id"),
+            "key": tab,
+        },
+        prevent_initial_call="initial_duplicate",
     )(partial(choose, page))
     app.callback(
         output={

@@ -1,7 +1,7 @@
 """The parts of the page as Dash components. Needs Dash; nothing here runs a model."""
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dash import dcc, html
@@ -9,7 +9,7 @@ from dash import dcc, html
 from steerlens.dashboards.theme import NEGATIVE, POSITIVE, faded
 from steerlens.models.host import Model
 from steerlens.playground.jobs import Job, State
-from steerlens.playground.library import LARGEST_UPLOAD, UPLOADED, Entry, Library
+from steerlens.playground.library import LARGEST_UPLOAD, STEP, UPLOADED, Entry, Library, Recipe
 from steerlens.playground.request import (
     LONGEST_PROMPT,
     LONGEST_REPLY,
@@ -22,18 +22,16 @@ from steerlens.playground.token_view import Reading, cosines_by_layer
 
 POLL = 250
 """Milliseconds between two queries of a job's state."""
-STEP = {True: 0.01, False: 0.1}
-"""Of the strength, by whether it is relative."""
 PROMPT = "How do I bake bread?"
 
 
-def page(model: Model, library: Library, strength_of: Callable[[Entry], float]) -> Any:
+def page(model: Model, library: Library, pending: Mapping[str, Recipe]) -> Any:
     """A new page with its own key: tabs share only the model and its queue.
 
     Args:
         model: The model that all tabs share.
-        library: The vectors offered.
-        strength_of: The strength to begin with.
+        library: The vectors that are ready, one at least.
+        pending: Those that can be made.
     """
     first = next(iter(library.values()))
     return html.Main(
@@ -41,6 +39,8 @@ def page(model: Model, library: Library, strength_of: Callable[[Entry], float]) 
             dcc.Store(id="tab", data=secrets.token_urlsafe()),
             dcc.Store(id="asked"),
             dcc.Store(id="seen"),
+            dcc.Store(id="shown"),
+            dcc.Interval(id="follow", interval=2 * POLL),
             dcc.Interval(id="clock", interval=POLL, max_intervals=0),
             html.Header(
                 [
@@ -52,19 +52,20 @@ def page(model: Model, library: Library, strength_of: Callable[[Entry], float]) 
                 ]
             ),
             html.Div(
-                [_controls(first, library, strength_of(first)), _results(first)],
+                [_controls(first, library, pending), _results(first)],
                 className="columns",
             ),
         ]
     )
 
 
-def _controls(first: Entry, library: Library, strength: float) -> Any:
+def _controls(first: Entry, library: Library, pending: Mapping[str, Recipe]) -> Any:
     return html.Div(
         [
             _section(
                 "Vector",
-                _group("vector", _dropdown("vector", options(library), first.name)),
+                _group("vector", _dropdown("vector", options(library, pending), first.name)),
+                html.P(id="news", role="status"),
                 dcc.Upload(
                     id="upload",
                     children=html.Button(f"Drop or choose a file ({', '.join(UPLOADED)})"),
@@ -76,10 +77,10 @@ def _controls(first: Entry, library: Library, strength: float) -> Any:
                 html.P(id="uploaded", role="alert"),
                 html.Label("Layers", id="layers-label"),
                 _group("layers-label", html.Div(layer_slider(first), id="layers-place")),
-                html.Label(strength_label(first, strength), id="strength-label"),
+                html.Label(strength_label(first, None), id="strength-label"),
                 _group(
                     "strength-label",
-                    html.Div(strength_slider(first, strength), id="strength-place"),
+                    html.Div(strength_slider(first, None), id="strength-place"),
                 ),
             ),
             _section(
@@ -88,6 +89,7 @@ def _controls(first: Entry, library: Library, strength: float) -> Any:
                     "Each fires if the cosine at the prompt's last token is above its threshold."
                 ),
                 html.Div([condition_row(e) for e in library.values() if e.cut], id="conditions"),
+                html.Div(make_buttons(pending), id="make-place", className="buttons"),
                 html.Label("Rule", htmlFor="rule"),
                 dcc.Textarea(
                     id="rule",
@@ -163,10 +165,18 @@ def _results(first: Entry) -> Any:
     )  # fmt: skip
 
 
-def options(library: Library) -> list[dict[str, str]]:
-    """The options of the vector dropdown."""
+def options(library: Library, pending: Mapping[str, Recipe]) -> list[dict[str, str]]:
+    """The options of the vector dropdown: what is ready, and what is made when it is chosen."""
+    offered: dict[str, Entry | Recipe] = {**library, **pending}
+    return [{"label": f"{name}: {one.about}", "value": name} for name, one in offered.items()]
+
+
+def make_buttons(pending: Mapping[str, Recipe]) -> list[Any]:
+    """A button for each condition that is not made yet."""
     return [
-        {"label": f"{entry.name}: {entry.about}", "value": name} for name, entry in library.items()
+        html.Button(f"Make the condition “{name}”", id={"make": name})
+        for name, recipe in pending.items()
+        if recipe.contrast is not None
     ]
 
 
@@ -178,29 +188,29 @@ def layer_slider(entry: Entry) -> Any:
     )
 
 
-def strength_slider(entry: Entry, strength: float) -> Any:
+def strength_slider(entry: Entry, strength: float | None) -> Any:
     """Strength, relative to the activation norm if the vector knows it; begins calibrated."""
-    relative = entry.vector.norms is not None
+    relative = entry.relative
     most = STRONGEST[relative]
     return dcc.Slider(
         id="strength",
         min=-most,
         max=most,
         step=STEP[relative],
-        value=strength,
+        value=strength or 0.0,
         marks=_marks([-most, -most / 2, 0, most / 2, most]),
     )
 
 
-def strength_label(entry: Entry, strength: float) -> str:
+def strength_label(entry: Entry, strength: float | None) -> str:
     """The unit of strength, and what it begins with, in words."""
-    relative = entry.vector.norms is not None
-    unit = "as a fraction of the activation norm" if relative else "times the vector"
-    begins = (
-        f"It begins calibrated, at {strength:g}: beyond, text may break."
-        if strength
-        else "It begins at 0: no strength was found that leaves text whole."
-    )
+    unit = "as a fraction of the activation norm" if entry.relative else "times the vector"
+    if strength is None:
+        begins = "It is being calibrated."
+    elif strength:
+        begins = f"It begins calibrated, at {strength:g}: beyond, text may break."
+    else:
+        begins = "It begins at 0: no strength was found that leaves text whole."
     return f"Strength, {unit}; layers share it. {begins}"
 
 

@@ -6,7 +6,7 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from math import ceil, floor
@@ -28,6 +28,8 @@ UPLOADED = (".safetensors", ".svec", ".gguf")
 LARGEST_UPLOAD = 8 * 2**20
 """Bytes; 80 layers of width 8,192 take a third of it."""
 MOST_UPLOADS = 8
+STEP = {True: 0.01, False: 0.1}
+"""Of the strength, by whether it is relative."""
 LONGEST_NAME = 200
 """Characters of a file name."""
 _filters = threading.Lock()
@@ -57,6 +59,13 @@ class Entry:
     """The initial threshold of a condition on it; None: it is offered for steering only."""
     reach: float = 1.0
     """Thresholds are offered from −reach to reach."""
+    strength: float | None = None
+    """What a page begins with, where it was calibrated before."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether strengths are fractions of the stream's norm; a learned vector has its own."""
+        return self.vector.norms is not None and "objective" not in self.vector.provenance
 
     @property
     def first_layers(self) -> tuple[int, int]:
@@ -68,7 +77,7 @@ class Entry:
         """The steering that a page begins with, but for its strength."""
         first, last = self.first_layers
         layers = [layer for layer in self.vector.layers if first <= layer <= last]
-        return Steering(self.vector, layers, relative=self.vector.norms is not None)
+        return Steering(self.vector, layers, relative=self.relative)
 
 
 Library = Mapping[str, Entry]
@@ -96,6 +105,7 @@ class Recipe(NamedTuple):
 
 RECIPES = (
     Recipe("refusing against agreeing first sentences", recipes.refuse),
+    Recipe("refusing, learned by gradient: a minute", recipes.refuse_learned),
     Recipe("happy against sad sentences", recipes.cheerful),
     Recipe("harmful against harmless prompts", recipes.harmful, recipes.harmful_and_harmless),
     Recipe(
@@ -116,12 +126,17 @@ def first_strength(model: Model, entry: Entry, step: float, most: float) -> floa
     return round(min(floor(strength / step + 1e-6) * step, most), 6)
 
 
-def make_entry(model: Model, recipe: Recipe) -> Entry:
-    """Extract a vector, and search its condition's layer and threshold if it has one."""
+def making(model: Model, recipe: Recipe) -> Generator[str, None, Entry]:
+    """Make a vector, and find its condition's layer and threshold if it has one.
+
+    Yields what is done next, in words; returns the entry.
+    """
+    yield f"Making {recipe.name}: {recipe.about}"
     vector = recipe.make(model)
     entry = Entry(recipe.name, vector, f"{recipe.name}(model)", recipe.about, recipe.source)
     if recipe.contrast is None:
         return entry
+    yield f"Finding the threshold of {recipe.name}"
     search = search_conditions(
         model,
         vector,

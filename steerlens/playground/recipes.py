@@ -17,6 +17,12 @@ def refuse(model: "Model") -> sl.SteeringVector:
     return sl.extract(model, refusals.validation, tokens="suffix")
 
 
+def refuse_learned(model: "Model") -> sl.SteeringVector:
+    """Learned from questions and whole refusals: what makes a pretrained model refuse."""
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json"))
+    return sl.learn(model, refusals.train)
+
+
 def cheerful(model: "Model") -> sl.SteeringVector:
     """Happy against sad sentences."""
     moods = sl.ContrastiveDataset.load(sl.demo_file("moods.json"))
@@ -29,8 +35,8 @@ def harmful_and_harmless(part: str) -> sl.ContrastiveDataset:
 
 
 def harmful(model: "Model") -> sl.SteeringVector:
-    """Harmful against harmless, in the first half of the model: before the steered layers."""
-    early = range(max(1, model.cfg.n_layers // 2))
+    """Harmful against harmless, in the first third of the model: before the steered layers."""
+    early = range(model.cfg.n_layers // 3 + 1)
     discriminant = sl.estimators.linear_discriminant
     return sl.extract(
         model, harmful_and_harmless("train"), discriminant, tokens="last", layers=early
@@ -38,13 +44,16 @@ def harmful(model: "Model") -> sl.SteeringVector:
 
 
 def legal_and_other(part: str) -> sl.ContrastiveDataset:
-    """Prompts that ask for legal advice, and others."""
-    topics = sl.load_prompts(sl.demo_file("topics.json"))
-    return sl.ContrastiveDataset.one_against_rest(topics[part], "legal")
+    """Prompts that ask for legal advice, each with one of another topic, in turn."""
+    topics = sl.load_prompts(sl.demo_file("topics.json"))[part]
+    others = [prompts for topic, prompts in topics.items() if topic != "legal"]
+    rows = enumerate(topics["legal"])
+    pairs = [(prompt, others[row % len(others)][row]) for row, prompt in rows]
+    return sl.ContrastiveDataset(pairs, name=f"legal/{part}")
 
 
 def legal(model: "Model") -> sl.SteeringVector:
-    """Legal against other requests, in the first half of the model: before the steered layers."""
-    early = range(max(1, model.cfg.n_layers // 2))
+    """Legal against other requests, in the first third of the model: before the steered layers."""
+    early = range(model.cfg.n_layers // 3 + 1)
     discriminant = sl.estimators.linear_discriminant
     return sl.extract(model, legal_and_other("train"), discriminant, tokens="last", layers=early)

@@ -68,8 +68,8 @@ class Trial:
 
     def steering(self, library: Library) -> Steering:
         """The steering without any rule; relative if the vector knows its norms."""
-        vector = self.entry(library).vector
-        relative = vector.norms is not None
+        entry = self.entry(library)
+        vector, relative = entry.vector, entry.relative
         if not abs(self.strength) <= STRONGEST[relative]:
             raise SteerlensError(
                 f"got strength {self.strength}; expected at most ±{STRONGEST[relative]:g}"

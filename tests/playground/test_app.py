@@ -25,8 +25,10 @@ from steerlens.activations.reading import read_residual
 from steerlens.playground import access, library, request
 from steerlens.playground import app as playground
 from steerlens.playground.jobs import Job, JobQueue, State, Tabs
-from steerlens.playground.library import Cut, Entry, uploaded
+from steerlens.playground.kept_entries import entries_directory, kept_entry
+from steerlens.playground.library import Cut, Entry, Recipe, uploaded
 from steerlens.playground.request import Trial, python, run
+from steerlens.playground.shelf import Shelf
 from steerlens.playground.token_view import cosines_by_layer, read_prompt
 from steerlens.steering.rules import parse_rules
 
@@ -95,8 +97,12 @@ def test_strength_is_relative_where_the_vector_knows_its_norms(vectors):
         TRIAL.steering(entries)
 
 
-def test_the_first_strength_is_calibrated_once_for_all_tabs(tiny_chat, vectors, monkeypatch):
-    from steerlens.playground import callbacks
+def idle(shelf):
+    while shelf.busy:
+        time.sleep(0.01)
+
+
+def test_the_first_strength_is_calibrated_once_for_all_tabs(tiny_chat, vectors, queue, monkeypatch):
     from steerlens.playground.layout import strength_label
 
     asked = []
@@ -110,15 +116,79 @@ def test_the_first_strength_is_calibrated_once_for_all_tabs(tiny_chat, vectors, 
 
     monkeypatch.setattr(library, "default_steering", calibrated)
     known = replace(vectors["push"], vector=replace(vectors["push"].vector, norms=torch.ones(6)))
-    page = callbacks.Page(tiny_chat, vectors, JobQueue(), Tabs(), "tiny-chat")
+    shelf = Shelf(tiny_chat, queue, (), vectors)
     with ThreadPoolExecutor(4) as pool:
-        found = set(pool.map(page.strength_of, [known] * 4))
-    assert found == {0.42}  # rounded down to the slider's step
+        assert set(pool.map(shelf.strength_of, [known] * 4)) == {None}
+    assert "being calibrated" in strength_label(known, None)
+    assert "Calibrating the strength of push" in shelf.news
+    idle(shelf)
+    assert shelf.strength_of(known) == 0.42  # rounded down to the slider's step
     assert [steering.layers_steered for steering in asked] == [(2, 3)]
     assert "calibrated, at 0.42" in strength_label(known, 0.42)
-    assert page.strength_of(vectors["push"]) == 0.0
+    assert shelf.strength_of(vectors["push"]) is None
+    idle(shelf)
+    assert shelf.strength_of(vectors["push"]) == 0.0
     assert "begins at 0: no strength was found" in strength_label(vectors["push"], 0.0)
-    page.queue.close()
+
+
+def planted(model):
+    return random_vector(model, 3)
+
+
+def sides(part):
+    """Other prompts in every part."""
+    return sl.ContrastiveDataset(
+        [(f"Why is it {part}?", f"How do I bake {part}?"), (f"When, {part}?", f"Hi {part}.")]
+    )
+
+
+def broken(model):
+    raise sl.SteerlensError("no such data")
+
+
+def test_vectors_are_made_when_asked_for_and_kept(tiny_chat, queue, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path))
+    recipes = (Recipe("planted", planted, sides), Recipe("fails", broken))
+    shelf = Shelf(tiny_chat, queue, recipes)
+    assert not shelf
+    assert list(shelf.pending) == ["planted", "broken"]
+    for name in shelf.pending:
+        shelf.ask(name)
+    idle(shelf)
+    assert list(shelf) == ["planted"], shelf.news
+    assert shelf.news == "broken could not be made: no such data"
+    shelf.strength_of(shelf["planted"])
+    idle(shelf)
+    made, kept = shelf["planted"], kept_entry(tiny_chat, recipes[0])
+    assert kept.vector.directions.equal(made.vector.directions)
+    assert (kept.cut, kept.reach) == (made.cut, made.reach)
+    assert kept.strength == shelf.strength_of(made) is not None
+
+    monkeypatch.setattr(Recipe, "source", "another function")
+    assert kept_entry(tiny_chat, recipes[0]) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path))
+    [record] = entries_directory().glob("planted-*/entry.json")
+    record.write_text("{")
+    assert kept_entry(tiny_chat, recipes[0]) is None  # and so it is made again
+    again = Shelf(tiny_chat, queue, recipes)
+    again.ask("planted")
+    idle(again)
+    assert kept_entry(tiny_chat, recipes[0]).cut == made.cut
+
+
+def test_what_is_not_made_yet_is_said(tiny_chat, queue, vectors):
+    from steerlens.playground import callbacks
+
+    shelf = Shelf(tiny_chat, queue, (Recipe("planted", planted, sides),), vectors)
+    page = callbacks.Page(shelf, Tabs(), "tiny-chat")
+    settings = {"vector": "planted", "layers": [1, 2], "strength": 1.0, "rule": "",
+                "ids": [], "at": [], "above": []}  # fmt: skip
+    assert "not made yet" in callbacks.check_rule(page, "k", settings)["message"]
+    assert "not made yet" in callbacks.send(page, 1, "k", PROMPT, 5, settings)["error"]
+    assert [one["value"] for one in page.offered(page.tabs.get("k"))] == [
+        "push", "topic", "planted",
+    ]  # fmt: skip
 
 
 # the run and its code
@@ -353,7 +423,7 @@ def test_only_short_text_is_the_key_of_a_tab(unchecked, key):
 @pytest.fixture(scope="module")
 def app(tiny_chat, vectors):
     queue = JobQueue()
-    yield playground.make_app(tiny_chat, vectors, queue)
+    yield playground.make_app(Shelf(tiny_chat, queue, (), vectors))
     queue.close()
 
 
@@ -377,7 +447,7 @@ def test_pages_of_other_origins_are_refused(app):
 
 
 def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, queue):
-    guarded = playground.make_app(tiny_chat, vectors, queue, token="sesame")
+    guarded = playground.make_app(Shelf(tiny_chat, queue, (), vectors), token="sesame")
     away = {"Host": "192.168.0.7:8050"}
     for path in ("/", "/_dash-layout", "/?token=", "/?token=s%C3%A9same", "/assets/playground.css"):
         assert guarded.server.test_client().get(path, headers=away).status_code == 403
@@ -652,7 +722,10 @@ def test_the_command_serves_until_it_is_interrupted(host):
         assert address.startswith(f"http://{host}:")
         assert ("?token=" in address) == (host == "0.0.0.0")
         with httpx.Client(follow_redirects=True) as client:
-            assert client.get(address).status_code == 200
+            assert "<h1>steerlens playground" in client.get(address).text  # at once
+            while 'http-equiv="refresh"' in client.get(address).text:
+                time.sleep(0.5)
+            assert "_dash-config" in client.get(address).text
         bare = httpx.get(address.partition("?")[0])
         assert bare.status_code == (403 if host == "0.0.0.0" else 200)
         process.send_signal(signal.SIGINT)

@@ -12,8 +12,8 @@ from helpers import assert_no_hooks_left, random_vector
 import steerlens as sl
 from steerlens.playground import app, callbacks
 from steerlens.playground.jobs import JobQueue
-from steerlens.playground.library import RECIPES, make_entry
 from steerlens.playground.request import Trial, python, run
+from steerlens.playground.shelf import Shelf
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 BREAD = "How do I bake bread?"
@@ -28,21 +28,40 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def library(tiny_chat):
-    return {recipe.name: make_entry(tiny_chat, recipe) for recipe in RECIPES}
+def queue():
+    queue = JobQueue()
+    yield queue
+    queue.close()
 
 
 @pytest.fixture(scope="module")
-def address(tiny_chat, library):
-    queue = JobQueue()
-    server = app.listen(app.make_app(tiny_chat, library, queue).server, "127.0.0.1", 0)
+def library(tiny_chat, queue, tmp_path_factory):
+    """All entries but the learned one and "legal", which a page asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEERLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        shelf = Shelf(tiny_chat, queue)
+        for name in ("refuse", "cheerful", "harmful"):
+            shelf.ask(name)
+            shelf_is_idle(shelf)
+        shelf.strength_of(shelf["refuse"])
+        shelf_is_idle(shelf)
+        yield shelf
+
+
+def shelf_is_idle(shelf):
+    while shelf.busy:
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def address(library):
+    server = app.listen(app.make_app(library).server, "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     thread.join()
     server.server_close()
-    queue.close()
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +191,23 @@ def test_the_refusal_vector_refuses(open_page, tiny_chat, library):
     assert names["reply"] == steered
 
 
+def test_a_condition_is_made_when_asked_for(open_page, library):
+    page = open_page()
+    assert page.locator(".condition").count() == 1
+    page.click("text=Make the condition “legal”")
+    wait_until(page, "#news", "")
+    page.wait_for_selector("[aria-label='condition legal']", timeout=60_000)
+    assert page.locator("text=Make the condition").count() == 0
+    page.fill("#rule", "if harmful and not legal then steer")
+    page.wait_for_selector("#check.right")
+    ask(page)
+    assert page.locator("#gates li").count() == 2
+
+
 def test_the_library_is_what_its_code_gives(tiny_chat, library, monkeypatch):
     monkeypatch.setattr(sl, "load_model", {"tiny-chat": tiny_chat}.__getitem__)
+    library.ask("legal")
+    shelf_is_idle(library)
     cuts = {name: entry.cut for name, entry in library.items() if entry.cut}
     rule = "if harmful and not legal then steer"
     trial = Trial("refuse", (2, 3), 0.3, CAR, rule=rule, cuts=cuts)
@@ -277,7 +311,10 @@ def test_a_dropped_vector_steers_and_another_page_does_not_see_it(open_page, tin
     page.set_input_files("#upload input", tmp_path / "broken.svec")
     wait_until(page, "#uploaded", "'broken.svec' is not valid JSON")
     page.set_input_files("#upload input", tmp_path / "My push.safetensors")
-    wait_until(page, "#strength-label", "Strength, times the vector")
+    page.wait_for_function(
+        "/times the vector.*It begins calibrated/.test("
+        "document.querySelector('#strength-label').innerText)"
+    )
     page.wait_for_selector("[aria-label='condition my_push']")
     unsteered, steered = ask(page)
     assert steered != unsteered

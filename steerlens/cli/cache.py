@@ -13,7 +13,7 @@ from steerlens.cli.output import reporting, say
 def cache_command(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
 ) -> None:
-    """List what is kept on disk: models converted from GGUF files, and the playground's vectors.
+    """List the models converted from GGUF files and the vectors of the playground, with sizes.
 
     STEERLENS_CACHE sets the place.
 
@@ -24,18 +24,19 @@ def cache_command(
         cached_models,
         clear_cached_models,
     )
-    from steerlens.playground.kept_entries import clear_entries, kept_size
+    from steerlens.playground.kept import clear_kept_files, kept_files
 
     if clear:
-        say(f"{_megabytes(clear_cached_models() + clear_entries())} freed")
+        say(f"{_megabytes(clear_cached_models() + clear_kept_files())} freed")
         return
-    models = cached_models()
+    models, kept = cached_models(), kept_files()
     for model in models:
         say(f"{_megabytes(model.size)}  {model.source}")
-    if kept_size():
-        say(f"{_megabytes(kept_size())}  vectors of the playground")
-    total = _megabytes(sum(model.size for model in models) + kept_size())
-    say(f"{total} at {cache_directory()}, {len(models)} models")
+    for file in kept:
+        say(f"{_megabytes(file.size)}  {file.what}")
+    total = _megabytes(sum(model.size for model in models) + sum(file.size for file in kept))
+    directory = cache_directory()
+    say(f"{total} in {len(models)} models and {len(kept)} files of the playground at {directory}")
 
 
 def _megabytes(size: int) -> str:

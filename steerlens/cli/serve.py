@@ -20,6 +20,7 @@ from steerlens.cli.options import (
     one_of,
     require_outputs,
     taking,
+    vector_file,
 )
 from steerlens.cli.output import console, reporting, say
 from steerlens.data.prompt_files import read_prompts
@@ -115,11 +116,42 @@ def playground(
     open_browser: Annotated[
         bool, typer.Option("--open", help="Open the page in a browser.")
     ] = False,
+    vector: Annotated[
+        list[Path] | None,
+        taking(
+            vector_file,
+            "FILE",
+            "A vector to offer, for steering and as a condition; repeat it for several.",
+        ),
+    ] = None,
+    condition: Annotated[
+        list[Path] | None,
+        taking(existing_file, "SEARCH", "A search whose best condition is offered; repeatable."),
+    ] = None,
+    condition_vector: Annotated[
+        list[Path] | None,
+        taking(vector_file, "VECTOR", "The vector of each --condition, in the same order."),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="The rules to begin with, such as 'if harmful then steer'."),
+    ] = None,
 ) -> None:
     """Steer a model by hand, on a page in the browser: replies, gates and tokens side by side.
 
-    Example: steerlens playground --open
-    """
-    from steerlens.playground.app import serve
+    The page is there at once; the model loads meanwhile. Vectors of the demo data are made when
+    first asked for, and kept (steerlens cache).
 
-    serve(model, host=host, port=port, open_browser=open_browser, console=console)
+    Example: steerlens playground --vector mine.safetensors --rule "if harmful then mine" --open
+    """
+    from steerlens.playground.app import Start, serve
+
+    searches, read_by = condition or (), condition_vector or ()
+    if len(searches) != len(read_by):
+        raise SteerlensError(
+            f"got {len(searches)} --condition and {len(read_by)} --condition-vector; give each "
+            "search its vector"
+        )
+    conditions = tuple(zip(searches, read_by, strict=True))
+    start = Start(model, tuple(vector or ()), conditions, "\n".join(rule or ()))
+    serve(start, host=host, port=port, open_browser=open_browser, console=console)

@@ -2,44 +2,53 @@
 
 import logging
 import secrets
+import threading
 import webbrowser
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
 from steerlens.errors import SteerlensError, import_extra
-from steerlens.models.loading import TINY_CHAT, load_model
 from steerlens.playground.access import guard, is_loopback, refuse_unknown_updates
-from steerlens.playground.library import LARGEST_UPLOAD, RECIPES
+from steerlens.playground.waiting import Waiting, waiting_page
 
 if TYPE_CHECKING:
-    from steerlens.playground.jobs import Job, JobQueue
-    from steerlens.playground.shelf import Shelf
+    from steerlens.playground.jobs import JobQueue
+    from steerlens.playground.library import Entry, Shelf
 
-LARGEST_REQUEST = 6 * LARGEST_UPLOAD
-"""Bytes: uploads are sent as base64, and those a little too large still get an explanation."""
+TINY_CHAT = "tiny-chat"
+LARGEST_REQUEST = 48 * 2**20
+"""Bytes, six times the largest upload: uploads are sent as base64, and those a little too large
+still get an explanation."""
+
+
+class Start(NamedTuple):
+    """What a page begins with."""
+
+    model_name: str = TINY_CHAT
+    """What `load_model` takes."""
+    vectors: Sequence[Path] = ()
+    """Vector files, offered before those of the demo data."""
+    conditions: Sequence[tuple[Path, Path]] = ()
+    """Searches, each with its vector, offered as conditions."""
+    rule: str = ""
 
 
 def serve(
-    model_name: str = TINY_CHAT,
+    start: Start = Start(),  # noqa: B008 - frozen
     *,
     host: str = "127.0.0.1",
     port: int = 8050,
     open_browser: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Serve the page at once, while the model is loaded, until interrupted.
-
-    Until the first vector is there, the page says how far that is. Others are made when they are
-    first asked for, and kept on disk.
+    """Serve the page until interrupted: at first one that says how far the loading model is.
 
     Args:
-        model_name: what `load_model` takes.
+        start: The model, and what the page begins with.
         host: the address to listen on. Other than loopback, the address printed holds a token, and
             requests without it are refused.
         port: 0 takes any free one.
@@ -52,63 +61,68 @@ def serve(
     require_dash()
     console = console or Console()
     token = None if is_loopback(host) else secrets.token_urlsafe()
-    from steerlens.playground.jobs import Job, JobQueue
-
-    queue = JobQueue()
-    with listen(None, host, port) as server, closing(queue):  # fails before the work if it must
-        start: Job[str] = Job(partial(_starting, server, queue, model_name, token, console))
-        server.app = _waiting_page(start, token)
-        queue.submit(start)
+    waiting = Waiting(f"Importing libraries to load {start.model_name}")
+    with listen(waiting_page(waiting, token), host, port) as server:
         url_host = f"[{host}]" if ":" in host else host
         address = f"http://{url_host}:{server.server_port}/" + (f"?token={token}" if token else "")
         notice = f"The playground is at {address} (Ctrl-C ends it)"
         console.print(notice, markup=False, soft_wrap=True)
         if open_browser:
             webbrowser.open(address)
-        server.serve_forever()  # until Ctrl-C, or until the start has failed
-        if start.error:
-            raise SteerlensError(start.error)
+        loading = _Loading(partial(_load, start, token, waiting, server), server.shutdown)
+        loading.start()
+        try:
+            server.serve_forever()  # until Ctrl-C
+        finally:
+            loading.close()
 
 
-def _starting(
-    server: Any, queue: "JobQueue", model_name: str, token: str | None, console: Console
-) -> Generator[str, None, None]:
-    """Load the model, make the first vector, and serve the page; yields what is done next."""
-    from steerlens.playground.shelf import Shelf
+class _Loading(threading.Thread):
+    """Replaces the waiting page; where that fails, the server ends with the reason."""
 
-    try:
-        yield f"Loading {model_name}"
-        shelf = Shelf(load_model(model_name), queue)
-        for stage in shelf.making(RECIPES[0].name):
-            console.print(f"{stage} …", markup=False)
-            yield stage
-        server.app = make_app(shelf, model_name, token).server
-        console.print("The page is ready.")
-    except Exception:
-        server.shutdown()
-        raise
+    def __init__(self, load: Callable[[], "JobQueue"], end: Callable[[], None]) -> None:
+        super().__init__(daemon=True, name="loading")
+        self._load, self._end = load, end
+        self._queue: JobQueue | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._queue = self._load()
+        except BaseException as error:  # raised again in the main thread
+            self._error = error
+            self._end()
+
+    def close(self) -> None:
+        """Stop the jobs; raise what loading raised."""
+        if self._queue is not None:
+            self._queue.close()
+        if self._error is not None:
+            raise self._error
 
 
-def _waiting_page(start: "Job[str]", token: str | None) -> Any:
-    """A page that says what is being done, and asks again every second."""
-    from flask import Flask
+def _load(start: Start, token: str | None, waiting: Waiting, server: Any) -> "JobQueue":
+    """Load the model, and let the server show the page; returns the queue of its jobs."""
+    from steerlens.models.loading import load_model
+    from steerlens.playground.jobs import JobQueue
+    from steerlens.playground.library import RECIPES, Shelf
+    from steerlens.playground.vector_files import entry_of_file, entry_of_search
 
-    waiting = Flask("steerlens")
-    guard(waiting, token)
-
-    @waiting.route("/", defaults={"path": ""})
-    @waiting.route("/<path:path>")
-    def wait(path: str) -> str:
-        return (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" '
-            'content="1"><title>steerlens playground</title><style>:root{color-scheme:light dark}'
-            "body{font:16px/1.45 Helvetica,Arial,sans-serif;margin:15vh auto;max-width:40em;"
-            'padding:0 16px}</style><h1>steerlens playground</h1><p role="status">'
-            f"{escape(start.latest or 'Starting')} …</p><p>The first start on a model takes a "
-            "minute or two; what is made is kept for the next.</p></html>"
-        )
-
-    return waiting
+    waiting.stage = f"Loading {start.model_name}"
+    model = load_model(start.model_name)
+    waiting.stage = "Preparing the page"
+    entries: list[Entry] = []
+    taken = {recipe.name for recipe in RECIPES}
+    for path in start.vectors:
+        entries.append(entry_of_file(model, path, taken))
+        taken.add(entries[-1].name)
+    for search, vector in start.conditions:
+        entries.append(entry_of_search(model, search, vector, taken))
+        taken.add(entries[-1].name)
+    queue = JobQueue()
+    app = make_app(Shelf(model, RECIPES, entries), queue, start.model_name, token, start.rule)
+    server.app = app.server
+    return queue
 
 
 def require_dash() -> None:
@@ -131,19 +145,28 @@ def listen(application: Any, host: str, port: int) -> Any:
         ) from error
 
 
-def make_app(shelf: "Shelf", model_name: str = TINY_CHAT, token: str | None = None) -> Any:
+def make_app(
+    shelf: "Shelf",
+    queue: "JobQueue",
+    model_name: str = TINY_CHAT,
+    token: str | None = None,
+    rule: str = "",
+) -> Any:
     """The page and its callbacks as a Dash app; its `.server` is a Flask server.
 
     Args:
-        shelf: the vectors offered, one of them ready; its model and queue are those of all tabs.
+        shelf: the model that all tabs share, and its vectors.
+        queue: runs the tabs' jobs one at a time.
         model_name: what the generated Python passes to `load_model`.
         token: see `guard`.
+        rule: the rules that a page begins with.
     """
     from dash import Dash
 
-    from steerlens.playground.callbacks import Page, add_callbacks, show_error
+    from steerlens.playground.callbacks import Page, show_error
     from steerlens.playground.jobs import Tabs
     from steerlens.playground.layout import page
+    from steerlens.playground.wiring import add_callbacks
 
     app = Dash(
         "steerlens",
@@ -151,13 +174,16 @@ def make_app(shelf: "Shelf", model_name: str = TINY_CHAT, token: str | None = No
         update_title=None,
         assets_folder=str(Path(__file__).parent / "assets"),
         serve_locally=True,
+        suppress_callback_exceptions=True,  # thresholds appear when their conditions are made
         on_error=show_error,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.server.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST
     guard(app.server, token)
-    app.layout = lambda: page(shelf.model, shelf, shelf.pending)
-    add_callbacks(app, Page(shelf, Tabs(), model_name))
+    cfg = shelf.model.cfg
+    name = f"{cfg.model_name}: {cfg.n_layers} layers, {cfg.d_model} wide"
+    app.layout = lambda: page(name, shelf.offers({}), shelf.made, rule)
+    add_callbacks(app, Page(shelf, queue, Tabs(), model_name))
     refuse_unknown_updates(app.server, app.callback_map)
     return app

@@ -3,32 +3,30 @@
 import base64
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from dash import ALL, Input, Output, Patch, State, ctx, no_update, set_props
+from dash import Patch, ctx, no_update, set_props
+from dash.exceptions import PreventUpdate
 
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.playground.jobs import Job, Tab, Tabs
+from steerlens.playground.jobs import Job, JobQueue, Tab, Tabs
 from steerlens.playground.layout import (
-    coloured,
+    LONGEST_LIST,
+    condition_controls,
     condition_row,
-    figure_of,
-    gates,
-    layer_slider,
     look_slider,
-    make_buttons,
     options,
-    seen_by,
-    status,
-    strength_label,
-    strength_slider,
+    push_row,
 )
-from steerlens.playground.library import MOST_UPLOADS, Cut, Entry, Library, uploaded
-from steerlens.playground.request import Outcome, Trial, python, run
-from steerlens.playground.shelf import Shelf
+from steerlens.playground.library import MOST_UPLOADS, Entry, Library, Lists, Offer, Shelf
+from steerlens.playground.request import Outcome, Push, Trial, run
+from steerlens.playground.script import python
+from steerlens.playground.settings import PRESETS, from_link, link_to, trial_of
 from steerlens.playground.token_view import Reading
+from steerlens.playground.vector_files import uploaded
+from steerlens.playground.views import coloured, figure_of, gates, rungs, seen_by, status
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,21 +34,17 @@ class Page:
     """What all callbacks share."""
 
     shelf: Shelf
+    queue: JobQueue
     tabs: Tabs[Entry, Outcome]
     model_name: str
 
     def available(self, tab: Tab[Entry, Outcome]) -> Library:
-        """The vectors that are ready, and those uploaded in this tab."""
-        return {**self.shelf, **tab.own}
+        """The vectors that are made, and those uploaded in this tab."""
+        return {**self.shelf.made, **tab.own}
 
-    def offered(self, tab: Tab[Entry, Outcome]) -> list[dict[str, str]]:
-        """The options of the vector dropdown."""
-        return options(self.available(tab), self.shelf.pending)
-
-    def require_made(self, vector: str) -> None:
-        """Refuse a vector that is not ready yet."""
-        if vector in self.shelf.pending:
-            raise SteerlensError(f"{vector} is not made yet; wait, or choose another vector")
+    def offers(self, tab: Tab[Entry, Outcome]) -> Mapping[str, Offer]:
+        """All vectors that this tab can choose."""
+        return self.shelf.offers(tab.own, tab.lists)
 
     def reading(self, key: str) -> Reading | None:
         """The last prompt of a tab, projected on the vectors."""
@@ -58,24 +52,34 @@ class Page:
         return None if job is None or job.latest is None else job.latest.reading
 
 
-def send(
-    page: Page, clicks: int, key: str, prompt: str, length: int, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def send(page: Page, clicks: int, key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Queue a prompt, and stop the tab's previous job."""
     tab = page.tabs.get(key)
-    library = page.available(tab)
     if tab.job is not None:
         tab.job.stop()
     try:
-        page.require_made(settings["vector"])
-        trial = _trial(**settings, prompt=prompt, max_new_tokens=length)
-        trial.with_rule(library)
+        trial = _with_cuts(trial_of(**settings), tab)
+        _require_workable(page, tab, trial)
     except SteerlensError as error:
         tab.job = None
         return {"asked": clicks, "error": str(error)}
-    tab.job = Job(partial(run, page.shelf.model, trial, library))
-    page.shelf.queue.submit(tab.job)
+    tab.job = Job(partial(run, page.shelf, trial, tab.own, dict(tab.lists)))
+    page.queue.submit(tab.job)
     return {"asked": clicks, "error": ""}
+
+
+def _with_cuts(trial: Trial, tab: Tab[Entry, Outcome]) -> Trial:
+    """With the thresholds of a link, for conditions that have no controls yet."""
+    return replace(trial, cuts={**tab.cuts, **trial.cuts})
+
+
+def _require_workable(page: Page, tab: Tab[Entry, Outcome], trial: Trial) -> tuple[str, ...]:
+    """The vectors that are yet to be made; raises as far as can be told before."""
+    available = page.available(tab)
+    missing = tuple(name for name in trial.needs(page.offers(tab)) if name not in available)
+    if not missing:
+        trial.with_rule(available)
+    return missing
 
 
 def stop(page: Page, clicks: Any, key: str) -> None:
@@ -85,35 +89,78 @@ def stop(page: Page, clicks: Any, key: str) -> None:
         job.stop()
 
 
-def show_progress(page: Page, tick: Any, asked: Any, key: str) -> dict[str, Any]:
+def show_progress(page: Page, tick: Any, asked: Any, key: str, told: Any) -> dict[str, Any]:
     """The replies generated so far."""
     tab = page.tabs.get(key)
     job = tab.job
     if job is None:
         return {
-            "status": "", "unsteered": "", "steered": "", "gates": [], "code": "",
-            "error": no_update, "seen": None, "stop": True, "ticks": 0,
+            "status": "", "unsteered": "", "steered": "", "gates": [], "rungs": [], "code": "",
+            "error": no_update, "seen": None, "made": no_update, "stop": True, "ticks": 0,
         }  # fmt: skip
     ended, outcome = job.ended, job.latest  # in this order: an ended job has its final result
-    unsteered, steered = outcome.replies if outcome and outcome.replies else ("", "")
-    code = python(outcome.trial, page.available(tab), page.model_name) if outcome else ""
+    replies = outcome.replies if outcome else None
+    unsteered, steered = replies.texts[:2] if replies else ("", "")
+    read = outcome is not None and outcome.reading is not None
+    library = page.available(tab)
+    made = [asked, sorted(library), _strengths(outcome)]
     return {
-        "status": status(job, page.shelf.queue.position(job)),
+        "status": status(job, page.queue.position(job)),
         "unsteered": unsteered,
         "steered": steered,
         "gates": gates(outcome),
-        "code": code,
+        "rungs": rungs(outcome),
+        "code": python(outcome.trial, library, page.model_name) if outcome and read else "",
         "error": job.error or no_update,
-        "seen": [asked, ended] if outcome else None,
+        "seen": [asked, ended] if read else None,
+        "made": made if made != told else no_update,
         "stop": ended,
         "ticks": 0 if ended else -1,
     }
 
 
-def draw(page: Page, seen: Any, layer: Any, vector: str, key: str) -> dict[str, Any]:
+def _strengths(outcome: Outcome | None) -> dict[str, float]:
+    pushes = () if outcome is None else outcome.trial.pushes
+    return {push.vector: push.strength for push in pushes if push.strength is not None}
+
+
+def settle(
+    page: Page,
+    made: Any,
+    key: str,
+    auto: Sequence[Any],
+    pushes: Sequence[dict[str, str]],
+    places: Sequence[dict[str, str]],
+    cuts: Sequence[dict[str, str]],
+) -> dict[str, Any]:
+    """Put what a job has made into the controls: strengths, and the thresholds of conditions."""
+    strengths: dict[str, float] = made[2] if made else {}
+    found = [
+        strengths.get(i["of"]) if ticked else None for i, ticked in zip(pushes, auto, strict=True)
+    ]
+    tab = page.tabs.get(key)
+    shown, library = {i["of"] for i in cuts}, page.available(tab)
+    return {
+        "strengths": [no_update if one is None else one for one in found],
+        "auto": [no_update if one is None else [] for one in found],
+        "places": [
+            no_update
+            if name in shown or name not in library
+            else condition_controls(library[name], tab.cuts.get(name))
+            for name in (i["of"] for i in places)
+        ],
+    }
+
+
+def lock(auto: Sequence[Any]) -> list[bool]:
+    """A strength that is yet to be found cannot be set meanwhile."""
+    return [bool(ticked) for ticked in auto]
+
+
+def draw(page: Page, seen: Any, layer: Any, vector: Any, key: str) -> dict[str, Any]:
     """The prompt's cosines by layer, and its tokens coloured at one layer."""
     reading = page.reading(key)
-    measured = None if reading is None else reading.by_vector.get(vector)
+    measured = None if reading is None else reading.by_vector.get(str(vector))
     if reading is None or measured is None or layer not in measured.layers:
         return {"cosines": [], "tokens": "Send a prompt to see it here."}
     return {
@@ -123,66 +170,112 @@ def draw(page: Page, seen: Any, layer: Any, vector: str, key: str) -> dict[str, 
 
 
 def show_conditions(
-    page: Page, seen: Any, at: list[Any], above: list[Any], ids: list[dict[str, str]], key: str
+    page: Page,
+    seen: Any,
+    at: list[Any],
+    above: list[Any],
+    shown: list[dict[str, str]],
+    ids: list[dict[str, str]],
+    key: str,
 ) -> list[str]:
     """Each condition's similarity to the prompt, and whether it fires at its current threshold."""
     reading = page.reading(key)
-    return [
-        "" if cut is None else seen_by(reading, i["of"], layer, float(cut))
+    said = {
+        i["of"]: "" if cut is None else seen_by(reading, i["of"], layer, float(cut))
         for i, layer, cut in zip(ids, at, above, strict=True)
-    ]
+    }
+    return [said.get(i["of"], "") for i in shown]
 
 
-def check_rule(page: Page, key: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The steering that the typed rule gives, or what is wrong with the rule."""
+def check(page: Page, key: str, seen: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The steering that the settings give, or what is wrong with them; whether replies are old."""
+    tab = page.tabs.get(key)
+    latest = tab.job.latest if tab.job is not None else None
     try:
-        page.require_made(settings["vector"])
-        steerings = _trial(**settings).with_rule(page.available(page.tabs.get(key)))
+        trial = _with_cuts(trial_of(**settings), tab)
+        missing = _require_workable(page, tab, trial)
     except SteerlensError as error:
-        return {"message": str(error), "kind": "wrong"}
-    return {"message": " ".join(map(repr, steerings)), "kind": "right"}
+        return {"message": str(error), "kind": "wrong", "fresh": latest is None, "link": ""}
+    library = page.available(tab)
+    fresh = latest is None or trial.same_as(latest.trial, library)
+    words = (
+        f"Sending makes {', '.join(missing)} first, once." if missing else _in_words(trial, library)
+    )
+    return {"message": words, "kind": "right", "fresh": fresh, "link": link_to(settings)}
 
 
-def choose(
-    page: Page, tick: Any, vector: str, clicks: Any, shown: Any, ids: list[dict[str, str]], key: str
-) -> dict[str, Any]:
-    """Make what was asked for, and show what has become ready: sliders, conditions, buttons.
+def _in_words(trial: Trial, library: Library) -> str:
+    """What steers when the trial is sent."""
+    unknown = [push.vector for push in trial.pushes if push.strength is None]
+    found = f" Sending finds the strength of {', '.join(unknown)} first." if unknown else ""
+    return " ".join(map(repr, trial.with_rule(library))) + found
 
-    Args:
-        shown: The vector of the sliders, and whether its strength was known.
-        ids: The conditions on the page.
-    """
-    asked = ctx.triggered_id
-    if isinstance(asked, dict) and any(clicks):
-        page.shelf.ask(asked["make"])
-    page.shelf.ask(vector)
-    library = page.available(page.tabs.get(key))
-    entry = library.get(vector)
-    strength = None if entry is None else page.shelf.strength_of(entry)
-    now = shown if entry is None else [vector, strength is not None]
-    names = ("layers", "strength", "label", "look")
-    changed = dict.fromkeys(names, no_update)
-    if entry is not None and now != shown:
-        changed |= {
-            "strength": strength_slider(entry, strength),
-            "label": strength_label(entry, strength),
-        }
-        if shown is None or shown[0] != vector:
-            changed |= {"layers": layer_slider(entry), "look": look_slider(entry)}
-    rows, on_page = Patch(), {one["of"] for one in ids}
-    new = [one for name, one in page.shelf.items() if one.cut and name not in on_page]
-    for one in new:
-        rows.append(condition_row(one))
-    return changed | {
-        "shown": now,
-        "conditions": rows if new else no_update,
-        "buttons": make_buttons(page.shelf.pending),
-        "news": page.shelf.news,
-        "idle": not page.shelf.busy,
+
+def restore(page: Page, link: Any, preset: Any, key: str) -> dict[str, Any]:
+    """The controls as a link or a preset has them; the latest change of the two decides."""
+    tab = page.tabs.get(key)
+    offers = page.offers(tab)
+    if ctx.triggered_id == "preset" and preset is not None:
+        chosen = next(one for one in PRESETS if one.about == preset)
+        pushes = tuple(Push(name, offers[name].first_layers) for name in chosen.vectors)
+        trial = Trial(pushes, chosen.prompt, chosen.rule)
+    elif link:
+        trial = from_link(str(link))
+    else:
+        raise PreventUpdate
+    trial.needs(offers)
+    tab.cuts = dict(trial.cuts)
+    library = page.available(tab)
+    return {
+        "vector": [push.vector for push in trial.pushes],
+        "rows": [push_row(offers[push.vector], push) for push in trial.pushes],
+        "conditions": [
+            condition_row(name, library.get(name), tab.cuts.get(name))
+            for name, offer in offers.items()
+            if offer.condition
+        ],
+        "controls": {
+            "rule": trial.rule,
+            "prompt": trial.prompt,
+            "length": trial.max_new_tokens,
+            "temperature": trial.sampling.temperature,
+            "top-p": trial.sampling.top_p or 1,
+            "seed": trial.sampling.seed,
+            "edit": trial.edit,
+            "positions": trial.positions,
+            "keep-norm": ["yes"] if trial.keep_norm else [],
+            "ladder": ["yes"] if trial.ladder else [],
+        },
+        "error": "",
     }
 
 
-def upload(page: Page, contents: Any, filename: Any, key: str) -> dict[str, Any]:
+def choose(
+    page: Page, vectors: Any, key: str, rows: Sequence[dict[str, str]], along: Any
+) -> dict[str, Any]:
+    """Rows for the chosen vectors; those that were there keep their settings."""
+    offers = page.offers(page.tabs.get(key))
+    chosen = [name for name in vectors or () if name in offers]
+    there = [row["of"] for row in rows]
+    changes = Patch()
+    for index in reversed(range(len(there))):
+        if there[index] not in chosen:
+            del changes[index]
+    changes.extend([push_row(offers[name]) for name in chosen if name not in there])
+    return {
+        "rows": changes if set(there) != set(chosen) else no_update,
+        "options": chosen,
+        "along": along if along in chosen else next(iter(chosen), None),
+    }
+
+
+def look(page: Page, along: Any, key: str) -> Any:
+    """The layers at which tokens can be coloured."""
+    offer = page.offers(page.tabs.get(key)).get(str(along))
+    return no_update if offer is None else look_slider(offer)
+
+
+def upload(page: Page, contents: Any, filename: Any, key: str, chosen: Any) -> dict[str, Any]:
     """Add an uploaded vector, and a condition on it, to its tab."""
     tab = page.tabs.get(key)
     try:
@@ -193,7 +286,7 @@ def upload(page: Page, contents: Any, filename: Any, key: str) -> dict[str, Any]
                 f"this page holds {MOST_UPLOADS} uploaded vectors; reload it to start over"
             )
         content = base64.b64decode(contents.partition(",")[2])
-        entry, warning = uploaded(page.shelf.model, filename, content, page.available(tab))
+        entry, warning = uploaded(page.shelf.model, filename, content, page.offers(tab))
     except (SteerlensError, ValueError) as error:
         return {
             "options": no_update, "vector": no_update, "conditions": no_update,
@@ -201,11 +294,37 @@ def upload(page: Page, contents: Any, filename: Any, key: str) -> dict[str, Any]
         }  # fmt: skip
     tab.own[entry.name] = entry
     rows = Patch()
-    rows.append(condition_row(entry))
+    rows.append(condition_row(entry.name, entry))
     return {
-        "options": page.offered(tab), "vector": entry.name, "conditions": rows,
+        "options": options(page.offers(tab)), "vector": [entry.name], "conditions": rows,
         "message": warning,
     }  # fmt: skip
+
+
+def add_lists(
+    page: Page, clicks: Any, name: Any, positive: Any, negative: Any, key: str
+) -> dict[str, Any]:
+    """Offer a condition from two lists of prompts to its tab."""
+    tab = page.tabs.get(key)
+    try:
+        if len(tab.lists) >= MOST_UPLOADS:
+            raise SteerlensError(
+                f"this page holds {MOST_UPLOADS} conditions of its own; reload it to start over"
+            )
+        yes, no = str(positive or ""), str(negative or "")
+        if max(len(yes), len(no)) > LONGEST_LIST:
+            raise SteerlensError(f"got a list of over {LONGEST_LIST:,} characters; shorten it")
+        lists = Lists.of(str(name or "mine"), yes, no, page.offers(tab))
+    except SteerlensError as error:
+        return {"conditions": no_update, "options": no_update, "message": str(error)}
+    tab.lists[lists.name] = lists
+    rows = Patch()
+    rows.append(condition_row(lists.name, None))
+    return {
+        "conditions": rows,
+        "options": options(page.offers(tab)),
+        "message": f"Rules can name {lists.name!r} now.",
+    }
 
 
 def show_error(error: Exception) -> None:
@@ -216,138 +335,3 @@ def show_error(error: Exception) -> None:
         logging.getLogger(__name__).error("a callback of the playground failed", exc_info=error)
         message = f"this page sent an invalid request ({type(error).__name__}); reload it"
     set_props("error", {"children": message})
-
-
-def add_callbacks(app: Any, page: Page) -> None:
-    """Register the callbacks: their inputs and outputs on the page."""
-    _add_result_callbacks(app, page)
-    _add_setting_callbacks(app, page)
-
-
-def _add_result_callbacks(app: Any, page: Page) -> None:
-    """Sending a prompt, and showing its replies, tokens and conditions."""
-    tab = State("tab", "data")
-    app.callback(
-        output={"asked": Output("asked", "data"), "error": Output("error", "children")},
-        inputs={"clicks": Input("send", "n_clicks")},
-        state={
-            "key": tab,
-            "prompt": State("prompt", "value"),
-            "length": State("length", "value"),
-            "settings": _settings(State),
-        },
-        prevent_initial_call=True,
-    )(partial(send, page))
-    app.callback(inputs={"clicks": Input("stop", "n_clicks")}, state={"key": tab},
-                 prevent_initial_call=True)(partial(stop, page))  # fmt: skip
-    app.callback(
-        output={
-            "status": Output("status", "children"),
-            "unsteered": Output("unsteered", "children"),
-            "steered": Output("steered", "children"),
-            "gates": Output("gates", "children"),
-            "code": Output("code", "children"),
-            "error": Output("error", "children", allow_duplicate=True),
-            "seen": Output("seen", "data"),
-            "stop": Output("stop", "disabled"),
-            "ticks": Output("clock", "max_intervals"),
-        },
-        inputs={"tick": Input("clock", "n_intervals"), "asked": Input("asked", "data")},
-        state={"key": tab},
-        prevent_initial_call=True,
-        # one query at a time: Dash drops an answer that a later one overtakes
-        running=[(Output("clock", "disabled"), True, False)],
-    )(partial(show_progress, page))
-    app.callback(
-        output={"cosines": Output("cosines", "children"), "tokens": Output("tokens", "children")},
-        inputs={"seen": Input("seen", "data"), "layer": Input("look", "value")},
-        state={"vector": State("vector", "value"), "key": tab},
-    )(partial(draw, page))
-    app.callback(
-        output=Output({"cut": "seen", "of": ALL}, "children"),
-        inputs={
-            "seen": Input("seen", "data"),
-            "at": Input({"cut": "layer", "of": ALL}, "value"),
-            "above": Input({"cut": "above", "of": ALL}, "value"),
-        },
-        state={"ids": State({"cut": "layer", "of": ALL}, "id"), "key": tab},
-    )(partial(show_conditions, page))
-
-
-def _add_setting_callbacks(app: Any, page: Page) -> None:
-    """Checking the rule, choosing a vector and uploading one."""
-    tab = State("tab", "data")
-    app.callback(
-        output={"message": Output("check", "children"), "kind": Output("check", "className")},
-        inputs={"settings": _settings(Input)},
-        state={"key": tab},
-    )(partial(check_rule, page))
-    app.callback(
-        output={
-            "layers": Output("layers-place", "children"),
-            "strength": Output("strength-place", "children"),
-            "label": Output("strength-label", "children"),
-            "look": Output("look-place", "children"),
-            "shown": Output("shown", "data"),
-            "conditions": Output("conditions", "children", allow_duplicate=True),
-            "buttons": Output("make-place", "children"),
-            "news": Output("news", "children"),
-            "idle": Output("follow", "disabled"),
-        },
-        inputs={
-            "tick": Input("follow", "n_intervals"),
-            "vector": Input("vector", "value"),
-            "clicks": Input({"make": ALL}, "n_clicks"),
-        },
-        state={
-            "shown": State("shown", "data"),
-            "ids": State({"cut": "layer", "of": ALL}, "id"),
-            "key": tab,
-        },
-        prevent_initial_call="initial_duplicate",
-    )(partial(choose, page))
-    app.callback(
-        output={
-            "options": Output("vector", "options"),
-            "vector": Output("vector", "value"),
-            "conditions": Output("conditions", "children"),
-            "message": Output("uploaded", "children"),
-        },
-        inputs={"contents": Input("upload", "contents")},
-        state={"filename": State("upload", "filename"), "key": tab},
-        prevent_initial_call=True,
-    )(partial(upload, page))
-
-
-def _settings(kind: Any) -> dict[str, Any]:
-    """The arguments of `_trial`, as inputs or states of a callback."""
-    return {
-        "vector": kind("vector", "value"),
-        "layers": kind("layers", "value"),
-        "strength": kind("strength", "value"),
-        "rule": kind("rule", "value"),
-        "ids": kind({"cut": "layer", "of": ALL}, "id"),
-        "at": kind({"cut": "layer", "of": ALL}, "value"),
-        "above": kind({"cut": "above", "of": ALL}, "value"),
-    }
-
-
-def _trial(
-    vector: str,
-    layers: Sequence[Any],
-    strength: Any,
-    rule: str,
-    ids: Sequence[dict[str, str]],
-    at: Sequence[Any],
-    above: Sequence[Any],
-    **others: Any,
-) -> Trial:
-    """Settings from the page's fields; None means that a field is being edited."""
-    if None in (vector, strength, *layers, *at, *above, *others.values()):
-        raise SteerlensError("a field is empty; give every slider a number")
-    cuts = {
-        field["of"]: Cut(layer, float(cut))
-        for field, layer, cut in zip(ids, at, above, strict=True)
-    }
-    first, last = map(int, layers)
-    return Trial(vector, (first, last), float(strength), rule=rule, cuts=cuts, **others)

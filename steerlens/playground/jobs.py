@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from cachetools import TTLCache
 
 from steerlens.errors import SteerlensError, short_repr
+from steerlens.models.progress import watching
 
 MOST_TABS = 32
 """Tabs whose state is kept; a new one replaces the one unused for longest."""
@@ -36,13 +37,22 @@ class State(Enum):
     FAILED = "failed"
 
 
+class _StoppedError(Exception):
+    """Ends a step of a job that is to stop."""
+
+
 class Job(Generic[Result]):
-    """Work in steps that shows its latest result and can be stopped between two steps."""
+    """Work in steps that shows its latest result, and can be stopped.
+
+    It stops between two steps, or within one whenever a progress bar moves.
+    """
 
     def __init__(self, steps: Callable[[], Generator[Result, None, None]]) -> None:
         self.state = State.WAITING
         self.latest: Result | None = None
         self.error = ""
+        self.progress = ""
+        """How far the current step is, in words."""
         self._steps = steps
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -66,10 +76,13 @@ class Job(Generic[Result]):
                 return
             self.state = State.WORKING
         try:
-            with closing(self._steps()) as steps:
+            with watching(self._tell), closing(self._steps()) as steps:
                 for self.latest in steps:
+                    self.progress = ""
                     if self._stopping.is_set():
                         break
+        except _StoppedError:
+            self.state = State.STOPPED
         except SteerlensError as error:
             self._fail(str(error))
         except Exception as error:  # the page is the only place to report it
@@ -77,6 +90,11 @@ class Job(Generic[Result]):
             self._fail(f"{type(error).__name__}: {error}; see the terminal")
         else:  # only now: an ended job has removed its hooks
             self.state = State.STOPPED if self._stopping.is_set() else State.DONE
+
+    def _tell(self, progress: str) -> None:
+        self.progress = progress
+        if self._stopping.is_set():
+            raise _StoppedError
 
     def _fail(self, error: str) -> None:
         self.error = error
@@ -118,6 +136,10 @@ class Tab(Generic[Entry, Result]):
 
     own: dict[str, Entry] = field(default_factory=dict)
     """The vectors uploaded in it."""
+    lists: dict[str, Any] = field(default_factory=dict)
+    """Conditions that can be made in it."""
+    cuts: dict[str, Any] = field(default_factory=dict)
+    """The thresholds of the link that it was opened with."""
     job: Job[Result] | None = None
 
 

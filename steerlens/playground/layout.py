@@ -6,66 +6,75 @@ from typing import Any
 
 from dash import dcc, html
 
-from steerlens.dashboards.theme import NEGATIVE, POSITIVE, faded
-from steerlens.models.host import Model
-from steerlens.playground.jobs import Job, State
-from steerlens.playground.library import LARGEST_UPLOAD, STEP, UPLOADED, Entry, Library, Recipe
+from steerlens.playground.library import Cut, Entry, Library, Offer
 from steerlens.playground.request import (
+    EDITS,
     LONGEST_PROMPT,
     LONGEST_REPLY,
     LONGEST_RULE,
+    POSITIONS,
     STEERING,
-    STRONGEST,
-    Outcome,
+    WARMEST,
+    Push,
 )
-from steerlens.playground.token_view import Reading, cosines_by_layer
+from steerlens.playground.settings import PRESETS
+from steerlens.playground.vector_files import LARGEST_UPLOAD, UPLOADED
 
+LONGEST_LIST = 50_000
+"""Characters of a list of prompts."""
 POLL = 250
 """Milliseconds between two queries of a job's state."""
 PROMPT = "How do I bake bread?"
+Offers = Mapping[str, Offer]
 
 
-def page(model: Model, library: Library, pending: Mapping[str, Recipe]) -> Any:
+def page(name: str, offers: Offers, made: Library, rule: str = "") -> Any:
     """A new page with its own key: tabs share only the model and its queue.
 
     Args:
-        model: The model that all tabs share.
-        library: The vectors that are ready, one at least.
-        pending: Those that can be made.
+        name: The model's, with its size.
+        offers: The vectors that can be chosen.
+        made: Those of them that are there already.
+        rule: The rules to begin with.
     """
-    first = next(iter(library.values()))
+    first = next(iter(offers.values()))
     return html.Main(
         [
+            dcc.Location(id="url", refresh=False),
             dcc.Store(id="tab", data=secrets.token_urlsafe()),
             dcc.Store(id="asked"),
+            dcc.Store(id="made"),
             dcc.Store(id="seen"),
-            dcc.Store(id="shown"),
-            dcc.Interval(id="follow", interval=2 * POLL),
             dcc.Interval(id="clock", interval=POLL, max_intervals=0),
-            html.Header(
-                [
-                    html.H1("steerlens playground"),
-                    html.P(
-                        f"{model.cfg.model_name}: {model.cfg.n_layers} layers, "
-                        f"{model.cfg.d_model} wide"
-                    ),
-                ]
-            ),
+            html.Header([html.H1("steerlens playground"), html.P(name)]),
             html.Div(
-                [_controls(first, library, pending), _results(first)],
+                [_controls(first, offers, made, rule), _results(first)],
                 className="columns",
             ),
         ]
     )
 
 
-def _controls(first: Entry, library: Library, pending: Mapping[str, Recipe]) -> Any:
+def _controls(first: Offer, offers: Offers, made: Library, rule: str) -> Any:
     return html.Div(
         [
-            _section(
-                "Vector",
-                _group("vector", _dropdown("vector", options(library, pending), first.name)),
-                html.P(id="news", role="status"),
+            section(
+                "Vectors",
+                dcc.Dropdown(
+                    id="preset",
+                    options=[preset.about for preset in PRESETS],
+                    placeholder="Begin with an example …",
+                ),
+                _group(
+                    "vectors",
+                    dcc.Dropdown(
+                        id="vector",
+                        options=options(offers),
+                        value=[first.name],
+                        multi=True,
+                        maxHeight=330,
+                    ),
+                ),
                 dcc.Upload(
                     id="upload",
                     children=html.Button(f"Drop or choose a file ({', '.join(UPLOADED)})"),
@@ -75,66 +84,106 @@ def _controls(first: Entry, library: Library, pending: Mapping[str, Recipe]) -> 
                     accept=",".join(UPLOADED),
                 ),
                 html.P(id="uploaded", role="alert"),
-                html.Label("Layers", id="layers-label"),
-                _group("layers-label", html.Div(layer_slider(first), id="layers-place")),
-                html.Label(strength_label(first, None), id="strength-label"),
-                _group(
-                    "strength-label",
-                    html.Div(strength_slider(first, None), id="strength-place"),
+                html.Div([push_row(first)], id="pushes"),
+                html.Details(
+                    [
+                        html.Summary("How they act"),
+                        *_choice("edit", "Edit", [*EDITS]),
+                        *_choice("positions", "Tokens that are steered", POSITIONS),
+                        _tick("keep-norm", "keep each token's norm"),
+                    ]
                 ),
             ),
-            _section(
+            section(
                 "Conditions",
                 html.P(
-                    "Each fires if the cosine at the prompt's last token is above its threshold."
+                    "Each fires if the prompt's cosine is above its threshold: at the last token, "
+                    "or of the user's words on average, as the vector was read."
                 ),
-                html.Div([condition_row(e) for e in library.values() if e.cut], id="conditions"),
-                html.Div(make_buttons(pending), id="make-place", className="buttons"),
-                html.Label("Rule", htmlFor="rule"),
+                html.Div(
+                    [
+                        condition_row(offer.name, made.get(offer.name))
+                        for offer in offers.values()
+                        if offer.condition
+                    ],
+                    id="conditions",
+                ),
+                html.Details(
+                    [
+                        html.Summary("Make one from two lists"),
+                        html.Label(["Name", dcc.Input(id="list-name", value="mine")]),
+                        html.Label("Prompts on which it fires, one a line", htmlFor="list-yes"),
+                        dcc.Textarea(id="list-yes", value="", maxLength=LONGEST_LIST, rows=4),
+                        html.Label("As many others", htmlFor="list-no"),
+                        dcc.Textarea(id="list-no", value="", maxLength=LONGEST_LIST, rows=4),
+                        html.Div(html.Button("Add", id="list-add"), className="buttons"),
+                        html.P(id="listed", role="status"),
+                    ]
+                ),
+                html.Label("Rules", htmlFor="rule"),
                 dcc.Textarea(
                     id="rule",
-                    value="",
+                    value=rule,
                     maxLength=LONGEST_RULE,
-                    placeholder=f"if harmful and not legal then {STEERING}   (empty: always; "
-                    "the vector's name does for steer)",
+                    placeholder=f"if harmful and not legal then {STEERING}   (empty: always; a "
+                    "vector's name steers with it alone)",
                     rows=2,
                 ),
                 html.P(id="check", role="status"),
+                html.A("Link to these settings", id="link", href=""),
             ),
         ],
         className="controls",
     )
 
 
-def _results(first: Entry) -> Any:
+def _results(first: Offer) -> Any:
     return html.Div(
         [
-            _section(
+            section(
                 "Prompt",
-                html.Label("Sent to the unsteered and the steered model", htmlFor="prompt"),
+                html.Label("Enter sends it; Shift+Enter begins a new line", htmlFor="prompt"),
                 dcc.Textarea(id="prompt", value=PROMPT, maxLength=LONGEST_PROMPT, rows=2),
-                html.Label("Longest reply, in tokens", id="length-label"),
-                _group(
-                    "length-label",
-                    dcc.Slider(
-                        id="length", min=1, max=LONGEST_REPLY, step=1, value=40,
-                        marks=_marks([1, 50, 100, 150, LONGEST_REPLY]),
-                    ),
-                ),
                 html.Div(
                     [
                         html.Button("Send", id="send", className="primary"),
                         html.Button("Stop", id="stop", disabled=True),
+                        _tick("ladder", "at five strengths"),
                         html.Span("", id="status", role="status"),
                     ],
                     className="buttons",
                 ),
                 html.P(id="error", role="alert"),
+                html.Details(
+                    [
+                        html.Summary("How replies are written"),
+                        html.Label("Longest reply, in tokens", id="length-label"),
+                        _group(
+                            "length-label",
+                            dcc.Slider(
+                                id="length", min=1, max=LONGEST_REPLY, step=1, value=40,
+                                marks=_marks([1, 50, 100, 150, LONGEST_REPLY]),
+                            ),
+                        ),
+                        html.Div(
+                            [
+                                *_number("temperature", "Temperature", 0, 0, WARMEST, 0.1),
+                                *_number("top-p", "top-p", 1, 0.05, 1, 0.05),
+                                *_number("seed", "Seed", 0, 0, 10**6, 1),
+                            ],
+                            className="numbers",
+                        ),
+                    ]
+                ),
+            ),
+            html.P(
+                "These replies are of other settings: send again.", id="stale", hidden=True,
+                role="status",
             ),
             html.Div(
                 [
-                    _section("Unsteered", html.P(id="unsteered", className="reply", tabIndex=0)),
-                    _section(
+                    section("Unsteered", html.P(id="unsteered", className="reply", tabIndex=0)),
+                    section(
                         "Steered",
                         html.P(id="steered", className="reply", tabIndex=0),
                         html.Ul(id="gates", className="gates"),
@@ -142,15 +191,17 @@ def _results(first: Entry) -> Any:
                 ],
                 className="replies",
             ),
-            _section(
-                "The prompt's tokens along the vector",
+            html.Div(id="rungs"),
+            section(
+                "The prompt's tokens along a vector",
                 html.P("Orange: along it; blue: against it. Hover for the projection."),
                 html.Div(id="tokens", className="tokens"),
+                *_choice("along", "Vector", [first.name]),
                 html.Label("Layer", id="look-label"),
                 _group("look-label", html.Div(look_slider(first), id="look-place")),
                 html.Div(id="cosines", className="figure"),
             ),
-            _section(
+            section(
                 "As Python",
                 html.Div(
                     [
@@ -165,151 +216,113 @@ def _results(first: Entry) -> Any:
     )  # fmt: skip
 
 
-def options(library: Library, pending: Mapping[str, Recipe]) -> list[dict[str, str]]:
-    """The options of the vector dropdown: what is ready, and what is made when it is chosen."""
-    offered: dict[str, Entry | Recipe] = {**library, **pending}
-    return [{"label": f"{name}: {one.about}", "value": name} for name, one in offered.items()]
-
-
-def make_buttons(pending: Mapping[str, Recipe]) -> list[Any]:
-    """A button for each condition that is not made yet."""
+def options(offers: Offers) -> list[dict[str, str]]:
+    """The options of the vector dropdown."""
     return [
-        html.Button(f"Make the condition “{name}”", id={"make": name})
-        for name, recipe in pending.items()
-        if recipe.contrast is not None
+        {"label": f"{offer.name}: {offer.about}", "value": name} for name, offer in offers.items()
     ]
 
 
-def layer_slider(entry: Entry) -> Any:
-    """A range of the vector's layers."""
-    layers, start = entry.vector.layers, list(entry.first_layers)
-    return dcc.RangeSlider(
-        id="layers", min=layers[0], max=layers[-1] or 1, step=1, value=start, marks=_marks(layers)
+def push_row(offer: Offer, push: Push | None = None) -> Any:
+    """A vector's layers and strength.
+
+    Args:
+        offer: The vector.
+        push: What to begin with; None: its first layers, and a strength that is yet to be found.
+    """
+    layers, scale, name = offer.layers, offer.scale, offer.name
+    push = push or Push(name, offer.first_layers)
+    most = scale.most
+    return html.Div(
+        [
+            html.Strong(name),
+            html.Label("Layers"),
+            dcc.RangeSlider(
+                id=_of("push", "layers", name),
+                min=layers[0],
+                max=layers[-1] or 1,
+                step=1,
+                value=list(push.layers),
+                marks=_marks(layers),
+            ),
+            html.Label(f"Strength, {scale.unit}; layers share it"),
+            dcc.Slider(
+                id=_of("push", "strength", name),
+                min=-most,
+                max=most,
+                step=scale.step,
+                value=push.strength or 0,
+                marks=_marks([-most, -most / 2, 0, most / 2, most]),
+                disabled=push.strength is None,
+            ),
+            dcc.Checklist(
+                id=_of("push", "auto", name),
+                options=[{"label": "find one that leaves text whole", "value": "auto"}],
+                value=["auto"] if push.strength is None else [],
+                className="tick",
+            ),
+        ],
+        role="group",
+        className="push",
+        **{"aria-label": f"vector {name}"},
     )
 
 
-def strength_slider(entry: Entry, strength: float | None) -> Any:
-    """Strength, relative to the activation norm if the vector knows it; begins calibrated."""
-    relative = entry.relative
-    most = STRONGEST[relative]
-    return dcc.Slider(
-        id="strength",
-        min=-most,
-        max=most,
-        step=STEP[relative],
-        value=strength or 0.0,
-        marks=_marks([-most, -most / 2, 0, most / 2, most]),
+def condition_row(name: str, entry: Entry | None, cut: Cut | None = None) -> Any:
+    """A condition: name, layer, threshold, and its similarity to the prompt."""
+    return html.Div(
+        [
+            html.Strong(name),
+            html.Span(id=_of("cut", "seen", name), className="seen"),
+            html.Div(condition_controls(entry, cut), id=_of("cut", "place", name)),
+        ],
+        role="group",
+        className="condition",
+        **{"aria-label": f"condition {name}"},
     )
 
 
-def strength_label(entry: Entry, strength: float | None) -> str:
-    """The unit of strength, and what it begins with, in words."""
-    unit = "as a fraction of the activation norm" if entry.relative else "times the vector"
-    if strength is None:
-        begins = "It is being calibrated."
-    elif strength:
-        begins = f"It begins calibrated, at {strength:g}: beyond, text may break."
-    else:
-        begins = "It begins at 0: no strength was found that leaves text whole."
-    return f"Strength, {unit}; layers share it. {begins}"
+def condition_controls(entry: Entry | None, cut: Cut | None = None) -> list[Any]:
+    """Layer and threshold of a condition (None: the entry's own); before it is made, words."""
+    if entry is None:
+        return [html.P("Made when a rule first names it.")]
+    if entry.searched is not None:
+        return [html.P(f"{entry.searched}: {entry.scored}")]
+    cut = cut or entry.cut
+    assert cut is not None
+    layers = [{"label": f"layer {at}", "value": at} for at in entry.vector.layers]
+    return [
+        *([html.P(entry.scored)] if entry.scored else []),
+        dcc.Dropdown(
+            id=_of("cut", "layer", entry.name),
+            options=layers,
+            value=cut.layer,
+            clearable=False,
+            searchable=False,
+        ),
+        dcc.Slider(
+            id=_of("cut", "above", entry.name),
+            min=-entry.reach,
+            max=entry.reach,
+            step=entry.reach / 500,
+            value=cut.above,
+            marks=_marks([-entry.reach, 0, entry.reach]),
+            updatemode="drag",
+        ),
+    ]
 
 
-def look_slider(entry: Entry) -> Any:
+def look_slider(offer: Offer) -> Any:
     """The layer at which tokens are coloured."""
-    layers = entry.vector.layers
+    layers = offer.layers
     middle = layers[len(layers) // 2]
     return dcc.Slider(
         id="look", min=layers[0], max=layers[-1] or 1, step=1, value=middle, marks=_marks(layers)
     )
 
 
-def condition_row(entry: Entry) -> Any:
-    """A condition: name, layer, threshold, and its similarity to the prompt."""
-    assert entry.cut is not None
-    layers = [{"label": f"layer {at}", "value": at} for at in entry.vector.layers]
-    return html.Div(
-        [
-            html.Strong(entry.name),
-            html.Span(id={"cut": "seen", "of": entry.name}, className="seen"),
-            dcc.Dropdown(
-                id={"cut": "layer", "of": entry.name},
-                options=layers,
-                value=entry.cut.layer,
-                clearable=False,
-                searchable=False,
-            ),
-            dcc.Slider(
-                id={"cut": "above", "of": entry.name},
-                min=-entry.reach,
-                max=entry.reach,
-                step=entry.reach / 500,
-                value=entry.cut.above,
-                marks=_marks([-entry.reach, 0, entry.reach]),
-                updatemode="drag",
-            ),
-        ],
-        role="group",
-        className="condition",
-        **{"aria-label": f"condition {entry.name}"},
-    )
-
-
-def status(job: Job[Outcome], ahead: int) -> str:
-    """The state of a job, in words."""
-    outcome = job.latest
-    replies = None if outcome is None else outcome.replies
-    n_tokens = 0 if replies is None else max(map(len, replies.tokens))
-    match job.state:
-        case State.WAITING:
-            return f"Waiting for another tab ({ahead} ahead) …"
-        case State.WORKING:
-            return f"Writing: {n_tokens} tokens …" if n_tokens else "Reading the prompt …"
-        case State.STOPPED:
-            return f"Stopped after {n_tokens} tokens."
-        case State.FAILED:
-            return "Failed."
-    return f"Done: {n_tokens} tokens."
-
-
-def gates(outcome: Outcome | None) -> list[Any]:
-    """The similarities that the rule's conditions measured, and their decisions."""
-    return [
-        html.Li(
-            f"{gate.condition.name}: {similarity:.4f} at layer {gate.condition.layers_read[0]}, "
-            f"threshold {gate.condition.threshold:.4f}: {'fired' if fired else 'did not fire'}"
-        )
-        for gate, similarity, fired in (() if outcome is None else outcome.gates)
-    ]
-
-
-def seen_by(reading: Reading | None, name: str, layer: int, above: float) -> str:
-    """A condition's similarity to the prompt, and whether it fires at the current threshold."""
-    if reading is None or name not in reading.by_vector:
-        return ""
-    similarity = reading.by_vector[name].cosine(layer)
-    return f"{similarity:.4f}: {'fires' if similarity > above else 'does not fire'}"
-
-
-def figure_of(reading: Reading, name: str) -> Any:
-    """Cosines between prompt and vector, by layer."""
-    return dcc.Graph(figure=cosines_by_layer(reading, name), config={"displayModeBar": False})
-
-
-def coloured(reading: Reading, name: str, layer: int) -> Iterable[Any]:
-    """The prompt's tokens on orange (along the vector) or blue (against it)."""
-    measured = reading.by_vector[name]
-    projections = measured.projections[:, measured.layers.index(layer)].tolist()
-    shares = reading.colours(name, layer)
-    for token, share, projection in zip(reading.tokens, shares, projections, strict=True):
-        colour = faded(POSITIVE if share > 0 else NEGATIVE, round(abs(share) * 0.6, 2))
-        yield html.Span(
-            token.replace("\n", "⏎"),
-            title=f"{projection:.3g}",
-            style={"backgroundColor": colour},
-        )
-
-
-def _section(title: str, *parts: Any) -> Any:
+def section(title: str, *parts: Any) -> Any:
+    """A titled card."""
     return html.Section([html.H2(title), *parts], **{"aria-label": title})
 
 
@@ -318,8 +331,28 @@ def _group(label: str, part: Any) -> Any:
     return html.Div(part, role="group", **{"aria-labelledby": label})
 
 
-def _dropdown(id_: str, choices: Sequence[dict[str, str]], value: str) -> Any:
-    return dcc.Dropdown(id=id_, options=choices, value=value, clearable=False)
+def _choice(id_: str, label: str, names: Sequence[str]) -> list[Any]:
+    """A labelled dropdown of names, the first of them chosen."""
+    dropdown = dcc.Dropdown(id=id_, options=[*names], value=names[0], clearable=False)
+    return [html.Label(label, id=f"{id_}-label"), _group(f"{id_}-label", dropdown)]
+
+
+def _number(
+    id_: str, label: str, value: float, least: float, most: float, step: float
+) -> list[Any]:
+    box = dcc.Input(id=id_, type="number", value=value, min=least, max=most, step=step)
+    return [html.Label([label, box], htmlFor=id_)]
+
+
+def _tick(id_: str, label: str) -> Any:
+    return dcc.Checklist(
+        id=id_, options=[{"label": label, "value": "yes"}], value=[], className="tick"
+    )
+
+
+def _of(kind: str, part: str, name: str) -> dict[str, str]:
+    """The id of a part of a vector's controls."""
+    return {kind: part, "of": name}
 
 
 def _marks(values: Iterable[float]) -> dict[float, str]:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 
 def refuse(model: "Model") -> sl.SteeringVector:
-    """Refusing against complying first sentences; the smaller part is enough for a start."""
-    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json"))
-    return sl.extract(model, refusals.validation, tokens="suffix")
+    """Refusing against complying first sentences; a few are enough for a start."""
+    refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json")).validation
+    few = sl.ContrastiveDataset(refusals.pairs[:8], suffixes=refusals.suffixes, name="refusal")
+    return sl.extract(model, few, tokens="suffix")
 
 
 def refuse_learned(model: "Model") -> sl.SteeringVector:
-    """Learned from questions and whole refusals: what makes a pretrained model refuse."""
+    """Learned by gradient from refusals in whole sentences: a small pretrained model obeys it."""
     refusals = sl.ContrastiveDataset.load(sl.demo_file("refusal.json"))
     return sl.learn(model, refusals.train)
 
@@ -30,30 +31,29 @@ def cheerful(model: "Model") -> sl.SteeringVector:
 
 
 def harmful_and_harmless(part: str) -> sl.ContrastiveDataset:
-    """Harmful prompts, and harmless ones that look like them."""
-    return sl.ContrastiveDataset.load(sl.demo_file("harmful.json")).part(part)
+    """Harmful prompts, each with a harmless one of much its length."""
+    files = ("harmful.json", "lookalikes.json")
+    data = [sl.ContrastiveDataset.load(sl.demo_file(file)).part(part) for file in files]
+    pairs = [pair for one in data for pair in one.pairs]
+    even = [(a, b) for a, b in pairs if abs(len(str(a).split()) - len(str(b).split())) <= 2]
+    return sl.ContrastiveDataset(even, name="harmful")
 
 
 def harmful(model: "Model") -> sl.SteeringVector:
     """Harmful against harmless, in the first third of the model: before the steered layers."""
     early = range(model.cfg.n_layers // 3 + 1)
-    discriminant = sl.estimators.linear_discriminant
-    return sl.extract(
-        model, harmful_and_harmless("train"), discriminant, tokens="last", layers=early
-    )
+    return sl.extract(model, harmful_and_harmless("train"), tokens="user", layers=early)
 
 
 def legal_and_other(part: str) -> sl.ContrastiveDataset:
-    """Prompts that ask for legal advice, each with one of another topic, in turn."""
+    """Prompts that ask for legal advice, and as many others, of each other topic in turn."""
     topics = sl.load_prompts(sl.demo_file("topics.json"))[part]
-    others = [prompts for topic, prompts in topics.items() if topic != "legal"]
-    rows = enumerate(topics["legal"])
-    pairs = [(prompt, others[row % len(others)][row]) for row, prompt in rows]
-    return sl.ContrastiveDataset(pairs, name=f"legal/{part}")
+    others = [prompts for name, prompts in topics.items() if name != "legal"]
+    rest = [others[row % len(others)][row] for row in range(len(topics["legal"]))]
+    return sl.ContrastiveDataset.from_sides(topics["legal"], rest, name="legal")
 
 
 def legal(model: "Model") -> sl.SteeringVector:
     """Legal against other requests, in the first third of the model: before the steered layers."""
     early = range(model.cfg.n_layers // 3 + 1)
-    discriminant = sl.estimators.linear_discriminant
-    return sl.extract(model, legal_and_other("train"), discriminant, tokens="last", layers=early)
+    return sl.extract(model, legal_and_other("train"), tokens="user", layers=early)

@@ -9,12 +9,12 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlens.activations.reading import every_token
+from steerlens.activations.reading import every_token, read_residual
 from steerlens.dashboards.theme import LINES, TEMPLATE
 from steerlens.interpret.token_marks import mark_read
 from steerlens.models.host import Model
 from steerlens.models.tokenizing import Readable, tokenize
-from steerlens.playground.library import Library
+from steerlens.playground.library import Entry, Library
 from steerlens.vectors.vector import SteeringVector
 
 
@@ -26,10 +26,12 @@ class TokenProjections:
     cosines: Float[Tensor, "pos layer"]
     projections: Float[Tensor, "pos layer"]
     """Along the unit direction."""
+    compared: Float[Tensor, " layer"]
+    """What the vector's condition compares with its threshold."""
 
     def cosine(self, layer: int) -> float:
-        """The last token's cosine, which conditions compare with their thresholds."""
-        return self.cosines[-1, self.layers.index(layer)].item()
+        """What the vector's condition compares at a layer."""
+        return self.compared[self.layers.index(layer)].item()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +59,31 @@ def read_prompt(model: Model, prompt: Readable, library: Library) -> Reading:
     }
     [row] = tokenize(model, [prompt])
     stream = every_token(model, row.ids, places)
-    by_vector = {name: _project(entry.vector, stream) for name, entry in library.items()}
+    by_vector = {
+        name: _project(entry.vector, stream, _compared(model, prompt, entry))
+        for name, entry in library.items()
+    }
     return Reading(mark_read(model, prompt, "all").tokens, by_vector)
 
 
-def _project(vector: SteeringVector, stream: Mapping[tuple[str, int], Tensor]) -> TokenProjections:
+def _compared(model: Model, prompt: Readable, entry: Entry) -> Float[Tensor, " layer"]:
+    vector = entry.vector
+    read = read_residual(
+        model, [prompt], vector.layers, tokens=entry.tokens, site=vector.site, progress=False
+    )
+    return torch.cosine_similarity(read[0].float(), vector.directions.float(), dim=-1)
+
+
+def _project(
+    vector: SteeringVector,
+    stream: Mapping[tuple[str, int], Tensor],
+    compared: Float[Tensor, " layer"],
+) -> TokenProjections:
     resid = torch.stack([stream[vector.site, layer] for layer in vector.layers], dim=1)
     unit = vector.normalized().directions.to(resid)
     projections = einsum(resid, unit, "pos layer d_model, layer d_model -> pos layer")
     lengths = resid.norm(dim=-1).clamp_min(torch.finfo(resid.dtype).tiny)
-    return TokenProjections(vector.layers, projections / lengths, projections)
+    return TokenProjections(vector.layers, projections / lengths, projections, compared)
 
 
 def cosines_by_layer(reading: Reading, name: str) -> go.Figure:

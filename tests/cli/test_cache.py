@@ -3,6 +3,7 @@ from typer.testing import CliRunner
 
 from steerlens.cli import app
 from steerlens.models.weight_cache import cached_directory, cached_models
+from steerlens.playground.kept import Item, keep, kept
 
 
 @pytest.fixture
@@ -29,7 +30,10 @@ def run(*arguments):
 def test_converted_models_are_listed_with_their_sizes_and_cleared(converted):
     listed = run()
     assert f"2.0 MB  {converted}" in listed
-    assert "2.0 MB at" in listed
+    assert "2.0 MB in 1 models and 0 files of the playground at" in listed
+    keep("push", "key", Item({"strength": 0.5}), "strength of 'push' for [tiny]")
+    assert "MB  strength of 'push' for [tiny]" in run()
     assert "2.0 MB freed" in run("--clear")
     assert cached_models() == []
-    assert "0.0 MB at" in run()
+    assert kept("push", "key") is None
+    assert "0.0 MB in 0 models and 0 files" in run()

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
 import pytest
 import torch
 from helpers import assert_no_hooks_left, random_vector
+from rich.console import Console
 from typer.testing import CliRunner
 
 import steerlens as sl
@@ -25,15 +25,26 @@ from steerlens.activations.reading import read_residual
 from steerlens.playground import access, library, request
 from steerlens.playground import app as playground
 from steerlens.playground.jobs import Job, JobQueue, State, Tabs
-from steerlens.playground.kept_entries import entries_directory, kept_entry
-from steerlens.playground.library import Cut, Entry, Recipe, uploaded
-from steerlens.playground.request import Trial, python, run
-from steerlens.playground.shelf import Shelf
+from steerlens.playground.library import Cut, Entry, Lists, Recipe, Shelf
+from steerlens.playground.request import Push, Trial, run
+from steerlens.playground.script import python
 from steerlens.playground.token_view import cosines_by_layer, read_prompt
+from steerlens.playground.vector_files import LARGEST_UPLOAD, entry_of_search, uploaded
 from steerlens.steering.rules import parse_rules
 
 PROMPT = "How do I bake bread?"
-TRIAL = Trial("push", (2, 3), 6.0, PROMPT, max_new_tokens=12)
+PUSH = Push("push", (2, 3), 6.0)
+TRIAL = Trial((PUSH,), PROMPT, max_new_tokens=12)
+
+
+def pushed(**changes):
+    return (replace(PUSH, **changes),)
+
+
+@pytest.fixture(autouse=True)
+def kept_here(tmp_path, monkeypatch):
+    """What is made is kept in a directory of the test's own."""
+    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,11 @@ def vectors(tiny_chat, folder):
     return found
 
 
+@pytest.fixture(scope="module")
+def shelf(tiny_chat, vectors):
+    return Shelf(tiny_chat, entries=vectors.values())
+
+
 def seen(model, vectors, layer=1):
     return read_prompt(model, PROMPT, vectors).by_vector["topic"].cosine(layer)
 
@@ -70,15 +86,19 @@ def seen(model, vectors, layer=1):
         ({"rule": "a" * 1001}, "at most 1000"),
         ({"max_new_tokens": 201}, "1 to 200"),
         ({"max_new_tokens": 0}, "1 to 200"),
-        ({"strength": 51.0}, "at most ±50"),
-        ({"strength": float("nan")}, "at most ±50"),
-        ({"vector": "gone"}, "upload it again"),
-        ({"layers": (7, 9)}, "layers 7 to 9, none of which"),
+        ({"pushes": pushed(strength=51.0)}, "at most ±50"),
+        ({"pushes": pushed(strength=float("nan"))}, "at most ±50"),
+        ({"pushes": pushed(vector="gone")}, "upload it again"),
+        ({"pushes": pushed(layers=(7, 9))}, "layers 7 to 9, none of which"),
         ({"rule": "if topic than steer"}, "if CONDITION then STEERING"),
         ({"rule": "if other then steer"}, "unknown condition 'other'"),
-        ({"rule": "if topic then refuse"}, "unknown steering 'refuse'"),
-        ({"rule": "if topic then topic"}, "but the chosen vector is 'push'; choose 'topic' above"),
-        ({"rule": "if topic then steer\nif topic then push"}, "call the steering both"),
+        ({"rule": "if topic then refuse"}, "'then steer'"),
+        ({"rule": "if topic then topic"}, "steered are push; choose 'topic' as a vector too"),
+        ({"pushes": ()}, "choose 1 to 4"),
+        ({"pushes": (PUSH, PUSH)}, "choose 1 to 4 different"),
+        ({"edit": "add"}, "as edit; expected one of add_direction"),
+        ({"positions": "none"}, "as positions; expected one of all"),
+        ({"edit": "ablate_direction", "pushes": pushed(strength=None)}, "only additions"),
         ({"rule": "if topic then steer", "cuts": {"topic": Cut(4, 0.0)}}, "earlier layer"),
         ({"rule": "if topic then steer", "cuts": {"topic": Cut(1, torch.inf)}}, "finite"),
     ],
@@ -91,111 +111,206 @@ def test_settings_out_of_bounds_are_refused_with_the_reason(vectors, changed, me
 def test_strength_is_relative_where_the_vector_knows_its_norms(vectors):
     known = replace(vectors["push"].vector, norms=torch.ones(6))
     entries = {"push": replace(vectors["push"], vector=known)}
-    assert replace(TRIAL, strength=1.5).steering(entries).relative
-    assert not TRIAL.steering(vectors).relative
+    [near] = pushed(strength=1.5)
+    assert TRIAL.steering(near, entries).relative
+    assert not TRIAL.steering(PUSH, vectors).relative
     with pytest.raises(sl.SteerlensError, match=r"at most ±1\.5"):
-        TRIAL.steering(entries)
+        TRIAL.steering(PUSH, entries)
 
 
-def idle(shelf):
-    while shelf.busy:
-        time.sleep(0.01)
+def test_a_link_holds_the_settings(vectors):
+    from steerlens.playground.settings import from_link, link_to
+
+    row = {"of": "push"}
+    settings = {
+        "vectors": [row], "layers": [[2, 3]], "strengths": [6], "auto": [[]],
+        "rule": "if topic then push", "ids": [{"of": "topic"}], "at": [1], "above": [0.25],
+        "prompt": PROMPT, "max_new_tokens": 12, "temperature": 0.7, "top_p": 0.9, "seed": 3,
+        "edit": "clamp_direction", "positions": "prompt", "keep_norm": ["yes"], "ladder": [],
+    }  # fmt: skip
+    trial = from_link(link_to(settings))
+    assert trial == replace(
+        TRIAL, rule="if topic then push", cuts={"topic": Cut(1, 0.25)}, edit="clamp_direction",
+        sampling=sl.Sampling(0.7, top_p=0.9, seed=3), positions="prompt", keep_norm=True,
+    )  # fmt: skip
+    for broken in ("#", "#x", "#" + "a" * 10**5, link_to([1]), link_to({"rule": ""})):
+        with pytest.raises(sl.SteerlensError, match="got a link"):
+            from_link(broken)
 
 
-def test_the_first_strength_is_calibrated_once_for_all_tabs(tiny_chat, vectors, queue, monkeypatch):
-    from steerlens.playground.layout import strength_label
-
-    asked = []
-
-    def calibrated(model, steering, **run):
-        asked.append(steering)
-        time.sleep(0.2)
-        if not steering.relative:
-            raise sl.SteerlensError("its replies are degenerate at all strengths")
-        return replace(steering, strength=0.4299), "strength 0.43"
-
-    monkeypatch.setattr(library, "default_steering", calibrated)
-    known = replace(vectors["push"], vector=replace(vectors["push"].vector, norms=torch.ones(6)))
-    shelf = Shelf(tiny_chat, queue, (), vectors)
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(shelf.strength_of, [known] * 4)) == {None}
-    assert "being calibrated" in strength_label(known, None)
-    assert "Calibrating the strength of push" in shelf.news
-    idle(shelf)
-    assert shelf.strength_of(known) == 0.42  # rounded down to the slider's step
-    assert [steering.layers_steered for steering in asked] == [(2, 3)]
-    assert "calibrated, at 0.42" in strength_label(known, 0.42)
-    assert shelf.strength_of(vectors["push"]) is None
-    idle(shelf)
-    assert shelf.strength_of(vectors["push"]) == 0.0
-    assert "begins at 0: no strength was found" in strength_label(vectors["push"], 0.0)
+def test_replies_are_of_other_settings_once_anything_that_matters_differs(vectors):
+    sent = replace(TRIAL, rule="if topic then push")
+    same = [
+        sent,
+        replace(sent, pushes=pushed(strength=None)),  # what was found is what it will be
+        replace(sent, cuts={"push": Cut(1, 0.5)}),  # no rule names this condition
+        replace(sent, cuts={"topic": vectors["topic"].cut}),
+    ]
+    assert all(trial.same_as(sent, vectors) for trial in same)
+    other = [
+        replace(sent, pushes=pushed(layers=(2, 4))),
+        replace(sent, cuts={"topic": Cut(1, 0.5)}),
+        replace(sent, prompt="Hi."),
+        replace(sent, ladder=True),
+    ]
+    assert not any(trial.same_as(sent, vectors) for trial in other)
 
 
-def planted(model):
+# what is made when it is asked for
+
+
+def nudge(model):
     return random_vector(model, 3)
 
 
-def sides(part):
-    """Other prompts in every part."""
-    return sl.ContrastiveDataset(
-        [(f"Why is it {part}?", f"How do I bake {part}?"), (f"When, {part}?", f"Hi {part}.")]
+NUDGE = Recipe("a nudge", nudge, ("moods.json",), range, library.ABSOLUTE)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """What is made and calibrated, in order."""
+    done = []
+
+    def calibrated(model, steering, **run):
+        done.append(steering.name)
+        return replace(steering, strength=4.29), "strength 4.29"
+
+    def made(model, recipe, make=library.make_entry):
+        done.append(recipe.name)
+        return make(model, recipe)
+
+    monkeypatch.setattr(library, "default_steering", calibrated)
+    monkeypatch.setattr(library, "make_entry", made)
+    return done
+
+
+def new_trial(shelf):
+    """A trial that needs everything made, and its stages."""
+    trial = Trial((Push("nudge", (2, 3)),), PROMPT, max_new_tokens=2)
+    outcomes = list(run(shelf, trial, {}))
+    return outcomes[-1], [outcome.stage for outcome in outcomes if outcome.stage]
+
+
+def test_vectors_and_strengths_are_made_when_sent_and_kept_for_the_next_start(tiny_chat, counted):
+    shelf = Shelf(tiny_chat, [NUDGE])
+    assert shelf.offers({})["nudge"].layers == tuple(range(6))
+    assert counted == [], "nothing is made before it is asked for"
+    first, stages = new_trial(shelf)
+    assert counted == ["nudge", "nudge"]
+    assert [stage.split()[0] for stage in stages] == ["Making", "Finding"]
+    assert first.trial.pushes[0].strength == 4.2  # rounded down to the slider's step
+    again, _ = new_trial(Shelf(tiny_chat, [NUDGE]))
+    assert counted == ["nudge", "nudge"], "the second start finds both on the disk"
+    assert list(again.replies) == list(first.replies)
+
+
+@pytest.fixture(scope="module")
+def lists():
+    topics = sl.load_prompts(sl.demo_file("topics.json"))["train"]
+    law, others = ("\n".join([*topics[name][:40], " "]) for name in ("legal", "base"))
+    return Lists.of("My law", law, others, ["my_law"])
+
+
+def test_a_condition_is_made_from_two_lists_when_a_rule_names_it(
+    tiny_chat, vectors, lists, monkeypatch
+):
+    shelf, own = Shelf(tiny_chat, entries=vectors.values()), {}
+    trial = replace(TRIAL, rule="if my_law_2 then push")
+    with pytest.raises(sl.SteerlensError, match="unknown condition 'my_law_2'"):
+        list(run(shelf, trial, own))
+    *_, outcome = run(shelf, trial, own, {lists.name: lists})
+    assert "my_law_2" not in shelf.made, "it is the tab's own"
+    assert re.match(r"F1 0\.\d\d .* on 20 held-out prompts", own["my_law_2"].scored)
+    assert own["my_law_2"].vector.directions.equal(
+        eval(own["my_law_2"].code, {"sl": sl, "model": tiny_chat}).directions
     )
+    [(gate, _, fired)] = outcome.gates
+    assert gate.condition.name == "my_law_2"
+    assert not fired
+    asked = replace(trial, prompt=lists.positive[1])
+    *_, outcome = run(shelf, asked, own, {lists.name: lists})
+    assert outcome.gates[0][2]
 
 
-def broken(model):
-    raise sl.SteerlensError("no such data")
+@pytest.mark.parametrize(("yes", "no"), [("a\nb", "c\nd"), ("a\n" * 9, "b\n" * 8), ("", "")])
+def test_lists_are_of_equal_and_sufficient_length(yes, no):
+    with pytest.raises(sl.SteerlensError, match="expected as many of each, 8 to 500"):
+        Lists.of("mine", yes, no, [])
 
 
-def test_vectors_are_made_when_asked_for_and_kept(tiny_chat, queue, tmp_path, monkeypatch):
-    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path))
-    recipes = (Recipe("planted", planted, sides), Recipe("fails", broken))
-    shelf = Shelf(tiny_chat, queue, recipes)
-    assert not shelf
-    assert list(shelf.pending) == ["planted", "broken"]
-    for name in shelf.pending:
-        shelf.ask(name)
-    idle(shelf)
-    assert list(shelf) == ["planted"], shelf.news
-    assert shelf.news == "broken could not be made: no such data"
-    shelf.strength_of(shelf["planted"])
-    idle(shelf)
-    made, kept = shelf["planted"], kept_entry(tiny_chat, recipes[0])
-    assert kept.vector.directions.equal(made.vector.directions)
-    assert (kept.cut, kept.reach) == (made.cut, made.reach)
-    assert kept.strength == shelf.strength_of(made) is not None
-
-    monkeypatch.setattr(Recipe, "source", "another function")
-    assert kept_entry(tiny_chat, recipes[0]) is None
-    monkeypatch.undo()
-    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path))
-    [record] = entries_directory().glob("planted-*/entry.json")
-    record.write_text("{")
-    assert kept_entry(tiny_chat, recipes[0]) is None  # and so it is made again
-    again = Shelf(tiny_chat, queue, recipes)
-    again.ask("planted")
-    idle(again)
-    assert kept_entry(tiny_chat, recipes[0]).cut == made.cut
+def test_the_best_condition_of_a_search_file_is_offered(tiny_chat, lists, tmp_path, monkeypatch):
+    sides = (list(lists.positive), list(lists.negative))
+    vector = sl.extract(tiny_chat, sides, layers=range(3), progress=False)
+    vector.save(tmp_path / "law.safetensors")
+    search = sl.search_conditions(tiny_chat, vector, sides, progress=False)
+    search.save(tmp_path / "law.json")
+    entry = entry_of_search(tiny_chat, tmp_path / "law.json", tmp_path / "law.safetensors", [])
+    push = Entry("push", random_vector(tiny_chat), "random_vector(model)", "")
+    shelf = Shelf(tiny_chat, entries=[push, entry])
+    trial = replace(TRIAL, rule="if law then push", prompt=lists.positive[0])
+    *_, outcome = run(shelf, trial, {})
+    assert outcome.gates[0][2]
+    monkeypatch.setattr(sl, "load_model", {"tiny-chat": tiny_chat}.__getitem__)
+    names = {"random_vector": random_vector}
+    exec(python(trial, shelf.made, "tiny-chat"), names)
+    assert names["reply"] == outcome.replies[1]
 
 
-def test_what_is_not_made_yet_is_said(tiny_chat, queue, vectors):
-    from steerlens.playground import callbacks
+@pytest.mark.parametrize("damage", ["vector", "record", "cut"])
+def test_a_damaged_file_is_made_again(tiny_chat, counted, tmp_path, damage):
+    first, _ = new_trial(Shelf(tiny_chat, [NUDGE]))
+    [place] = (tmp_path / "cache").glob("*/nudge-*.json")
+    if damage == "vector":
+        random_vector(tiny_chat, 4).save(place.with_suffix(".safetensors"))
+    elif damage == "record":
+        place.write_text(place.read_text()[:-20])
+    else:
+        place.write_text(place.read_text().replace('"cut": null', '"cut": [1, 0.5]'))
+    again, _ = new_trial(Shelf(tiny_chat, [NUDGE]))
+    assert counted == ["nudge", "nudge", "nudge"]
+    assert list(again.replies) == list(first.replies)
 
-    shelf = Shelf(tiny_chat, queue, (Recipe("planted", planted, sides),), vectors)
-    page = callbacks.Page(shelf, Tabs(), "tiny-chat")
-    settings = {"vector": "planted", "layers": [1, 2], "strength": 1.0, "rule": "",
-                "ids": [], "at": [], "above": []}  # fmt: skip
-    assert "not made yet" in callbacks.check_rule(page, "k", settings)["message"]
-    assert "not made yet" in callbacks.send(page, 1, "k", PROMPT, 5, settings)["error"]
-    assert [one["value"] for one in page.offered(page.tabs.get("k"))] == [
-        "push", "topic", "planted",
-    ]  # fmt: skip
+
+def test_other_data_are_another_vector(tiny_chat, counted):
+    Shelf(tiny_chat, [NUDGE]).make("nudge")
+    Shelf(tiny_chat, [NUDGE._replace(files=("topics.json",))]).make("nudge")
+    assert counted == ["nudge", "nudge"]
+
+
+def test_an_extraction_tells_how_far_it_is_and_can_be_stopped(tiny_chat, queue):
+    def happy(model):
+        moods = sl.ContrastiveDataset.load(sl.demo_file("moods.json")).train
+        return sl.extract(model, moods, batch_tokens=40, tokens="all")
+
+    inspected = Recipe("happy", happy, ("moods.json",), range)
+    trial = Trial((Push("happy", (2, 3)),), PROMPT)
+    shelf = Shelf(tiny_chat, [inspected._replace(make=happy)])
+    job = Job(lambda: run(shelf, trial, {}))
+    queue.submit(job)
+    while not job.progress:
+        assert not job.ended, job.error
+    assert re.match(r"reading: [\d,]+ of [\d,]+ toks", job.progress)
+    job.stop()
+    wait_for(job)
+    assert job.state is State.STOPPED
+    assert shelf.made == {}
+    from steerlens.playground.views import status
+
+    assert status(job, 0) == "Stopped; nothing was kept."
+
+
+def test_recipes_warn_of_nothing():
+    for recipe in library.RECIPES:
+        for part in ("train", "validation", "test"):
+            if recipe.contrast is not None:
+                assert recipe.contrast(part).lint() == [], (recipe.name, part)
 
 
 # the run and its code
 
 
-def test_both_replies_are_what_generate_gives(tiny_chat, vectors):
-    *_, outcome = run(tiny_chat, TRIAL, vectors)
+def test_both_replies_are_what_generate_gives(tiny_chat, shelf, vectors):
+    *_, outcome = run(shelf, TRIAL, {})
     unsteered, steered = outcome.replies
     options = {"max_new_tokens": 12, "progress": False}
     assert [unsteered] == list(sl.generate(tiny_chat, [PROMPT], **options))
@@ -204,15 +319,15 @@ def test_both_replies_are_what_generate_gives(tiny_chat, vectors):
 
 
 @pytest.mark.parametrize("side", [-1e-3, 1e-3])
-def test_the_gate_of_the_run_is_what_the_page_said_before(tiny_chat, vectors, side):
+def test_the_gate_of_the_run_is_what_the_page_said_before(tiny_chat, shelf, vectors, side):
     similarity = seen(tiny_chat, vectors)
     cut = Cut(1, similarity + side)
     trial = replace(TRIAL, rule="if topic then steer", cuts={"topic": cut})
-    *_, outcome = run(tiny_chat, trial, vectors)
+    *_, outcome = run(shelf, trial, {})
     [(_, measured, fired)] = outcome.gates
     assert measured == pytest.approx(similarity, abs=1e-5)
     assert fired == (side < 0) == (outcome.replies[0] != outcome.replies[1])
-    from steerlens.playground.layout import gates, seen_by
+    from steerlens.playground.views import gates, seen_by
 
     said = seen_by(outcome.reading, "topic", 1, cut.above)
     assert said.endswith(": fires" if fired else ": does not fire")
@@ -220,35 +335,61 @@ def test_the_gate_of_the_run_is_what_the_page_said_before(tiny_chat, vectors, si
     assert item.children.endswith(": fired" if fired else ": did not fire")
 
 
-@pytest.mark.parametrize("rule", ["", "if topic then steer", "if not topic then push"])
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("", {"sampling": sl.Sampling(0.8, top_p=0.9, seed=3)}),
+        ("if topic then steer", {"edit": "ablate_then_add", "keep_norm": True}),
+        ("if not topic then push", {"positions": "prompt"}),
+        ("if topic then push", {"pushes": (PUSH, Push("topic", (3, 4), 5.0))}),
+    ],
+)
 def test_the_code_of_the_page_gives_the_steered_reply(
-    tiny_chat, vectors, folder, monkeypatch, rule
+    tiny_chat, shelf, vectors, folder, monkeypatch, rule, changes
 ):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sl, "load_model", {"tiny-chat": tiny_chat}.__getitem__)
     cut = Cut(1, seen(tiny_chat, vectors) - 1e-3)
-    trial = replace(TRIAL, rule=rule, cuts={"topic": cut}, prompt='"Hi" \\ there\nyou')
-    *_, outcome = run(tiny_chat, trial, vectors)
+    trial = replace(TRIAL, rule=rule, cuts={"topic": cut}, prompt='"Hi" \\ there\nyou', **changes)
+    *_, outcome = run(shelf, trial, {})
     names = {}
     exec(python(trial, vectors, "tiny-chat"), names)
     assert names["reply"] == outcome.replies[1]
 
 
-def test_a_run_that_is_closed_leaves_no_hook(tiny_chat, vectors):
-    steps = run(tiny_chat, TRIAL, vectors)
+def test_a_ladder_is_the_reply_at_each_strength(tiny_chat, shelf):
+    from steerlens.playground.views import rungs
+
+    *_, outcome = run(shelf, replace(TRIAL, ladder=True), {})
+    assert len(outcome.replies) == 1 + len(request.LADDER)
+    for share, reply in zip(request.LADDER, outcome.replies[1:], strict=True):
+        alone = replace(TRIAL, pushes=pushed(strength=6.0 * share)).with_rule(shelf.made)
+        options = {"max_new_tokens": 12, "progress": False}
+        assert [reply] == list(sl.generate(tiny_chat, [PROMPT], alone, **options))
+    rows = rungs(outcome).children[1].children.children
+    assert [row.children[0].children for row in rows] == [
+        f"push {6 * share:.3g}" for share in sorted(request.LADDER)
+    ]
+    marked = {row.children[1].children[0] for row in rows if row.className == "degenerate"}
+    assert marked == {text for text in outcome.replies[1:] if sl.judges.degenerate(text)}
+    assert marked
+
+
+def test_a_run_that_is_closed_leaves_no_hook(tiny_chat, shelf):
+    steps = run(shelf, TRIAL, {})
     next(steps), next(steps)
     assert_no_hooks_left(tiny_chat)  # nor does one stay between two tokens
     steps.close()
     assert_no_hooks_left(tiny_chat)
 
 
-def test_a_rule_may_call_the_steering_by_its_vector(tiny_chat, vectors):
+def test_a_rule_may_call_the_steering_by_its_vector(tiny_chat, shelf, vectors):
     cut = Cut(1, seen(tiny_chat, vectors) - 1e-3)
     trials = [
         replace(TRIAL, rule=f"if topic then {name}", cuts={"topic": cut})
         for name in ("steer", "push")
     ]
-    replies = [[*run(tiny_chat, trial, vectors)][-1].replies.texts for trial in trials]
+    replies = [[*run(shelf, trial, {})][-1].replies.texts for trial in trials]
     assert replies[0] == replies[1]
     assert replies[0][0] != replies[0][1]
 
@@ -284,7 +425,7 @@ def test_a_reading_sees_a_vector_at_its_own_site(tiny_chat, vectors):
 
 
 def test_colours_and_figure_show_the_numbers_of_the_reading(tiny_chat, vectors):
-    from steerlens.playground.layout import coloured
+    from steerlens.playground.views import coloured
 
     reading = read_prompt(tiny_chat, PROMPT, vectors)
     along = reading.by_vector["push"]
@@ -421,9 +562,9 @@ def test_only_short_text_is_the_key_of_a_tab(unchecked, key):
 
 
 @pytest.fixture(scope="module")
-def app(tiny_chat, vectors):
+def app(shelf):
     queue = JobQueue()
-    yield playground.make_app(Shelf(tiny_chat, queue, (), vectors))
+    yield playground.make_app(shelf, queue)
     queue.close()
 
 
@@ -446,8 +587,8 @@ def test_pages_of_other_origins_are_refused(app):
         assert answer.status_code == status
 
 
-def test_beyond_loopback_the_token_is_asked_for(tiny_chat, vectors, queue):
-    guarded = playground.make_app(Shelf(tiny_chat, queue, (), vectors), token="sesame")
+def test_beyond_loopback_the_token_is_asked_for(shelf, queue):
+    guarded = playground.make_app(shelf, queue, token="sesame")
     away = {"Host": "192.168.0.7:8050"}
     for path in ("/", "/_dash-layout", "/?token=", "/?token=s%C3%A9same", "/assets/playground.css"):
         assert guarded.server.test_client().get(path, headers=away).status_code == 403
@@ -517,7 +658,8 @@ def distorted_request(app, draw):
         for part in ids:
             value = {"property": part["property"], "value": draw.choice(ODD_VALUES)}
             if part["id"].startswith("{"):
-                group = [{**value, "id": {"cut": "layer", "of": "topic"}}] * draw.randrange(3)
+                kind = json.loads(part["id"])
+                group = [{**value, "id": {**kind, "of": "topic"}}] * draw.randrange(3)
                 found.append(group)
             else:
                 found.append({**value, "id": part["id"]})
@@ -580,6 +722,7 @@ def post_upload(app, filename, content, key="a tab", contents=None, whole=False)
         ],
         "state": [
             {"id": "upload", "property": "filename", "value": filename},
+            {"id": "vector", "property": "value", "value": ["push"]},
             {"id": "tab", "property": "data", "value": key},
         ],
         "changedPropIds": ["upload.contents"],
@@ -594,7 +737,7 @@ def test_a_dropped_vector_is_offered_in_its_tab_alone(app, folder):
     content = (folder / "push.safetensors").read_bytes()
     for name in ("push_2", "push_3"):
         answer = post_upload(app, "push.safetensors", content, key="one")
-        assert answer["vector"]["value"] == name
+        assert answer["vector"]["value"] == [name]
     names = [option["value"] for option in answer["vector"]["options"]]
     assert names == ["push", "topic", "push_2", "push_3"]
     other = post_upload(app, "push.safetensors", content, key="another")
@@ -623,7 +766,7 @@ def test_a_tab_holds_a_limited_number_of_uploads(app, folder):
         ("v.gguf", b"GGUF", "in 'v.gguf': it is not a readable GGUF"),
         ("v.svec", b'{"directions": {"1": [1.0, 2.0]}}', "2 wide"),
         ("v.svec", b'{"directions": {"99": [1.0, 2.0]}}', "layer"),
-        ("v.svec", b" " * (library.LARGEST_UPLOAD + 1), "8.0 MiB; expected at most 8 MiB"),
+        ("v.svec", b" " * (LARGEST_UPLOAD + 1), "8.0 MiB; expected at most 8 MiB"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_reason(app, filename, content, message):
@@ -679,13 +822,13 @@ def test_every_page_has_a_key_of_its_own_and_bounded_fields(app):
     assert pages[0]["tab"].data != pages[1]["tab"].data
     assert pages[0]["prompt"].maxLength == request.LONGEST_PROMPT
     assert pages[0]["length"].max == request.LONGEST_REPLY
-    assert pages[0]["strength"].max == request.STRONGEST[False]
+    assert pages[0][{"push": "strength", "of": "push"}].max == library.ABSOLUTE.most
 
 
-def test_a_status_says_the_state_of_a_job(tiny_chat, vectors):
-    from steerlens.playground.layout import status
+def test_a_status_says_the_state_of_a_job(shelf):
+    from steerlens.playground.views import status
 
-    job = Job(lambda: run(tiny_chat, TRIAL, vectors))
+    job = Job(lambda: run(shelf, TRIAL, {}))
     assert status(job, 2) == "Waiting for another tab (2 ahead) …"
     job.work()
     n_tokens = max(map(len, job.latest.replies.tokens))
@@ -693,13 +836,13 @@ def test_a_status_says_the_state_of_a_job(tiny_chat, vectors):
 
 
 def test_a_model_of_one_layer_has_a_page(app, vectors):
-    from steerlens.playground.layout import condition_row, layer_slider, look_slider
+    from steerlens.playground.layout import condition_row, look_slider, push_row
 
     entry = vectors["push"]
     one = Entry("one", entry.vector.at([0]), "", "", cut=Cut(0, 0.0))
-    assert layer_slider(one).value == [0, 0]
-    assert look_slider(one).value == 0
-    assert condition_row(one)
+    assert push_row(one.offer)[{"push": "layers", "of": "one"}].value == [0, 0]
+    assert look_slider(one.offer).value == 0
+    assert condition_row("one", one)
 
 
 def test_without_dash_the_command_says_how_to_get_it(monkeypatch):
@@ -722,14 +865,24 @@ def test_the_command_serves_until_it_is_interrupted(host):
         assert address.startswith(f"http://{host}:")
         assert ("?token=" in address) == (host == "0.0.0.0")
         with httpx.Client(follow_redirects=True) as client:
-            assert "<h1>steerlens playground" in client.get(address).text  # at once
-            while 'http-equiv="refresh"' in client.get(address).text:
-                time.sleep(0.5)
-            assert "_dash-config" in client.get(address).text
+            waiting = client.get(address)
+            assert waiting.status_code == 200
+            assert "/loading" in waiting.text
+            if host == "127.0.0.1":  # then the page itself takes its place
+                while (told := client.get(f"{address}loading")).status_code == 202:
+                    assert "tiny-chat … " in told.text or told.text.startswith("Preparing")
+                    time.sleep(0.2)
+                assert "_dash-config" in client.get(address).text
         bare = httpx.get(address.partition("?")[0])
         assert bare.status_code == (403 if host == "0.0.0.0" else 200)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_command_with_the_reason(tmp_path):
+    start = playground.Start(str(tmp_path / "gone"))
+    with pytest.raises(sl.SteerlensError, match="gone"):
+        playground.serve(start, port=0, console=Console(quiet=True))
 
 
 def test_a_taken_port_is_reported(app):

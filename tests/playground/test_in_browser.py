@@ -12,8 +12,9 @@ from helpers import assert_no_hooks_left, random_vector
 import steerlens as sl
 from steerlens.playground import app, callbacks
 from steerlens.playground.jobs import JobQueue
-from steerlens.playground.request import Trial, python, run
-from steerlens.playground.shelf import Shelf
+from steerlens.playground.library import RECIPES, Cut, Shelf
+from steerlens.playground.request import Push, Trial, run
+from steerlens.playground.script import python
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 BREAD = "How do I bake bread?"
@@ -28,40 +29,23 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def queue():
-    queue = JobQueue()
-    yield queue
-    queue.close()
-
-
-@pytest.fixture(scope="module")
-def library(tiny_chat, queue, tmp_path_factory):
-    """All entries but the learned one and "legal", which a page asks for."""
+def shelf(tiny_chat, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEERLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        shelf = Shelf(tiny_chat, queue)
-        for name in ("refuse", "cheerful", "harmful"):
-            shelf.ask(name)
-            shelf_is_idle(shelf)
-        shelf.strength_of(shelf["refuse"])
-        shelf_is_idle(shelf)
-        yield shelf
-
-
-def shelf_is_idle(shelf):
-    while shelf.busy:
-        time.sleep(0.05)
+        yield Shelf(tiny_chat, RECIPES)
 
 
 @pytest.fixture(scope="module")
-def address(library):
-    server = app.listen(app.make_app(library).server, "127.0.0.1", 0)
+def address(shelf):
+    queue = JobQueue()
+    server = app.listen(app.make_app(shelf, queue).server, "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     thread.join()
     server.server_close()
+    queue.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +88,7 @@ def open_page(browser, address):
         options.setdefault("viewport", {"width": 1280, "height": 900})
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         look_out(page)
         page.goto(address)
         page.wait_for_selector("#check.right")
@@ -171,15 +155,25 @@ def test_the_legend_of_the_figure_is_in_sight(open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def set_strength(page, value, name="refuse"):
+    row = page.locator(f"[aria-label='vector {name}']")
+    row.get_by_text("find one that leaves text whole").set_checked(False)
+    box = row.locator("input[type=number]").last
+    box.fill(str(value))
+    box.press("Tab")
+
+
 def set_threshold(page, name, value):
     box = page.locator(f"[aria-label='condition {name}'] input[type=number]")
     box.fill(str(value))
     box.press("Tab")
 
 
-def test_the_refusal_vector_refuses(open_page, tiny_chat, library):
+def test_the_refusal_vector_refuses(open_page, tiny_chat):
     page = open_page()
+    assert page.is_disabled("[aria-label='vector refuse'] input[type=number] >> nth=-1")
     unsteered, steered = ask(page)
+    assert page.is_enabled("[aria-label='vector refuse'] input[type=number] >> nth=-1")
     assert not sl.judges.refused(unsteered)
     assert sl.judges.refused(steered)
     assert unsteered == sl.generate(tiny_chat, [BREAD], max_new_tokens=40, progress=False)[0]
@@ -191,43 +185,66 @@ def test_the_refusal_vector_refuses(open_page, tiny_chat, library):
     assert names["reply"] == steered
 
 
-def test_a_condition_is_made_when_asked_for(open_page, library):
-    page = open_page()
-    assert page.locator(".condition").count() == 1
-    page.click("text=Make the condition “legal”")
-    wait_until(page, "#news", "")
-    page.wait_for_selector("[aria-label='condition legal']", timeout=60_000)
-    assert page.locator("text=Make the condition").count() == 0
-    page.fill("#rule", "if harmful and not legal then steer")
-    page.wait_for_selector("#check.right")
-    ask(page)
-    assert page.locator("#gates li").count() == 2
-
-
-def test_the_library_is_what_its_code_gives(tiny_chat, library, monkeypatch):
+def test_what_is_made_is_what_the_code_gives(tiny_chat, shelf, monkeypatch):
     monkeypatch.setattr(sl, "load_model", {"tiny-chat": tiny_chat}.__getitem__)
-    library.ask("legal")
-    shelf_is_idle(library)
-    cuts = {name: entry.cut for name, entry in library.items() if entry.cut}
     rule = "if harmful and not legal then steer"
-    trial = Trial("refuse", (2, 3), 0.3, CAR, rule=rule, cuts=cuts)
-    *_, outcome = run(tiny_chat, trial, library)
+    cuts = {
+        "harmful": Cut(1, -0.9),
+        "legal": Cut(1, 0.9),
+    }  # whether tiny-chat tells the topics apart is not the matter
+    trial = Trial((Push("refuse", (2, 3), 0.3),), CAR, rule=rule, cuts=cuts)
+    *_, outcome = run(shelf, trial, {})
     names = {}
-    exec(python(trial, library, "tiny-chat"), names)
+    exec(python(outcome.trial, shelf.made, "tiny-chat"), names)
     assert names["reply"] == outcome.replies[1]
     assert sl.judges.refused(outcome.replies[1])
     vectors = names["vectors"]
     assert list(vectors) == ["refuse", "harmful", "legal"]
     for name, vector in vectors.items():
-        assert vector.directions.equal(library[name].vector.directions)
+        assert vector.directions.equal(shelf.made[name].vector.directions)
+
+
+def test_enter_sends_what_a_preset_sets_and_other_settings_are_marked(open_page):
+    page = open_page()
+    page.click("#preset")
+    page.click("text=II · refuse harm only")
+    page.wait_for_function("document.querySelector('#rule').value === 'if harmful then refuse'")
+    page.locator("#prompt").press("Shift+Enter")
+    assert "\n" in page.input_value("#prompt")
+    page.get_by_text("at five strengths").check()
+    page.locator("#prompt").press("Enter")
+    wait_until(page, "#status", "Done")
+    assert page.locator("#rungs tr").count() == 5
+    assert page.is_hidden("#stale")
+    page.wait_for_selector("[aria-label='condition harmful'] input[type=number]")
+    page.fill("#prompt", BREAD)
+    page.wait_for_selector("#stale", state="visible")
+    send(page)
+    page.wait_for_selector("#stale", state="hidden")
+
+
+def test_a_link_opens_a_page_with_the_same_settings(open_page, browser):
+    page = open_page()
+    page.fill("#rule", "if not legal then steer")
+    page.fill("#prompt", CAR)
+    set_strength(page, 0.2)
+    page.wait_for_function("document.querySelector('#link').href.includes('#')")
+    ask(page, CAR)
+    link = page.evaluate("document.querySelector('#link').href")
+    other = open_page()
+    other.goto("about:blank")
+    other.goto(link)
+    other.wait_for_function(f"document.querySelector('#prompt')?.value === '{CAR}'")
+    assert other.input_value("#rule") == "if not legal then steer"
+    strength = other.locator("[aria-label='vector refuse'] input[type=number]").last
+    assert strength.input_value() == "0.2"
+    send(other)
+    assert other.inner_text("#steered") == page.inner_text("#steered")
 
 
 def test_no_strength_no_difference(open_page):
     page = open_page()
-    box = page.locator("#strength-place input[type=number]")
-    box.fill("0")
-    box.press("Tab")
-    wait_until(page, "#check", "Steering(add_direction 0 relative")
+    set_strength(page, 0)
     unsteered, steered = ask(page)
     assert unsteered == steered != ""
 
@@ -257,7 +274,7 @@ def test_a_bad_rule_is_reported_as_it_is_typed(open_page):
     page.wait_for_selector("#check.wrong")
     assert "expected the form" in page.inner_text("#check")
     page.fill("#rule", "if dangerous then steer")
-    wait_until(page, "#check", "got the rule 'if dangerous then steer' with the unknown condition")
+    wait_until(page, "#check", "got the rule 'if dangerous then refuse' with the unknown condition")
     page.click("#send")
     wait_until(page, "#error", "got the rule 'if dangerous")
     assert page.inner_text("#steered") == ""
@@ -283,9 +300,7 @@ def test_stop_ends_the_reply_and_takes_the_hooks_off(open_page, tiny_chat, slowl
 
 def test_two_pages_take_turns_and_do_not_mix(open_page, tiny_chat, slowly):
     first, second = open_page(), open_page()
-    box = second.locator("#strength-place input[type=number]")
-    box.fill("0")
-    box.press("Tab")
+    set_strength(second, 0)
     second.fill("#prompt", CAR)
     first.click("#send")
     wait_until(first, "#status", "Writing")
@@ -311,11 +326,9 @@ def test_a_dropped_vector_steers_and_another_page_does_not_see_it(open_page, tin
     page.set_input_files("#upload input", tmp_path / "broken.svec")
     wait_until(page, "#uploaded", "'broken.svec' is not valid JSON")
     page.set_input_files("#upload input", tmp_path / "My push.safetensors")
-    page.wait_for_function(
-        "/times the vector.*It begins calibrated/.test("
-        "document.querySelector('#strength-label').innerText)"
-    )
+    page.wait_for_selector("[aria-label='vector my_push']")
     page.wait_for_selector("[aria-label='condition my_push']")
+    set_strength(page, 20, "my_push")
     unsteered, steered = ask(page)
     assert steered != unsteered
     assert "sl.SteeringVector.load('My push.safetensors')" in page.inner_text("#code")

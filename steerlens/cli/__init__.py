@@ -3,7 +3,18 @@
 No module imports torch before its command line has been checked.
 """
 
-from steerlens.cli import start, steer, learn, suggest, measure, show, serve, cache  # isort: skip - the help's order
+from steerlens.cli import start, steer, learn, suggest, measure, axbench, show, serve, cache  # isort: skip - the help's order
 from steerlens.cli.options import app
 
-__all__ = ["app", "cache", "learn", "measure", "serve", "show", "start", "steer", "suggest"]
+__all__ = [
+    "app",
+    "axbench",
+    "cache",
+    "learn",
+    "measure",
+    "serve",
+    "show",
+    "start",
+    "steer",
+    "suggest",
+]

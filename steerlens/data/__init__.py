@@ -1,5 +1,6 @@
 """Contrasting prompts: what goes in. Knows no model."""
 
+from steerlens.data.axbench import AxBench, read_axbench
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.lint import Finding, LintWarning
 from steerlens.data.prompt_files import load_prompts, read_pairs, read_prompts
@@ -7,6 +8,7 @@ from steerlens.data.prompts import Message, Passage, Prompt, as_texts, require_p
 from steerlens.data.questions import Question, load_questions, require_unseen
 
 __all__ = [
+    "AxBench",
     "ContrastiveDataset",
     "Finding",
     "LintWarning",
@@ -17,6 +19,7 @@ __all__ = [
     "as_texts",
     "load_prompts",
     "load_questions",
+    "read_axbench",
     "read_pairs",
     "read_prompts",
     "require_prompt",

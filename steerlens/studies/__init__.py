@@ -1,5 +1,6 @@
 """Experiments that write a directory of results, and its report and paper figures."""
 
+from steerlens.studies.axbench import Detection, detect
 from steerlens.studies.cast import CastTable, cast_table, nested_subsets
 from steerlens.studies.paper import export, regenerate
 from steerlens.studies.quickstart import run_demo
@@ -9,9 +10,11 @@ from steerlens.studies.study import Study, read_study
 
 __all__ = [
     "CastTable",
+    "Detection",
     "Sentiment",
     "Study",
     "cast_table",
+    "detect",
     "export",
     "nested_subsets",
     "read_study",

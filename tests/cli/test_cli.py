@@ -297,7 +297,7 @@ def test_errors_are_messages_without_traceback(run, files, monkeypatch, argument
 
 def test_every_command_explains_itself(run):
     for command in (
-        "demo", "extract", "learn", "search", "generate", "choices", "suggest",
+        "demo", "extract", "learn", "search", "generate", "choices", "suggest", "axbench",
         "compare", "evaluate", "sweep", "sentiment", "cast-table", "export", "playground",
     ):  # fmt: skip
         shown = run(command, "--help")

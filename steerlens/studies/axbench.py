@@ -20,6 +20,7 @@ from steerlens.files import PathLike, as_path, require_writable, write_json, wri
 from steerlens.intervals import CONFIDENCE, Interval, means
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
+from steerlens.studies.axbench_page import detection_page
 from steerlens.studies.axbench_scores import (
     ARMS,
     JOINT,
@@ -79,13 +80,14 @@ class Detection:
 
     def save(self, out: PathLike) -> None:
         """Write `results.json` and `axbench.html` into a directory."""
-        from steerlens.studies.axbench_page import detection_page
-
         rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
         folder = require_writable(out)
         value = {"format": FORMAT, "version": 1, "dropped": list(self.dropped), "rows": rows}
         write_json(as_path(folder) / "results.json", value)
-        write_text(as_path(folder) / "axbench.html", detection_page(self))
+        write_text(
+            as_path(folder) / "axbench.html",
+            detection_page(self.table, self.leaderboard, self.dropped),
+        )
 
     def __repr__(self) -> str:
         return f"Detection({self.table['concept'].nunique() - 1} concepts)"

@@ -1,17 +1,21 @@
 """The page of AxBench: its leaderboard, layers and concepts."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+
+import pandas as pd
 
 from steerlens.dashboards.leaderboards import detection_by_layer, leaderboard
 from steerlens.studies.html import Listing, Section, page
 
-if TYPE_CHECKING:
-    from steerlens.studies.axbench import Detection
 
+def detection_page(table: pd.DataFrame, best_rows: pd.DataFrame, dropped: Sequence[str]) -> str:
+    """One self-contained page of a detection's results.
 
-def detection_page(detection: "Detection") -> str:
-    """One self-contained page of a detection's results."""
-    table = detection.table
+    Args:
+        table: The tidy rows of all arms.
+        best_rows: The leaderboard.
+        dropped: Concepts left out, with the reasons.
+    """
     overall = table[table["concept"] == "all"]
     concepts = table[table["concept"] != "all"]
     best = overall[overall["measure"].str.startswith("auroc chosen (")]
@@ -28,7 +32,7 @@ def detection_page(detection: "Detection") -> str:
         "Whether a concept is in a text, by the area under the ROC curve on rows that nothing was "
         "fitted to or chosen on. Intervals of means are over concepts."
     )
-    missing = [f"Left out: {one}" for one in detection.dropped]
+    missing = [f"Left out: {one}" for one in dropped]
     words = best[best["arm"].str.startswith("words")]
     return page(
         "AxBench: detection",
@@ -36,7 +40,7 @@ def detection_page(detection: "Detection") -> str:
         [
             Section(
                 "Leaderboard",
-                [leaderboard(best), Listing.of(detection.leaderboard, "Means over concepts")],
+                [leaderboard(best), Listing.of(best_rows, "Means over concepts")],
                 "Each arm at the layer and pooling chosen on training rows that were held out.",
             ),
             Section("By layer", [detection_by_layer(by_layer, words)], "Means over concepts."),

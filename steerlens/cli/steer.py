@@ -274,7 +274,8 @@ def generate_command(
     }
     unsteered, steered = (generate(loaded, asked, one, **options) for one in (None, steering))
     if out is not None:
-        write_json(out, compared(asked, unsteered, steered, steering))
+        gates = [gate.open.tolist() for gate in steered.gates]
+        write_json(out, compared(asked, unsteered, steered, steering, gates))
         say(f"wrote {out}")
     say(steering)
     _print_replies(asked, unsteered, steered)

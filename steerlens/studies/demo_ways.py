@@ -66,6 +66,8 @@ class Way:
     find_topics: FindTopics
     rivals: Mapping[str, Refuse] = field(default_factory=dict)
     """Other refusing steerings behind the same condition, by part."""
+    n_validation: int = 2 * N_TRIAL
+    """Prompts that the steering's layers and strength are chosen on."""
     most: int | None = None
     """Test prompts of each kind; None: all."""
     most_of_a_topic: int | None = None
@@ -94,7 +96,7 @@ def prepare_refusing(model: Model, way: Way, limit: int | None) -> Refusing:
     alike = ContrastiveDataset.load(demo_file("lookalikes.json")).test
     harmful, harmless = (side[:most] for side in zip(*harms.test.pairs, strict=True))
     return Refusing(
-        steering.vector, steering, 2 * N_TRIAL, harmful, harmless,
+        steering.vector, steering, way.n_validation, harmful, harmless,
         tuple(safe for _, safe in alike.pairs[:most]),
     )  # fmt: skip
 
@@ -181,6 +183,7 @@ REAL = Way(
     MEAN_DISCRIMINANT,
     topics_together,
     {"II-difference": by_difference},
+    n_validation=0,
     most=100,
     most_of_a_topic=20,
 )

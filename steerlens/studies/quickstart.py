@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +38,7 @@ from steerlens.steering.generation import generate
 from steerlens.steering.recipes import find_condition
 from steerlens.steering.rules import apply_rules
 from steerlens.steering.transcripts import Replies
-from steerlens.studies.cast import MAX_NEW_TOKENS, Refusing
+from steerlens.studies.cast import MAX_NEW_TOKENS, Refusing, fires_on
 from steerlens.studies.demo_ways import (
     FoundTopics,
     Row,
@@ -112,11 +113,12 @@ def run_demo(
     console.rule("I · Refuse everything")
     refusing = prepare_refusing(model, way, limit)
     unsteered = generate(model, refusing.prompts, max_new_tokens=MAX_NEW_TOKENS)
-    everything = refuse_everything(model, refusing, unsteered)
+    steered = generate(model, refusing.prompts, refusing.steering, max_new_tokens=MAX_NEW_TOKENS)
+    everything = refuse_everything(refusing, unsteered, steered)
     show(everything, console)
 
     console.rule("II · Refuse harmful prompts only")
-    harm = refuse_harm(model, refusing, harms, unsteered, way, seed=seed)
+    harm = refuse_harm(model, refusing, harms, unsteered, steered, way, seed=seed)
     show(harm, console)
 
     console.rule("III · Refuse by topic")
@@ -151,19 +153,20 @@ def _default_model(console: Console) -> str:
     return TINY_CHAT
 
 
-def refuse_everything(model: Model, refusing: Refusing, unsteered: Replies) -> DemoPart:
+def refuse_everything(refusing: Refusing, unsteered: Replies, steered: Replies) -> DemoPart:
     """Part I: steer every prompt.
 
     Args:
-        refusing: What `learn_to_refuse` returned; so in parts II and III.
+        refusing: What `prepare_refusing` returned; so in part II.
         unsteered: Replies to its prompts without steering.
+        steered: Replies to them with it.
     """
     steering, prompts = refusing.steering, refusing.prompts
-    steered = generate(model, prompts, steering, max_new_tokens=MAX_NEW_TOKENS)
+    n = refusing.n_validation
     rows = [*_by_harm("unsteered", refusing, unsteered), *_by_harm("I", refusing, steered)]
     return DemoPart(
         rows,
-        f"chosen on {refusing.n_validation} validation prompts: {steering}",
+        f"{f'chosen on {n} validation prompts' if n else 'as learned'}: {steering}",
         _before_and_after(refusing, unsteered, steered),
         {"replies-all.json": compared(prompts, unsteered, steered, steering)},
         {"refuse": refusing.vector},
@@ -175,15 +178,19 @@ def refuse_harm(
     refusing: Refusing,
     harms: ContrastiveDataset,
     unsteered: Replies,
+    steered: Replies,
     way: Way,
     *,
     seed: int = 0,
 ) -> DemoPart:
     """Part II: steer only where the condition "harmful" fires.
 
+    A condition leaves a reply as it is or steers it, so most replies are there already.
+
     Args:
         harms: Pairs of harmful and harmless prompts with parts "train", "validation", "test".
         unsteered: Replies to the prompts of `refusing` without steering.
+        steered: Replies to them with all prompts steered.
         way: How the condition is found, and which other vectors are tried behind it.
         seed: Of the bootstrap intervals.
     """
@@ -191,29 +198,44 @@ def refuse_harm(
         model, harms.train, harms.validation, harms.test, layers=refusing.early, recipe=way.recipe,
         name="harmful", seed=seed,
     )  # fmt: skip
-    prompts, rows = refusing.prompts, scores_of("II", "test", search)
+    prompts = refusing.prompts
+    fired = fires_on(model, search.best, prompts)
+    replies = {"II": _where(fired, steered, unsteered)}
     plans = {"II": refusing.steering}
     if way.rivals:
         refusals = ContrastiveDataset.load(demo_file(way.refusals))
         trial = trial_prompts(harms)
         plans |= {part: refuse(model, refusals, trial) for part, refuse in way.rivals.items()}
-    gated = {part: replace(plan, when=search.best) for part, plan in plans.items()}
-    replies = {
-        part: generate(model, prompts, plan, max_new_tokens=MAX_NEW_TOKENS)
-        for part, plan in gated.items()
-    }
-    for part, texts in replies.items():
-        rows += _by_harm(part, refusing, texts)
-    vectors = {part: plan.vector for part, plan in plans.items() if part != "II"}
+    asked = [prompt for prompt, is_open in zip(prompts, fired, strict=True) if is_open]
+    for part in way.rivals if asked else ():
+        texts = iter(generate(model, asked, plans[part], max_new_tokens=MAX_NEW_TOKENS))
+        always = [next(texts) if is_open else "" for is_open in fired]
+        replies[part] = _where(fired, always, unsteered)
+    rows = scores_of("II", "test", search)
+    for part, texts_of in replies.items():
+        rows += _by_harm(part, refusing, texts_of)
+    gated = replace(refusing.steering, when=search.best)
     return DemoPart(
         rows,
         "\n".join([str(search), *(f"{part}: {plan}" for part, plan in plans.items())]),
         _before_and_after(refusing, unsteered, replies["II"]),
-        {"replies-harmful.json": compared(prompts, unsteered, replies["II"], gated["II"])},
-        vectors={"harmful": search.vector, **vectors},
+        {
+            "replies-harmful.json": compared(
+                prompts, unsteered, replies["II"], gated, [fired.tolist()]
+            )
+        },
+        vectors={"harmful": search.vector, **{part: plans[part].vector for part in way.rivals}},
         searches={"harmful": search},
         pages={"thresholds.html": threshold_sweep(search)},
     )
+
+
+def _where(fired: np.ndarray, steered: Sequence[str], unsteered: Sequence[str]) -> list[str]:
+    """Replies under a condition: each is the steered one, or the unsteered one."""
+    return [
+        after if is_open else before
+        for is_open, after, before in zip(fired, steered, unsteered, strict=True)
+    ]
 
 
 def refuse_by_topic(
@@ -312,7 +334,9 @@ def show(part: DemoPart, console: Console) -> None:
     console.print(table)
 
 
-def _before_and_after(refusing: Refusing, before: Replies, after: Replies) -> list[tuple[str, ...]]:
+def _before_and_after(
+    refusing: Refusing, before: Sequence[str], after: Sequence[str]
+) -> list[tuple[str, ...]]:
     n = len(refusing.harmful)
     indices = [*range(min(N_EXAMPLES, n)), *range(n, min(n + N_EXAMPLES, len(before)))]
     prompts: Sequence[Prompt] = refusing.prompts
@@ -320,7 +344,7 @@ def _before_and_after(refusing: Refusing, before: Replies, after: Replies) -> li
     return [("prompt", "unsteered", "steered"), *replies]
 
 
-def _by_harm(part: str, refusing: Refusing, replies: Replies) -> Iterator[Row]:
+def _by_harm(part: str, refusing: Refusing, replies: Sequence[str]) -> Iterator[Row]:
     n, m = len(refusing.harmful), len(refusing.harmful) + len(refusing.harmless)
     groups = {"all": replies[:m], "harmful": replies[:n], "harmless": replies[n:m]}
     if refusing.lookalikes:

@@ -17,7 +17,6 @@ from steerlens.files import PathLike, as_path, read_json, read_parquet
 from steerlens.schemas import Declared, FileModel, Many, check_file
 from steerlens.steering.condition_search import ConditionSearch, SearchFile
 from steerlens.steering.steering import Steering
-from steerlens.steering.transcripts import Replies
 from steerlens.vectors.vector import SteeringVector
 
 RESULTS_FORMAT = "steerlens.demo/1"
@@ -119,20 +118,25 @@ def read_study(directory: PathLike) -> Study:
 
 
 def compared(
-    prompts: Sequence[Prompt], unsteered: Replies, steered: Replies, steering: Steering
+    prompts: Sequence[Prompt],
+    unsteered: Sequence[str],
+    steered: Sequence[str],
+    steering: Steering,
+    gates: Sequence[Sequence[bool]] = (),
 ) -> dict[str, Any]:
     """Replies before and after steering, and which gates were open, as the content of a file.
 
     Args:
         prompts: One per reply.
         steering: Of the steered replies.
+        gates: Of each condition, whether it fired on each prompt.
     """
     rows = [
         {
             "prompt": str(prompt),
             "unsteered": before,
             "steered": after,
-            "fired": [bool(gate.open[row]) for gate in steered.gates],
+            "fired": [bool(gate[row]) for gate in gates],
         }
         for row, (prompt, before, after) in enumerate(zip(prompts, unsteered, steered, strict=True))
     ]

@@ -7,7 +7,7 @@ MKDOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 # What makes sense without a HookedTransformer, which TransformerLens 4 no longer has.
 TL4 = tests/architectures/test_hosts.py tests/repository/test_folders.py \
-	$(filter-out %/test_describing.py, $(wildcard tests/cli/test_*.py)) \
+	tests/cli/test_cli.py \
 	tests/repository/test_exported_members.py tests/laws/test_tiny_chat.py \
 	$(addprefix tests/activations/test_, cost.py reading.py extraction.py) \
 	$(addprefix tests/steering/test_, conditions.py condition_search.py steering.py generation.py \

@@ -243,12 +243,7 @@ def generate_command(
     --strength 0.6 --relative
     """
     _require_whole_condition(condition, condition_vector, unless)
-    from_file = read_prompts(file, part, prompt_column or ()) if file is not None else []
-    asked = [*(prompts or []), *from_file]
-    if not asked:
-        raise SteerlensError(
-            "got no prompt; write one after the vector, or give a file of them with --file"
-        )
+    asked = _asked(prompts, file, part, prompt_column)
     require_outputs(out)
     from steerlens.evaluation.default_strength import default_steering
     from steerlens.files import write_json
@@ -279,6 +274,17 @@ def generate_command(
         say(f"wrote {out}")
     say(steering)
     _print_replies(asked, unsteered, steered)
+
+
+def _asked(prompts: list[str] | None, file: Path | None, part: str, columns: Any) -> list[Any]:
+    """The prompts of the command line, and those of a file."""
+    from_file = read_prompts(file, part, columns or ()) if file is not None else []
+    asked = [*(prompts or []), *from_file]
+    if not asked:
+        raise SteerlensError(
+            "got no prompt; write one after the vector, or give a file of them with --file"
+        )
+    return asked
 
 
 def _require_whole_condition(search: Path | None, vector: Path | None, unless: bool) -> None:

@@ -57,127 +57,99 @@ def page(name: str, offers: Offers, made: Library, rule: str = "") -> Any:
 
 def _controls(first: Offer, offers: Offers, made: Library, rule: str) -> Any:
     return html.Div(
-        [
-            section(
-                "Vectors",
-                dcc.Dropdown(
-                    id="preset",
-                    options=[preset.about for preset in PRESETS],
-                    placeholder="Begin with an example …",
-                ),
-                _group(
-                    "vectors",
-                    dcc.Dropdown(
-                        id="vector",
-                        options=options(offers),
-                        value=[first.name],
-                        multi=True,
-                        maxHeight=330,
-                    ),
-                ),
-                dcc.Upload(
-                    id="upload",
-                    children=html.Button(f"Drop or choose a file ({', '.join(UPLOADED)})"),
-                    className="upload",
-                    className_active="upload active",
-                    max_size=4 * LARGEST_UPLOAD,
-                    accept=",".join(UPLOADED),
-                ),
-                html.P(id="uploaded", role="alert"),
-                html.Div([push_row(first)], id="pushes"),
-                html.Details(
-                    [
-                        html.Summary("How they act"),
-                        *_choice("edit", "Edit", [*EDITS]),
-                        *_choice("positions", "Tokens that are steered", POSITIONS),
-                        _tick("keep-norm", "keep each token's norm"),
-                    ]
-                ),
-            ),
-            section(
-                "Conditions",
-                html.P(
-                    "Each fires if the prompt's cosine is above its threshold: at the last token, "
-                    "or of the user's words on average, as the vector was read."
-                ),
-                html.Div(
-                    [
-                        condition_row(offer.name, made.get(offer.name))
-                        for offer in offers.values()
-                        if offer.condition
-                    ],
-                    id="conditions",
-                ),
-                html.Details(
-                    [
-                        html.Summary("Make one from two lists"),
-                        html.Label(["Name", dcc.Input(id="list-name", value="mine")]),
-                        html.Label("Prompts on which it fires, one a line", htmlFor="list-yes"),
-                        dcc.Textarea(id="list-yes", value="", maxLength=LONGEST_LIST, rows=4),
-                        html.Label("As many others", htmlFor="list-no"),
-                        dcc.Textarea(id="list-no", value="", maxLength=LONGEST_LIST, rows=4),
-                        html.Div(html.Button("Add", id="list-add"), className="buttons"),
-                        html.P(id="listed", role="status"),
-                    ]
-                ),
-                html.Label("Rules", htmlFor="rule"),
-                dcc.Textarea(
-                    id="rule",
-                    value=rule,
-                    maxLength=LONGEST_RULE,
-                    placeholder=f"if harmful and not legal then {STEERING}   (empty: always; a "
-                    "vector's name steers with it alone)",
-                    rows=2,
-                ),
-                html.P(id="check", role="status"),
-                html.A("Link to these settings", id="link", href=""),
-            ),
-        ],
+        [_vector_section(first, offers), _condition_section(offers, made, rule)],
         className="controls",
+    )
+
+
+def _vector_section(first: Offer, offers: Offers) -> Any:
+    return section(
+        "Vectors",
+        dcc.Dropdown(
+            id="preset",
+            options=[preset.about for preset in PRESETS],
+            placeholder="Begin with an example …",
+        ),
+        _group(
+            "vectors",
+            dcc.Dropdown(
+                id="vector",
+                options=options(offers),
+                value=[first.name],
+                multi=True,
+                maxHeight=330,
+            ),
+        ),
+        dcc.Upload(
+            id="upload",
+            children=html.Button(f"Drop or choose a file ({', '.join(UPLOADED)})"),
+            className="upload",
+            className_active="upload active",
+            max_size=4 * LARGEST_UPLOAD,
+            accept=",".join(UPLOADED),
+        ),
+        html.P(id="uploaded", role="alert"),
+        html.Div([push_row(first)], id="pushes"),
+        html.Details(
+            [
+                html.Summary("How they act"),
+                *_choice("edit", "Edit", [*EDITS]),
+                *_choice("positions", "Tokens that are steered", POSITIONS),
+                _tick("keep-norm", "keep each token's norm"),
+            ]
+        ),
+    )
+
+
+def _condition_section(offers: Offers, made: Library, rule: str) -> Any:
+    return section(
+        "Conditions",
+        html.P(
+            "Each fires if the prompt's cosine is above its threshold: at the last token, "
+            "or of the user's words on average, as the vector was read."
+        ),
+        html.Div(
+            [
+                condition_row(offer.name, made.get(offer.name))
+                for offer in offers.values()
+                if offer.condition
+            ],
+            id="conditions",
+        ),
+        html.Details(
+            [
+                html.Summary("Make one from two lists"),
+                html.Label(["Name", dcc.Input(id="list-name", value="mine")]),
+                html.Label("Prompts on which it fires, one a line", htmlFor="list-yes"),
+                dcc.Textarea(id="list-yes", value="", maxLength=LONGEST_LIST, rows=4),
+                html.Label("As many others", htmlFor="list-no"),
+                dcc.Textarea(id="list-no", value="", maxLength=LONGEST_LIST, rows=4),
+                html.Div(html.Button("Add", id="list-add"), className="buttons"),
+                html.P(id="listed", role="status"),
+            ]
+        ),
+        html.Label("Rules", htmlFor="rule"),
+        dcc.Textarea(
+            id="rule",
+            value=rule,
+            maxLength=LONGEST_RULE,
+            placeholder=f"if harmful and not legal then {STEERING}   (empty: always; a "
+            "vector's name steers with it alone)",
+            rows=2,
+        ),
+        html.P(id="check", role="status"),
+        html.A("Link to these settings", id="link", href=""),
     )
 
 
 def _results(first: Offer) -> Any:
     return html.Div(
         [
-            section(
-                "Prompt",
-                html.Label("Enter sends it; Shift+Enter begins a new line", htmlFor="prompt"),
-                dcc.Textarea(id="prompt", value=PROMPT, maxLength=LONGEST_PROMPT, rows=2),
-                html.Div(
-                    [
-                        html.Button("Send", id="send", className="primary"),
-                        html.Button("Stop", id="stop", disabled=True),
-                        _tick("ladder", "at five strengths"),
-                        html.Span("", id="status", role="status"),
-                    ],
-                    className="buttons",
-                ),
-                html.P(id="error", role="alert"),
-                html.Details(
-                    [
-                        html.Summary("How replies are written"),
-                        html.Label("Longest reply, in tokens", id="length-label"),
-                        _group(
-                            "length-label",
-                            dcc.Slider(
-                                id="length", min=1, max=LONGEST_REPLY, step=1, value=40,
-                                marks=_marks([1, 50, 100, 150, LONGEST_REPLY]),
-                            ),
-                        ),
-                        html.Div(
-                            [
-                                *_number("temperature", "Temperature", 0, 0, WARMEST, 0.1),
-                                *_number("top-p", "top-p", 1, 0.05, 1, 0.05),
-                                *_number("seed", "Seed", 0, 0, 10**6, 1),
-                            ],
-                            className="numbers",
-                        ),
-                    ]
-                ),
-            ),
+            _prompt_section(),
             html.P(
-                "These replies are of other settings: send again.", id="stale", hidden=True,
+                "These replies are of other settings: send again.",
+                id="stale",
+                hidden=True,
                 role="status",
             ),
             html.Div(
@@ -192,28 +164,79 @@ def _results(first: Offer) -> Any:
                 className="replies",
             ),
             html.Div(id="rungs"),
-            section(
-                "The prompt's tokens along a vector",
-                html.P("Orange: along it; blue: against it. Hover for the projection."),
-                html.Div(id="tokens", className="tokens"),
-                *_choice("along", "Vector", [first.name]),
-                html.Label("Layer", id="look-label"),
-                _group("look-label", html.Div(look_slider(first), id="look-place")),
-                html.Div(id="cosines", className="figure"),
-            ),
-            section(
-                "As Python",
-                html.Div(
-                    [
-                        html.Pre(id="code", tabIndex=0),
-                        dcc.Clipboard(target_id="code", title="Copy as Python", className="copy"),
-                    ],
-                    className="code",
-                ),
-            ),
+            _token_section(first),
+            _code_section(),
         ],
         className="results",
-    )  # fmt: skip
+    )
+
+
+def _prompt_section() -> Any:
+    return section(
+        "Prompt",
+        html.Label("Enter sends it; Shift+Enter begins a new line", htmlFor="prompt"),
+        dcc.Textarea(id="prompt", value=PROMPT, maxLength=LONGEST_PROMPT, rows=2),
+        html.Div(
+            [
+                html.Button("Send", id="send", className="primary"),
+                html.Button("Stop", id="stop", disabled=True),
+                _tick("ladder", "at five strengths"),
+                html.Span("", id="status", role="status"),
+            ],
+            className="buttons",
+        ),
+        html.P(id="error", role="alert"),
+        html.Details(
+            [
+                html.Summary("How replies are written"),
+                html.Label("Longest reply, in tokens", id="length-label"),
+                _group(
+                    "length-label",
+                    dcc.Slider(
+                        id="length",
+                        min=1,
+                        max=LONGEST_REPLY,
+                        step=1,
+                        value=40,
+                        marks=_marks([1, 50, 100, 150, LONGEST_REPLY]),
+                    ),
+                ),
+                html.Div(
+                    [
+                        *_number("temperature", "Temperature", 0, 0, WARMEST, 0.1),
+                        *_number("top-p", "top-p", 1, 0.05, 1, 0.05),
+                        *_number("seed", "Seed", 0, 0, 10**6, 1),
+                    ],
+                    className="numbers",
+                ),
+            ]
+        ),
+    )
+
+
+def _token_section(first: Offer) -> Any:
+    return section(
+        "The prompt's tokens along a vector",
+        html.P("Orange: along it; blue: against it. Hover for the projection."),
+        html.Div(id="tokens", className="tokens"),
+        *_choice("along", "Vector", [first.name]),
+        html.Label("Layer", id="look-label"),
+        _group("look-label", html.Div(look_slider(first), id="look-place")),
+        html.Div(id="cosines", className="figure"),
+    )
+
+
+def _code_section() -> Any:
+    return section(
+        "As Python",
+        html.Div(
+            [
+                html.Pre(id="code", tabIndex=0),
+                dcc.Clipboard(target_id="code", title="Copy as Python", className="copy"),
+            ],
+            className="code",
+        ),
+    )
 
 
 def options(offers: Offers) -> list[dict[str, str]]:

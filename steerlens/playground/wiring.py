@@ -15,6 +15,7 @@ def add_callbacks(app: Any, page: Page) -> None:
     _add_result_callbacks(app, page)
     _add_view_callbacks(app, page)
     _add_setting_callbacks(app, page)
+    _add_vector_callbacks(app, page)
 
 
 def _add_result_callbacks(app: Any, page: Page) -> None:
@@ -96,7 +97,7 @@ def _add_view_callbacks(app: Any, page: Page) -> None:
 
 
 def _add_setting_callbacks(app: Any, page: Page) -> None:
-    """Checking the settings, choosing vectors and uploading one."""
+    """Checking the settings, and taking them from a link or preset."""
     tab = State("tab", "data")
     app.callback(
         output={
@@ -139,6 +140,11 @@ def _add_setting_callbacks(app: Any, page: Page) -> None:
         state={"key": tab},
         prevent_initial_call="initial_duplicate",
     )(partial(callbacks.restore, page))
+
+
+def _add_vector_callbacks(app: Any, page: Page) -> None:
+    """Choosing vectors, uploading one, and making a condition from two lists."""
+    tab = State("tab", "data")
     app.callback(
         output={
             "rows": Output("pushes", "children"),

@@ -144,7 +144,7 @@ def spread(n_layers: int) -> list[int]:
     """Eight layers over the depth, the last but one the deepest.
 
     >>> spread(30)
-    [3, 7, 10, 14, 18, 21, 25, 28]
+    [3, 7, 10, 14, 17, 21, 24, 28]
     """
     inner = np.linspace(n_layers / 10, n_layers - 2, min(DEPTHS, n_layers)).round().astype(int)
     return sorted(set(inner.clip(0, n_layers - 1).tolist()))

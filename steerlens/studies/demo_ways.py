@@ -1,7 +1,7 @@
 """How the demo goes about it: on tiny-chat, which knows a few words, and on real models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -26,6 +26,8 @@ from steerlens.vectors.vector import SteeringVector
 
 N_TRIAL = 12
 """Validation pairs that layers and strength are chosen on."""
+N_CONTRASTED = 16
+"""Requests that each pair of replies is read behind: their mean hardly changes with more."""
 DIFFERENCE_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.6)
 """Fractions of the residual norm at one layer, for a real model's difference of means."""
 
@@ -122,8 +124,9 @@ def by_difference(
 ) -> Steering:
     """The classical difference of means, at the layer at which vectors are learned."""
     layer = model.cfg.n_layers // 3
+    few = replace(refusals.train, pairs=refusals.train.pairs[:N_CONTRASTED])
     vector = extract(
-        model, refusals.train, mean_difference, tokens="suffix", layers=[layer], name="difference"
+        model, few, mean_difference, tokens="suffix", layers=[layer], name="difference"
     )
     trials = [
         Steering(vector, [layer], strength, relative=True, skip_bos=True, name="refuse")

@@ -11,12 +11,22 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 HERE = Path(__file__).parent
 TEXT = HERE / "text"
 OUT = HERE.parent
 SEED = 0
+HARMFUL, HARMLESS = ("crime", "harm", "hate"), ("open", "legal", "health", "intimate")
+"""Kinds of requests in `extra_*`."""
+N_REQUESTS = 900
+"""Training pairs of `requests`: more take longer to read than they help."""
+HELD_OUT = (
+    ("everyday_heldout", 1), ("harmful_heldout", 2), ("questions_heldout", 1),
+    ("topics_heldout", 6), ("harmless_heldout", 1),
+)  # fmt: skip
+"""Files whose lines are in validation and test parts, and their columns."""
 TOPICS = ("base", "legal", "health", "crime", "hate", "intimate")
 
 
@@ -123,9 +133,19 @@ def pieces(text: str) -> int:
 
 def of_like_length(wanted: list[str], pool: list[str]) -> list[list[str]]:
     """Pairs of a wanted text and one of the pool that is as long, to one word or mark."""
-    costs = [[abs(pieces(one) - pieces(other)) for other in pool] for one in wanted]
+    lengths, others = list(map(pieces, wanted)), list(map(pieces, pool))
+    costs = np.abs(np.subtract.outer(lengths, others))
     found = zip(*linear_sum_assignment(costs), strict=True)
-    return [[wanted[row], pool[column]] for row, column in found if costs[row][column] <= 1]
+    return [[wanted[row], pool[column]] for row, column in found if costs[row, column] <= 1]
+
+
+def more(kinds: tuple[str, ...]) -> list[str]:
+    """Requests of these kinds that are in no held-out part."""
+    held_out = {line.casefold() for name in HELD_OUT for row in rows(*name) for line in row}
+    asked = (row for number in range(1, 5) for row in rows(f"extra_{number}", 3))
+    return [
+        prompt for kind, prompt, _ in asked if kind in kinds and prompt.casefold() not in held_out
+    ]
 
 
 def requests() -> dict:
@@ -142,8 +162,11 @@ def requests() -> dict:
         pool = [safe for _, safe in everyday[part]["pairs"]] + alike
         pool += [text for topic in ("legal", "health", "intimate") for text in about[part][topic]]
         pool += lines("harmless_heldout") if part == "test" else []
-        pool = shuffled(dict.fromkeys(pool))
+        if part == "train":
+            harms, pool = harms + more(HARMFUL), pool + more(HARMLESS)
+        harms, pool = list(dict.fromkeys(harms)), shuffled(dict.fromkeys(pool))
         parts[part] = of_like_length(harms, pool)
+    parts["train"] = shuffled(parts["train"])[:N_REQUESTS]
     return contrast(
         "requests",
         "Requests with a bad intention against harmless ones of the same length.",

@@ -17,7 +17,7 @@ from steerlens.models.host import Model
 from steerlens.models.loading import TINY_CHAT
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.predicates import Predicate
-from steerlens.steering.recipes import MEAN_DISCRIMINANT, Recipe, find_condition
+from steerlens.steering.recipes import Recipe, find_condition
 from steerlens.steering.steering import Steering
 from steerlens.steering.topics import extract_topics, score_topics
 from steerlens.studies.cast import ONE_LAYER, Refusing, best_steering, choose_steering
@@ -65,6 +65,8 @@ class Way:
     refuse: Refuse
     recipe: Recipe
     """Of the condition "harmful"."""
+    read: Callable[[range], range]
+    """Which of the layers up to the steered one that condition reads."""
     find_topics: FindTopics
     rivals: Mapping[str, Refuse] = field(default_factory=dict)
     """Other refusing steerings behind the same condition, by part."""
@@ -116,14 +118,33 @@ def by_contrast(model: Model, refusals: ContrastiveDataset, prompts: Sequence[Pr
 
 def by_learning(model: Model, refusals: ContrastiveDataset, prompts: Sequence[Prompt]) -> Steering:
     """A learned vector, at the strength that was learned: `prompts` choose nothing."""
-    return Steering(learn(model, refusals.train, name="refuse"), name="refuse")
+    vector = learn(model, refusals.train, layers=middle(model), name="refuse")
+    return Steering(vector, name="refuse")
+
+
+def middle(model: Model) -> int:
+    """The layer that a real model is steered at: just below the middle, to leave conditions room.
+
+    >>> middle(load_model())
+    2
+    """
+    return max(model.cfg.n_layers // 2 - 1, 0)
+
+
+def upper_third(layers: range) -> range:
+    """The layers below the steered one at which it is clearest what a request wants.
+
+    >>> upper_third(range(15))
+    range(9, 15)
+    """
+    return layers[-1 - len(layers) // 3 :]
 
 
 def by_difference(
     model: Model, refusals: ContrastiveDataset, prompts: Sequence[Prompt]
 ) -> Steering:
     """The classical difference of means, at the layer at which vectors are learned."""
-    layer = model.cfg.n_layers // 3
+    layer = middle(model)
     few = replace(refusals.train, pairs=refusals.train.pairs[:N_CONTRASTED])
     vector = extract(
         model, few, mean_difference, tokens="suffix", layers=[layer], name="difference"
@@ -178,12 +199,15 @@ def scores_of(part: str, group: str, search: ConditionSearch) -> list[Row]:
     ]
 
 
-SMALL = Way("refusal.json", "harmful.json", by_contrast, ONE_LAYER, topics_one_by_one)
+SMALL = Way(
+    "refusal.json", "harmful.json", by_contrast, ONE_LAYER, lambda layers: layers, topics_one_by_one
+)
 REAL = Way(
     "refusals.json",
     "requests.json",
     by_learning,
-    MEAN_DISCRIMINANT,
+    Recipe(tokens="user"),
+    upper_third,
     topics_together,
     {"II-difference": by_difference},
     n_validation=0,

@@ -195,7 +195,8 @@ def refuse_harm(
         seed: Of the bootstrap intervals.
     """
     search = find_condition(
-        model, harms.train, harms.validation, harms.test, layers=refusing.early, recipe=way.recipe,
+        model, harms.train, harms.validation, harms.test, layers=way.read(refusing.early),
+        recipe=way.recipe,
         name="harmful", seed=seed,
     )  # fmt: skip
     prompts = refusing.prompts

@@ -125,6 +125,13 @@ def test_the_readmes_script_prints_what_readme_shows(smollm2, capsys):
     assert "sea" in printed.split("  steered    ")[1]
 
 
+def test_readme_shows_the_measured_demo():
+    script = loaded(ROOT / "figures" / "smollm2" / "readme_table.py")
+    readme = (ROOT / "README.md").read_text()
+    assert script.written(readme) == readme
+    assert "| steered if harmful |" in readme
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 6 * 1024
 

@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: which modules write to the stream, and saving changed weights."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -235,6 +236,15 @@ def _split(config: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _empty(config: Any) -> Any:
-    """A model of a config on the meta device, which takes no memory."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    """A model of a config on the meta device, which takes no memory.
+
+    Made in a thread of its own, where Ctrl-C does not arrive: torch's stack of devices would not
+    survive it.
+    """
+
+    def made() -> Any:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(made).result()

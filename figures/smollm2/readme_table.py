@@ -10,10 +10,11 @@ import json
 import re
 from pathlib import Path
 
+from steerlens.studies.demo_words import GROUPS, HEADINGS, cells_of, percent
+
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "README.md"
 BLOCK = re.compile(r"(<!-- demo -->\n).*?(<!-- /demo -->)", re.DOTALL)
-GROUPS = {"harmful": "harmful", "harmless": "harmless", "lookalikes": "look-alikes"}
 PARTS = {
     "unsteered": "unsteered",
     "I": "always steered",
@@ -23,16 +24,14 @@ PARTS = {
 
 
 def table() -> str:
-    """Who was refused, in percent with 95 % intervals."""
-    rows = json.loads((HERE / "results.json").read_text())["rows"]
-    found = {(row["part"], row["group"]): row for row in rows if row["measure"] == "refused"}
-    heads = (f"{told}, n = {found['II', group]['n']}" for group, told in GROUPS.items())
-    lines = [f"| refused, % | {' | '.join(heads)} |", "|---|---|---|---|"]
+    """Who was refused, with 95 % intervals."""
+    cells = cells_of(json.loads((HERE / "results.json").read_text())["rows"])
+    groups = GROUPS[:3]  # the others are topics
+    heads = (f"{HEADINGS.get(group, group)}, n = {cells['II', group][1]}" for group in groups)
+    lines = [f"| refused | {' | '.join(heads)} |", "|---|---|---|---|"]
     for part, told in PARTS.items():
-        shares = ([100 * found[part, group][end] for end in ("value", "low", "high")]
-                  for group in GROUPS)  # fmt: skip
-        cells = (f"{value:.0f} [{low:.0f}, {high:.0f}]" for value, low, high in shares)
-        lines.append(f"| {told} | {' | '.join(cells)} |")
+        shares = (percent(cells[part, group][0]) for group in groups)
+        lines.append(f"| {told} | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,10 @@ from steerlens.errors import SteerlensError, short_repr
 from steerlens.schemas import Declared, check
 
 COOKIE = "steerlens-token"
+LARGEST_UPLOAD = 8 * 2**20
+"""Bytes of a vector file; 80 layers of width 8,192 take a third of it."""
+LARGEST_REQUEST = 6 * LARGEST_UPLOAD
+"""Bytes: uploads are sent as base64, and those a little too large still get an explanation."""
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "form-action 'self'; frame-ancestors 'none'"

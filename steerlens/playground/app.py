@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from steerlens.errors import SteerlensError, import_extra
-from steerlens.playground.access import guard, is_loopback, refuse_unknown_updates
+from steerlens.playground.access import (
+    LARGEST_REQUEST,
+    guard,
+    is_loopback,
+    refuse_unknown_updates,
+)
 from steerlens.playground.waiting import Waiting, waiting_page
 
 if TYPE_CHECKING:
@@ -20,9 +25,6 @@ if TYPE_CHECKING:
     from steerlens.playground.library import Entry, Shelf
 
 TINY_CHAT = "tiny-chat"
-LARGEST_REQUEST = 48 * 2**20
-"""Bytes, six times the largest upload: uploads are sent as base64, and those a little too large
-still get an explanation."""
 
 
 class Start(NamedTuple):

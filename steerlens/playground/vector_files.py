@@ -10,13 +10,12 @@ from pathlib import Path
 from steerlens.activations.provenance import check_provenance
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model
+from steerlens.playground.access import LARGEST_UPLOAD
 from steerlens.playground.library import Cut, Entry, free_name
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.vectors.vector import SteeringVector
 
 UPLOADED = (".safetensors", ".svec", ".gguf")
-LARGEST_UPLOAD = 8 * 2**20
-"""Bytes; 80 layers of width 8,192 take a third of it."""
 LONGEST_NAME = 200
 """Characters of a file name."""
 _filters = threading.Lock()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from steerlens.activations.prefixes import common_length
+from steerlens.activations.prefixes import WORTH_ROWS, common_length
 from steerlens.models.fast_forward import (
     begin_rows_with,
     decoding_cache,
@@ -25,8 +25,6 @@ from steerlens.steering.steering import Steering
 
 WORTH_TOKENS = 8
 """How long a common beginning must be to be run on its own."""
-WORTH_ROWS = 4
-"""How many rows must share each run of it, on average."""
 _PLACED_BY_MASK = ("rotary", "standard")
 """Positional embeddings that depend on a token's place in its text only, not on its column."""
 

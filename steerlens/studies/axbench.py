@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from steerlens.data.axbench import AxBench, ConceptRows
 from steerlens.errors import SteerlensError
 from steerlens.files import PathLike, as_path, require_writable, write_json, write_text
-from steerlens.intervals import CONFIDENCE, Interval, means
+from steerlens.intervals import CONFIDENCE, Interval, mean
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
 from steerlens.studies.axbench_page import detection_page
@@ -300,7 +300,7 @@ def summarised(table: pd.DataFrame, seed: int) -> pd.DataFrame:
         for key, part in table.groupby(["arm", "layer", "measure"], sort=False, dropna=False)
     }
     extra = [
-        _row(arm, ALL, _whole(layer), measure, _mean(values, seed), len(concepts))
+        _row(arm, ALL, _whole(layer), measure, mean(values, seed=seed), len(concepts))
         for (arm, layer, measure), values in cells.items()
     ]
     chosen: dict[str, np.ndarray] = {}
@@ -314,18 +314,16 @@ def summarised(table: pd.DataFrame, seed: int) -> pd.DataFrame:
         )  # fmt: skip
         chosen[arm] = measured
         layer = _whole(best[1])
-        extra.append(_row(arm, ALL, layer, CHOSEN + pooled, _mean(measured, seed), len(concepts)))
+        extra.append(
+            _row(arm, ALL, layer, CHOSEN + pooled, mean(measured, seed=seed), len(concepts))
+        )
     for words in (WORDS, JOINT_WORDS):
         for arm, values in chosen.items():
             if arm != words:
-                apart = _mean(values - chosen[words], seed)
+                apart = mean(values - chosen[words], seed=seed)
                 extra.append(_row(arm, ALL, None, MINUS + words, apart, len(concepts)))
     whole = pd.concat([table.astype(object), pd.DataFrame(extra, columns=COLUMNS).astype(object)])
     return whole.reset_index(drop=True)
-
-
-def _mean(values: np.ndarray, seed: int) -> Interval:
-    return means(values[:, None], seed=seed)[0]
 
 
 def _whole(layer: Any) -> Any:

@@ -187,6 +187,36 @@ def write_json(path: PathLike, value: Any) -> Path:
     return write_text(path, text + "\n")
 
 
+def made_once(path: PathLike | None, job: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, or returned when it was last run for the same job.
+
+    Args:
+        path: A JSON file, which is written when `make` has returned; None: nothing is kept.
+        job: The digest of all that the value depends on.
+        make: Returns what JSON can hold.
+
+    Raises:
+        SteerlensError: The file is of another job.
+
+    >>> made_once(None, "a", lambda: 1)
+    1
+    """
+    if path is None:
+        return make()
+    file = as_path(path)
+    if file.exists():
+        kept = read_json(file)
+        if not isinstance(kept, dict) or kept.get("job") != job:
+            raise SteerlensError(
+                f"{str(file)!r} is of another job (other data, model or settings); choose another "
+                "out=, or remove it"
+            )
+        return kept["made"]
+    made = make()
+    write_json(file, {"job": job, "made": made})
+    return made
+
+
 def import_pyarrow(module: str = "pyarrow") -> Any:
     """A module of pyarrow, which reads and writes Parquet; if missing, how to install it."""
     return import_extra(module, "sweeps", "a table in Parquet")

@@ -182,6 +182,31 @@ def score_decisions(
     return Scores(f1, precision, recall, balanced, n_positive, n_negative)
 
 
+def auroc(
+    positive: Float[np.ndarray, " positive"],
+    negative: Float[np.ndarray, " negative"],
+    *,
+    seed: int,
+) -> Interval:
+    """The probability that a positive scores above a negative, ties counted as half.
+
+    Args:
+        positive: Scores of the positives.
+        negative: Scores of the negatives.
+        seed: Of the bootstrap, which resamples either side.
+
+    >>> auroc(np.array([2.0, 3.0]), np.array([0.0, 2.0]), seed=0).value
+    0.875
+    """
+    above = np.sign(positive[:, None] - negative[None, :]) / 2 + 0.5
+    random = np.random.default_rng(seed)
+    weights = [random.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in above.shape]
+    drawn = ((weights[0] @ above) * weights[1]).sum(axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(float(above.mean()), float(low), float(high))
+
+
 def f1_difference(
     first: tuple[np.ndarray, np.ndarray],
     second: tuple[np.ndarray, np.ndarray],

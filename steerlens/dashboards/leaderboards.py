@@ -5,22 +5,27 @@ import plotly.graph_objects as go
 
 from steerlens.dashboards.theme import FLOOR, NEGATIVE, POSITIVE, error_bars, line_style, titled
 
-WORDS = "words"
-"""Arms whose names begin so read no activations: they are the bar to clear."""
+BARS = ("words", "prompt")
+"""Arms whose names begin so touch no activations: they are the bar to clear."""
 
 
-def leaderboard(rows: pd.DataFrame) -> go.Figure:
-    """Arms with their intervals, the best on top; arms of words alone in another colour.
+def leaderboard(
+    rows: pd.DataFrame, title: str, measure: str, floor: float | None = None
+) -> go.Figure:
+    """Arms with their intervals, the best on top; arms of words or a prompt in another colour.
 
     Args:
         rows: Columns arm, value, low, high, n; one row per arm.
+        title: What was measured.
+        measure: The axis.
+        floor: What can be had for nothing: a dotted line.
 
     >>> rows = pd.DataFrame({"arm": ["LDA"], "value": [0.9], "low": [0.8], "high": [1], "n": [9]})
-    >>> leaderboard(rows).data[0].x
+    >>> leaderboard(rows, "Detection", "AUROC", 0.5).data[0].x
     array([0.9])
     """
     given = rows.astype({"value": float, "low": float, "high": float}).sort_values("value")
-    colors = [POSITIVE if arm.startswith(WORDS) else NEGATIVE for arm in given["arm"]]
+    colors = [POSITIVE if arm.startswith(BARS) else NEGATIVE for arm in given["arm"]]
     figure = go.Figure()
     figure.add_scatter(
         x=given["value"].to_numpy(),
@@ -31,13 +36,13 @@ def leaderboard(rows: pd.DataFrame) -> go.Figure:
         customdata=given["n"],
         hovertemplate="%{y}: %{x:.3f}, n = %{customdata}<extra></extra>",
     )
-    figure.add_vline(x=0.5, line={"color": FLOOR, "dash": "dot"})
-    figure.update_xaxes(title="AUROC, mean over concepts")
+    notes = ["95 % intervals over concepts", "orange: words only, no activations"]
+    if floor is not None:
+        figure.add_vline(x=floor, line={"color": FLOOR, "dash": "dot"})
+        notes.append("dotted: what can be had for nothing")
+    figure.update_xaxes(title=measure)
     figure.update_yaxes(automargin=True)
-    return titled(
-        figure, "Detection of concepts", "95 % intervals over concepts",
-        "orange: words alone, no activations", "dotted: chance", height=280 + 34 * len(given),
-    )  # fmt: skip
+    return titled(figure, title, *notes, height=280 + 34 * len(given))
 
 
 def detection_by_layer(rows: pd.DataFrame, words: pd.DataFrame) -> go.Figure:
@@ -52,7 +57,7 @@ def detection_by_layer(rows: pd.DataFrame, words: pd.DataFrame) -> go.Figure:
     'LDA, max'
     """
     figure = go.Figure()
-    numbered = rows[[isinstance(layer, int) for layer in rows["layer"]]]
+    numbered = rows.loc[[isinstance(layer, int) for layer in rows["layer"]]]
     arms = list(dict.fromkeys(numbered["arm"]))
     for (arm, measure), part in numbered.groupby(["arm", "measure"], sort=False):
         pooled = measure.partition("(")[2].rstrip(")")

@@ -20,6 +20,8 @@ class ConceptRows:
 
     name: str
     train_positive: tuple[str, ...]
+    train_prompts: tuple[str, ...]
+    """What each of these replies to; empty where the file does not say."""
     train_negative: tuple[str, ...]
     """The shared negatives of the concept's genres; concepts of one genre have the same."""
     eval_positive: tuple[str, ...]
@@ -42,8 +44,8 @@ def read_axbench(directory: PathLike) -> AxBench:
     The rule by which rows are labelled is AxBench's. A concept's positives are the rows of its
     `concept_id` with the category "positive". Its negatives in training are the rows of id −1 of
     its genres (all of them where none is of its genre), and rows of its own id of another category;
-    in evaluation, all rows of its own id of another category, "hard negative" included. Only the
-    `output` of a row is read. Training texts that occur in evaluation are left out.
+    in evaluation, all rows of its own id of another category, "hard negative" included. The texts
+    are the rows' `output`; those of training that occur in evaluation are left out.
 
     Args:
         directory: Holds `train_data.parquet`, `latent_eval_data.parquet` and, for the concepts'
@@ -132,9 +134,15 @@ def _concept(number: int, names: dict[int, str], train: Any, evaluation: Any) ->
     name = names.get(number)
     if name is None and "output_concept" in own and len(own[positive]):
         name = str(own[positive]["output_concept"].iloc[0])
+    shown = texts(own[positive]["output"])
+    prompts: dict[str, str] = {}
+    if "input" in own:
+        asked = own[positive]["input"].fillna("").astype(str)
+        prompts = dict(zip(own[positive]["output"], asked, strict=True))
     return ConceptRows(
         name or f"concept {number}",
-        texts(own[positive]["output"]),
+        shown,
+        tuple(prompts.get(text, "") for text in shown),
         texts(own[~positive]["output"], shared["output"]),
         texts(mine[right]["output"]),
         texts(mine[~right]["output"]),

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,7 +19,7 @@ from steerlens.evaluation.calibration import (
     with_whole_replies,
 )
 from steerlens.evaluation.whole_replies import FEW_DEGENERATE, instructions
-from steerlens.files import PathLike, digest, read_json, require_writable, write_json
+from steerlens.files import PathLike, digest, made_once, require_writable
 from steerlens.intervals import mean, rate
 from steerlens.judges.builtin import refusal
 from steerlens.judges.fluency import degenerate
@@ -145,7 +144,12 @@ def compare(
     job = digest(repr([*settings, data.pairs, data.suffixes]).encode())
     folder = None if out is None else require_writable(out)
     plain = {"strength": 0.0, "kl": 0.0, "status": MET}
-    rows = [_kept(folder, job, UNSTEERED, lambda: plain | ask(None))]
+
+    def row(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        path = None if folder is None else folder / f"{name}.json"
+        return {"method": name, **made_once(path, job, make)}
+
+    rows = [row(UNSTEERED, lambda: plain | ask(None))]
     for name, method in methods.items():
 
         def run(name: str = name, method: Method = method) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def compare(
             spent = {"strength": found.strength, "kl": found.kl, "status": found.status}
             return spent | ask(found.steering)
 
-        rows.append(_kept(folder, job, name, run))
+        rows.append(row(name, run))
     return Comparison(pd.DataFrame(rows), judge.name, layer, kl_budget, degenerate_budget)
 
 
@@ -185,22 +189,3 @@ def _asked(
         "degenerate": broken.value, "degenerate_low": broken.low, "degenerate_high": broken.high,
         "different": len(set(replies)), "n": len(replies),
     }  # fmt: skip
-
-
-def _kept(
-    folder: Path | None, job: str, name: str, run: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """The row of a method from the disk, or run and written there."""
-    path = None if folder is None else folder / f"{name}.json"
-    if path is not None and path.exists():
-        kept = read_json(path)
-        if not isinstance(kept, dict) or kept.get("job") != job:
-            raise SteerlensError(
-                f"{str(path)!r} is of another comparison (other data, model or settings); choose "
-                "another out=, or remove it"
-            )
-        return {"method": name, **kept["row"]}
-    row = run()
-    if path is not None:
-        write_json(path, {"job": job, "row": row})
-    return {"method": name, **row}

@@ -1,6 +1,8 @@
 """Experiments that write a directory of results, and its report and paper figures."""
 
-from steerlens.studies.axbench import Detection, detect
+from steerlens.studies.axbench_detection import detect
+from steerlens.studies.axbench_results import AxBenchResults
+from steerlens.studies.axbench_steering import steer
 from steerlens.studies.cast import CastTable, cast_table, nested_subsets
 from steerlens.studies.paper import export, regenerate
 from steerlens.studies.quickstart import run_demo
@@ -9,8 +11,8 @@ from steerlens.studies.sentiment import Sentiment, run_sentiment
 from steerlens.studies.study import Study, read_study
 
 __all__ = [
+    "AxBenchResults",
     "CastTable",
-    "Detection",
     "Sentiment",
     "Study",
     "cast_table",
@@ -22,4 +24,5 @@ __all__ = [
     "report",
     "run_demo",
     "run_sentiment",
+    "steer",
 ]

@@ -137,7 +137,10 @@ def fit(activations: Float[Tensor, "row layer d_model"], fold: Fold) -> Weights:
     return torch.stack([*separate, joint_discriminant(groups).weights[:-1]])
 
 
-def balanced(positive: Side, negative: Side) -> tuple[Side, Side]:
+def balanced(
+    positive: Float[Tensor, "positive layer d_model"],
+    negative: Float[Tensor, "negative layer d_model"],
+) -> tuple[Side, Side]:
     """As many rows of one side as of the other, evenly spaced among those there are."""
     n = min(len(positive), len(negative))
     first, second = (

@@ -84,8 +84,8 @@ def test_what_is_done_is_not_done_again(model, found, folder, monkeypatch):
 
 def test_another_comparisons_rows_are_refused(model, found, folder):
     kept = json.loads((folder / "unsteered.json").read_text())
-    assert kept["row"]["n"] == len(PROMPTS)
-    with pytest.raises(sl.SteerlensError, match="another comparison"):
+    assert kept["made"]["n"] == len(PROMPTS)
+    with pytest.raises(sl.SteerlensError, match="another job"):
         compare(model, DATA, PROMPTS[:2], out=folder, **OPTIONS)
 
 

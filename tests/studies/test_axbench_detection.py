@@ -5,63 +5,22 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from axbench_made import ABOUT, rows_of, texts_of, written
 from sklearn.metrics import roc_auc_score
 
 import steerlens as sl
 from steerlens.data.axbench import read_axbench
-from steerlens.studies.axbench import (
+from steerlens.intervals import auroc
+from steerlens.studies.axbench_detection import (
     CHOSEN,
     JOINT,
     WORDS,
     _training,
     _validation,
-    auroc,
     detect,
     spread,
     summarised,
 )
-
-ABOUT = ("boats and the sea", "bread and the oven")
-OPENINGS = ("I like", "She wrote about", "They talk of", "Never mind", "We saw", "He sings of")
-
-
-def texts_of(subject, n, start):
-    return [
-        f"{OPENINGS[number % len(OPENINGS)]} {subject} number {number}."
-        for number in range(start, start + n)
-    ]
-
-
-def rows_of(subject, concept, category, n, start=0, genre="text"):
-    return [
-        {"output": text, "concept_id": concept, "category": category, "concept_genre": genre}
-        for text in texts_of(subject, n, start)
-    ]
-
-
-def written(folder, train=None, evaluation=None, names=True):
-    """A directory of AxBench with two concepts and shared negatives of two genres."""
-    if train is None:
-        train = [
-            *rows_of("code", -1, "negative", 8, genre="code"),
-            *rows_of("the weather", -1, "negative", 12),
-            *rows_of(ABOUT[0], 0, "positive", 12),
-            *rows_of(ABOUT[1], 1, "positive", 12),
-        ]
-    if evaluation is None:
-        evaluation = [
-            *rows_of(ABOUT[0], 0, "positive", 6, 20),
-            *rows_of("the weather", 0, "negative", 6, 20),
-            *rows_of("the sale", 0, "hard negative", 2, 20),
-            *rows_of(ABOUT[1], 1, "positive", 6, 20),
-            *rows_of("the weather", 1, "negative", 6, 20),
-        ]
-    pd.DataFrame(train).to_parquet(folder / "train_data.parquet")
-    pd.DataFrame(evaluation).to_parquet(folder / "latent_eval_data.parquet")
-    if names:
-        lines = [{"concept_id": number, "concept": name} for number, name in enumerate(ABOUT)]
-        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder
 
 
 def test_rows_belong_to_concepts_by_genre_id_and_category(tmp_path):
@@ -133,7 +92,7 @@ def test_planted_concepts_are_detected_and_random_directions_are_not_chosen_on_t
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert saved["rows"][0].keys() == set(found.table.columns)
     assert len(saved["rows"]) == len(found.table)
-    assert "Leaderboard" in (tmp_path / "out" / "axbench.html").read_text()
+    assert "Detection: leaderboard" in (tmp_path / "out" / "axbench.html").read_text()
 
 
 def test_layers_are_chosen_on_validation_only():

@@ -6,21 +6,27 @@ that nothing was fitted to; then directions are fitted anew, to all training row
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from steerlens.data.axbench import AxBench, ConceptRows
 from steerlens.errors import SteerlensError
-from steerlens.files import PathLike, as_path, require_writable, write_json, write_text
-from steerlens.intervals import CONFIDENCE, Interval, mean
+from steerlens.intervals import auroc, mean
 from steerlens.models.host import Model
 from steerlens.models.sites import resolve_layers
-from steerlens.studies.axbench_page import detection_page
+from steerlens.studies.axbench_results import (
+    ALL,
+    COLUMNS,
+    DETECTION,
+    AxBenchResults,
+    cell,
+    digest_of_bench,
+)
 from steerlens.studies.axbench_scores import (
     ARMS,
     JOINT,
@@ -35,62 +41,15 @@ from steerlens.studies.axbench_scores import (
     word_scores,
 )
 
-FORMAT = "steerlens.axbench"
-COLUMNS = ["part", "arm", "concept", "layer", "measure", "value", "low", "high", "n"]
-ALL = "all"
-"""As a concept: the mean over concepts. As a layer: the standardised scores of all, added up."""
 HELD_OUT = 4
 """One in so many training rows is held out, to choose layers."""
 OTHERS = 60
 """Most rows of other concepts that a concept is validated on, with its negatives."""
 DEPTHS = 8
-RESAMPLES = 1000
 CHOSEN, VALIDATION, MINUS = "auroc chosen", "auroc validation", "auroc chosen minus "
 
 Scores = Sequence[dict[int, Any]]
 """For each text, what it scores for the concepts that it is an example or counterexample of."""
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well concepts are detected, as tidy rows."""
-
-    table: pd.DataFrame
-    """Columns part, arm, concept, layer, measure, value, low, high, n."""
-    dropped: tuple[str, ...] = ()
-
-    @property
-    def leaderboard(self) -> pd.DataFrame:
-        """The mean over concepts of each arm where it was chosen, the best first."""
-        overall = self.table[self.table["concept"] == ALL]
-        best = overall[overall["measure"].str.match(f"{CHOSEN} \\(")]
-        minus = overall[overall["measure"] == MINUS + WORDS].set_index("arm")
-        rows = [
-            {
-                "arm": row["arm"],
-                "AUROC": _told(row),
-                "layer": row["layer"],
-                "pooling": row["measure"].partition("(")[2].rstrip(")"),
-                f"minus {WORDS}": _told(minus.loc[row["arm"]]) if row["arm"] in minus.index else "",
-                "concepts": row["n"],
-            }
-            for _, row in best.sort_values("value", ascending=False, kind="stable").iterrows()
-        ]
-        return pd.DataFrame(rows)
-
-    def save(self, out: PathLike) -> None:
-        """Write `results.json` and `axbench.html` into a directory."""
-        rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
-        folder = require_writable(out)
-        value = {"format": FORMAT, "version": 1, "dropped": list(self.dropped), "rows": rows}
-        write_json(as_path(folder) / "results.json", value)
-        write_text(
-            as_path(folder) / "axbench.html",
-            detection_page(self.table, self.leaderboard, self.dropped),
-        )
-
-    def __repr__(self) -> str:
-        return f"Detection({self.table['concept'].nunique() - 1} concepts)"
 
 
 def detect(
@@ -100,7 +59,7 @@ def detect(
     layers: Iterable[int] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Detection:
+) -> AxBenchResults:
     """AxBench's detection: AUROC of each arm, concept, layer and way of pooling.
 
     Every text is read once. Intervals: bootstrap over a concept's rows, positives and negatives
@@ -137,7 +96,8 @@ def detect(
     known = _by_concept(chosen_by, labels), _by_concept(scored, test_labels)
     known_words = _by_concept(words[0], labels), _by_concept(words[1], test_labels)
     rows = _measured(names, numbers, *known, seed) + _measured_words(names, *known_words, seed)
-    return Detection(summarised(pd.DataFrame(rows, columns=COLUMNS), seed), bench.dropped)
+    table = summarised(pd.DataFrame(rows, columns=COLUMNS), seed)
+    return AxBenchResults(table, bench.dropped, digest_of_bench(model, bench))
 
 
 def spread(n_layers: int) -> list[int]:
@@ -148,35 +108,6 @@ def spread(n_layers: int) -> list[int]:
     """
     inner = np.linspace(n_layers / 10, n_layers - 2, min(DEPTHS, n_layers)).round().astype(int)
     return sorted(set(inner.clip(0, n_layers - 1).tolist()))
-
-
-def auroc(
-    positive: Float[np.ndarray, " positive"],
-    negative: Float[np.ndarray, " negative"],
-    *,
-    seed: int,
-) -> Interval:
-    """The probability that a positive scores above a negative, ties counted as half.
-
-    Args:
-        positive: Scores of the positives.
-        negative: Scores of the negatives.
-        seed: Of the bootstrap, which resamples either side.
-
-    >>> auroc(np.array([2.0, 3.0]), np.array([0.0, 2.0]), seed=0).value
-    0.875
-    """
-    above = np.sign(positive[:, None] - negative[None, :]) / 2 + 0.5
-    random = np.random.default_rng(seed)
-    weights = [random.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in above.shape]
-    drawn = ((weights[0] @ above) * weights[1]).sum(axis=1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(float(above.mean()), float(low), float(high))
-
-
-def _told(row: Any) -> str:
-    return str(Interval(row["value"], row["low"], row["high"]))
 
 
 def _training(concepts: Sequence[ConceptRows]) -> tuple[list[str], Fold, Fold, set[int]]:
@@ -242,8 +173,7 @@ def _by_concept(
     }
 
 
-def _row(arm: str, concept: str, layer: Any, measure: str, value: Interval, n: int) -> tuple:
-    return ("detection", arm, concept, layer, measure, *value, n)
+_row = partial(cell, DETECTION)
 
 
 def _measured(

@@ -241,44 +241,47 @@ def _replacements(model: Model) -> Iterator[tuple[Any, str, Callable[..., Any]]]
     """Methods of the model's modules, with faster equivalents for this thread."""
     padding = _Padding()
     for block in model.blocks:
-        norm = getattr(block, "ln1", None)
+        norm, attention = getattr(block, "ln1", None), block.attn
         if norm is not None:
-            yield norm, "forward", _in_this_thread(_remembering_norm(norm.forward), norm.forward)
-        attention = block.attn
+            yield norm, "forward", _InThisThread(_RememberingNorm(norm.forward), norm.forward)
         if _rotates_once(attention):
-            rotate = _rotate(attention, padding, attention.apply_rotary)
-            yield attention, "apply_rotary", _in_this_thread(rotate, attention.apply_rotary)
+            rotation = _Rotation(attention, padding)
+            yield attention, "apply_rotary", _InThisThread(rotation, attention.apply_rotary)
         if attention.attn_type == "global":
-            stock = attention.apply_causal_mask
-            mask_scores = _in_this_thread(_causal_mask(attention, padding, stock), stock)
-            yield attention, "apply_causal_mask", mask_scores
+            mask = _CausalMask(attention, padding)
+            yield (
+                attention,
+                "apply_causal_mask",
+                _InThisThread(mask, attention.apply_causal_mask),
+            )
 
 
-def _in_this_thread(fast: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+class _InThisThread:
     """The faster method here; the host's own for another thread that calls the model itself."""
-    thread = get_ident()
 
-    def method(*args: Any, **options: Any) -> Any:
-        return (fast if get_ident() == thread else stock)(*args, **options)
+    def __init__(self, fast: Callable[..., Any], stock: Callable[..., Any]) -> None:
+        self._fast, self._stock, self._thread = fast, stock, get_ident()
 
-    return method
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return (self._fast if get_ident() == self._thread else self._stock)(*args, **options)
 
 
-def _remembering_norm(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+class _RememberingNorm:
     """The norm before attention: the host calls it for queries, keys and values, on one tensor."""
-    last_input, last_output, calls = None, None, 0
 
-    def normalized(x: Tensor) -> Tensor:
-        nonlocal last_input, last_output, calls
-        if x is not last_input:
-            last_input, last_output, calls = x, norm(x), 0
-        output, calls = last_output, calls + 1
-        if calls == 3:  # no tensor is kept alive beyond the block
-            last_input = last_output = None
+    def __init__(self, norm: Callable[[Tensor], Tensor]) -> None:
+        self._norm, self._calls = norm, 0
+        self._input: Tensor | None = None
+        self._output: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x is not self._input:
+            self._input, self._output, self._calls = x, self._norm(x), 0
+        output, self._calls = self._output, self._calls + 1
+        if self._calls == 3:  # no tensor is kept alive beyond the block
+            self._input = self._output = None
         assert output is not None
         return output
-
-    return normalized
 
 
 class _Padding:
@@ -306,28 +309,29 @@ def _rotates_once(attention: Any) -> bool:
     )
 
 
-def _rotate(
-    attention: Any, padding: _Padding, stock: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
-    last: tuple[Any, ...] = (None, None)
+class _Rotation:
+    """Rotary positions: angles computed once for queries and keys, cached keys rotated once."""
 
-    def angles(start: int, end: int, mask: Int[Tensor, "batch text"] | None) -> Any:
-        nonlocal last
-        tables = attention.rotary_cos, attention.rotary_sin
-        padded = padding.of(mask)
-        if padded is None:
-            return tuple(table[None, start:end, None] for table in tables)
-        if last[0] is not padded.place or last[1] != (start, end):  # same for queries and keys
-            place = padded.place[:, start:end].to(tables[0].device)
-            last = padded.place, (start, end), [table[place][:, :, None] for table in tables]
-        return last[2]
+    def __init__(self, attention: Any, padding: _Padding) -> None:
+        self._attention, self._padding = attention, padding
+        self._stock: Callable[..., Tensor] = attention.apply_rotary
+        self._last: tuple[Any, ...] = (None, None)
 
-    def rotate_all(x: Keys, start: int, mask: Int[Tensor, "batch text"] | None) -> Keys:
-        end = start + x.shape[1]
+    def __call__(
+        self, x: Keys, start: int = 0, mask: Int[Tensor, "batch text"] | None = None
+    ) -> Keys:
+        rotated = getattr(x, "rotated", None)
+        if rotated is None:
+            return self._all(x, start, mask)
+        x[:, rotated:] = self._all(x[:, rotated:], rotated, mask)
+        return x
+
+    def _all(self, x: Keys, start: int, mask: Int[Tensor, "batch text"] | None) -> Keys:
+        attention, end = self._attention, start + x.shape[1]
         if end > attention.rotary_cos.shape[0]:
-            stock(x[:, :1], end - 1)  # makes the host extend its tables
+            self._stock(x[:, :1], end - 1)  # makes the host extend its tables
         x = x.to(attention.rotary_cos.device)
-        cos, sin = angles(start, end, mask)
+        cos, sin = self._angles(start, end, mask)
         width = attention.cfg.rotary_dim
         part = x[..., :width]
         rotated = part * cos
@@ -337,14 +341,15 @@ def _rotate(
             accumulate(rotated[..., target], part[..., source] * sin[..., target])
         return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], -1)
 
-    def rotate(x: Keys, start: int = 0, mask: Int[Tensor, "batch text"] | None = None) -> Keys:
-        rotated = getattr(x, "rotated", None)
-        if rotated is None:
-            return rotate_all(x, start, mask)
-        x[:, rotated:] = rotate_all(x[:, rotated:], rotated, mask)
-        return x
-
-    return rotate
+    def _angles(self, start: int, end: int, mask: Int[Tensor, "batch text"] | None) -> Any:
+        tables = self._attention.rotary_cos, self._attention.rotary_sin
+        padded = self._padding.of(mask)
+        if padded is None:
+            return tuple(table[None, start:end, None] for table in tables)
+        if self._last[0] is not padded.place or self._last[1] != (start, end):
+            place = padded.place[:, start:end].to(tables[0].device)
+            self._last = padded.place, (start, end), [table[place][:, :, None] for table in tables]
+        return self._last[2]
 
 
 def _rotary_halves(adjacent: bool, width: int) -> Iterator[tuple[slice, slice, Callable[..., Any]]]:
@@ -357,19 +362,22 @@ def _rotary_halves(adjacent: bool, width: int) -> Iterator[tuple[slice, slice, C
     yield second, first, Tensor.add_
 
 
-def _causal_mask(
-    attention: Any, padding: _Padding, stock: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
-    def mask_scores(
+class _CausalMask:
+    """The mask of attention scores; a single new token needs none for what comes later."""
+
+    def __init__(self, attention: Any, padding: _Padding) -> None:
+        self._attention, self._padding = attention, padding
+        self._stock: Callable[..., Tensor] = attention.apply_causal_mask
+
+    def __call__(
+        self,
         scores: Float[Tensor, "batch head pos key"],
         start: int = 0,
         mask: Int[Tensor, "batch text"] | None = None,
     ) -> Float[Tensor, "batch head pos key"]:
-        padded = padding.of(mask)
+        padded = self._padding.of(mask)
         if scores.shape[2] > 1:
-            return stock(scores, start, None if padded is None else mask)
+            return self._stock(scores, start, None if padded is None else mask)
         if padded is None:
             return scores  # a single new token attends to everything
-        return torch.where(padded.real[:, None, None], scores, attention.IGNORE)
-
-    return mask_scores
+        return torch.where(padded.real[:, None, None], scores, self._attention.IGNORE)

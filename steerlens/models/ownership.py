@@ -117,18 +117,20 @@ def run_with(model: Model, change: Change, work: Callable[[], Result]) -> Result
 
     Refuses if another thread or task has edited the weights.
     """
+    return holding(model, partial(_one_pass, model, change, work))
+
+
+def _one_pass(
+    model: Model, change: Change, work: Callable[[], Result], ending: list[Step]
+) -> Result:
     use = _use_of(model)
-
-    def one_pass(ending: list[Step]) -> Result:
-        _require_own_edits(model, use)
-        waiting = use.running[-1:]
-        suspend = [step for outer in waiting for step in outer.take_off]
-        resume = [step for outer in waiting for step in outer.put_on]
-        ending[:0] = [*change.take_off, *resume, restoring(use, "running")]
-        at_once([(setattr, use, "running", (*use.running, change)), *suspend, *change.put_on])()
-        return work()
-
-    return holding(model, one_pass)
+    _require_own_edits(model, use)
+    waiting = use.running[-1:]
+    suspend = [step for outer in waiting for step in outer.take_off]
+    resume = [step for outer in waiting for step in outer.put_on]
+    ending[:0] = [*change.take_off, *resume, restoring(use, "running")]
+    at_once([(setattr, use, "running", (*use.running, change)), *suspend, *change.put_on])()
+    return work()
 
 
 @contextmanager

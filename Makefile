@@ -13,6 +13,8 @@ TL4 = tests/architectures/test_hosts.py tests/repository/test_folders.py \
 	$(addprefix tests/steering/test_, conditions.py condition_search.py steering.py generation.py \
 	attachment.py)
 
+CHECKED = --jaxtyping-packages=steerlens,shapes.checked
+
 .PHONY: demo test test-core test-real test-gemma test-slow test-tl4 coverage check docs dist bench clean
 
 demo: $(INSTALLED)
@@ -20,12 +22,13 @@ demo: $(INSTALLED)
 		echo "SmolLM2 cannot be had: the demo runs on tiny-chat."
 	.venv/bin/steerlens demo $(DEMO)
 
-test: check
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow and not real" -n 2 --dist loadfile --no-loadscope-reorder
+test: check test-core
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not core and not slow and not real" -n 2 --dist loadfile --no-loadscope-reorder
 
-# Laws and values on random models, within a minute: what to run while editing.
+# Laws and values on random models, every annotation checked: what to run while editing.
+# Checked, a test takes two to five times as long: the others run unchecked.
 test-core: $(INSTALLED)
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m core -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m core -n 2 --dist worksteal $(CHECKED)
 
 # The share of each module's lines that the fast tests run, the least first; nothing depends on it.
 coverage: $(INSTALLED)

@@ -14,19 +14,27 @@ settings.load_profile("repeatable")
 
 CORE = (
     "tests/activations",
+    "tests/dashboards",
     "tests/data",
+    "tests/evaluation",
+    "tests/judges",
+    "tests/learning",
     "tests/steering",
     "tests/test_files.py",
     "tests/vectors",
 )
-"""Laws and values, on random models: under a minute on two cores (`pytest -m core`)."""
+"""Laws and values, on random models: what runs with every annotation checked."""
 LONG = (
+    "tests/dashboards/test_effects.py",
+    "tests/evaluation/test_sweeps.py",
+    "tests/learning/test_learning.py",
+    "tests/learning/test_shuffled_lessons.py",
     "tests/steering/test_generation.py",
     "tests/steering/test_own_functions.py",
     "tests/steering/test_selections.py",
     "tests/vectors/test_streaming.py",
 )
-"""Two fifths of the time of the core, and therefore not in it."""
+"""Half of the core's time if they were checked, and therefore not in it."""
 LARGER = {"tiny_chat", "cast_model"}
 """Fixtures of models that take longer."""
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -92,6 +93,8 @@ def test_ctrl_c_ends_a_command_with_130(tmp_path):
     running = subprocess.Popen(
         [*STEERLENS, "generate", "v.safetensors", "--file", "prompts.txt"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+        # What runs in the background of a shell ignores it, and so would its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     with held_open(tmp_path / "prompts.txt"):  # it reads its prompts, and waits for more
         said = interrupted(running)

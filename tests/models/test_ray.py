@@ -31,6 +31,8 @@ from steerlens.vectors.estimators import mean_difference, pca_center, pca_pairwi
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'steerlens[ray]'")
 
+pytestmark = pytest.mark.slow
+
 SAMPLED = {"sampling": sl.Sampling(1.3, top_p=0.95, seed=3)}
 LENGTH = Judge("length", lambda texts: [len(text) for text in texts])
 PAIRS = ([f"{prompt} Yes." for prompt in PROMPTS], [f"{prompt} No." for prompt in PROMPTS])

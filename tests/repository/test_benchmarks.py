@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
 CHEAP = ("decoding", "suffixes", "directions", "learning")
 

@@ -125,11 +125,14 @@ def test_the_readmes_script_prints_what_readme_shows(smollm2, capsys):
     assert "sea" in printed.split("  steered    ")[1]
 
 
-def test_readme_shows_the_measured_demo():
-    script = loaded(ROOT / "figures" / "smollm2" / "readme_table.py")
-    readme = (ROOT / "README.md").read_text()
-    assert script.written(readme) == readme
-    assert "| steered if harmful |" in readme
+@pytest.mark.parametrize(
+    ("document", "row"),
+    [("README.md", "| steered if harmful |"), ("docs/evaluating.md", "| joint discriminant | 0.9")],
+)
+def test_documents_show_what_was_measured(document, row):
+    text = (ROOT / document).read_text()
+    assert loaded(ROOT / "figures" / "smollm2" / "tables.py").written(document) == text
+    assert row in text
 
 
 def test_readme_is_short():

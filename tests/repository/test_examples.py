@@ -19,6 +19,8 @@ MODULES = sorted(
     for path in (ROOT / "steerlens").rglob("*.py")
     if ">>> " in path.read_text()
 )
+SLOW = {"steerlens.models.ray"}
+"""Starts a cluster."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,10 @@ def namespace(tiny_chat):
     }
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODULES],
+)
 def test_the_examples_of_a_module_run(name, namespace, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "figures").symlink_to(ROOT / "figures")

@@ -175,22 +175,6 @@ def requests() -> dict:
     )
 
 
-def refusals(asked: dict[str, list[str]]) -> dict:
-    """Requests of all kinds, each followed by a whole refusal and by the start of a helpful reply.
-
-    Every request stands before every reply, so the wanted reply does not depend on what is asked.
-    """
-    harms = [harm for harm, _ in lookalikes()["parts"]["train"]["pairs"]]
-    texts = shuffled(harms)[:80] + shuffled(asked["train"])[:80]
-    pairs = [[text, text] for text in shuffled(texts)]
-    return contrast(
-        "refusals",
-        "Requests of all kinds with a whole courteous refusal and with a willing reply.",
-        {"train": {"pairs": pairs, "suffixes": rows("refusals", 2)}},
-        chat=True,
-    )
-
-
 def moods() -> dict:
     train, held_out = cut(rows("moods", 2), 0.5, 0.5)
     return contrast(
@@ -304,7 +288,6 @@ def main() -> None:
         "questions": asked,
         "refusal": refusal(asked["parts"]),
         "requests": requests(),
-        "refusals": refusals(asked["parts"]),
         "beginnings": beginnings(),
         "neutral": neutral(),
         "story-moods": story_moods(),

@@ -30,13 +30,16 @@ PARTS = {
 
 def demo() -> str:
     """Who was refused, with 95 % intervals."""
-    cells = cells_of(json.loads((HERE / "results.json").read_text())["rows"])
+    rows = json.loads((HERE / "results.json").read_text())["rows"]
+    cells, fired = cells_of(rows), cells_of(rows, "fired")
     groups = GROUPS[:3]  # the others are topics
     heads = (f"{HEADINGS.get(group, group)}, n = {cells['II', group][1]}" for group in groups)
     lines = [f"| refused | {' | '.join(heads)} |", "|---|---|---|---|"]
     for part, told in PARTS.items():
         shares = (percent(cells[part, group][0]) for group in groups)
         lines.append(f"| {told} | {' | '.join(shares)} |")
+    shares = (percent(fired["II", group][0]) for group in groups)
+    lines.append(f"| *where the condition fires* | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,8 @@
 """Remove redundant work from HookedTransformer's forward pass.
 
 HookedTransformer normalises a block's input three times, rotates all cached keys at every decoding
-step, copies the KV cache to append one token, and computes positions and masks in every layer. A
+step, copies the KV cache to append one token, and again for each head that shares it, and computes
+positions and masks in every layer. A
 `forward_pass` does each of these once, by methods set on the model's modules and removed
 afterwards: no class is changed, every hook point fires, and logits stay bit-identical. A
 TransformerBridge has no redundant work. `disabled()` and `load_model(fast=False)` turn this off.
@@ -18,6 +19,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens.components.abstract_attention import AbstractAttention
 from transformers import Cache as HuggingFaceCache
 
 from steerlens.models.hooking import PlacedHook, hook_steps
@@ -254,6 +256,10 @@ def _replacements(model: Model) -> Iterator[tuple[Any, str, Callable[..., Any]]]
                 "apply_causal_mask",
                 _InThisThread(mask, attention.apply_causal_mask),
             )
+        if getattr(attention, "repeat_kv_heads", 1) > 1:
+            stock = attention.calculate_attention_scores, attention.calculate_z_scores
+            for method, fast in zip(stock, _SharedHeads(attention).methods, strict=True):
+                yield attention, method.__name__, _InThisThread(fast, method)
 
 
 class _InThisThread:
@@ -381,3 +387,45 @@ class _CausalMask:
         if padded is None:
             return scores  # a single new token attends to everything
         return torch.where(padded.real[:, None, None], scores, self._attention.IGNORE)
+
+
+class _SharedHeads:
+    """Attention whose heads share keys and values, without the copies that the host gives each.
+
+    Products are of the host's shapes, one for each head that shares: equal to it to the bit. Only
+    for batches on a CPU: elsewhere more and smaller products cost more than a copy.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        self._attention = attention
+        self._stock = attention.calculate_attention_scores, attention.calculate_z_scores
+
+    @property
+    def methods(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """In place of the host's scores and its weighted sums of values."""
+        return self._scores, self._sums
+
+    def _copies(self, shared: Tensor) -> bool:
+        """Whether the host's own way is taken."""
+        ungrouped = self._attention.cfg.ungroup_grouped_query_attention
+        return ungrouped or len(shared) == 1 or shared.device.type != "cpu"
+
+    def _scores(self, q: Tensor, k: Keys) -> Float[Tensor, "batch head pos key"]:
+        if self._copies(k):
+            return self._stock[0](q, k)
+        times = self._attention.repeat_kv_heads
+        of_each = [
+            AbstractAttention.calculate_attention_scores(self._attention, q[:, :, nth::times], k)
+            for nth in range(times)
+        ]
+        return rearrange(of_each, "nth batch head pos key -> batch (head nth) pos key")
+
+    def _sums(
+        self, v: Keys, pattern: Float[Tensor, "batch head pos key"]
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        if self._copies(v):
+            return self._stock[1](v, pattern)
+        times, values = self._attention.repeat_kv_heads, rearrange(v, "b key h d -> b h key d")
+        of_each = [pattern[:, nth::times] @ values for nth in range(times)]
+        summed = rearrange(of_each, "nth batch head pos d_head -> batch (head nth) pos d_head")
+        return self._attention.hook_z(rearrange(summed, "batch head pos d -> batch pos head d"))

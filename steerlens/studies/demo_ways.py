@@ -24,9 +24,11 @@ from steerlens.studies.cast import ONE_LAYER, Refusing, best_steering, choose_st
 from steerlens.vectors.estimators import mean_difference
 from steerlens.vectors.vector import SteeringVector
 
+REFUSALS = "refusal.json"
+"""Demo file of the pairs of replies."""
 N_TRIAL = 12
 """Validation pairs that layers and strength are chosen on."""
-N_CONTRASTED = 16
+N_CONTRASTED = 8
 """Requests that each pair of replies is read behind: their mean hardly changes with more."""
 DIFFERENCE_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.6)
 """Fractions of the residual norm at one layer, for a real model's difference of means."""
@@ -58,8 +60,6 @@ FindTopics = Callable[[Model, TopicPrompts, range, int], FoundTopics]
 class Way:
     """The demo's data and methods for one kind of model."""
 
-    refusals: str
-    """Demo file of the pairs of replies."""
     requests: str
     """Demo file of the harmful and harmless prompts."""
     refuse: Refuse
@@ -94,7 +94,7 @@ def prepare_refusing(model: Model, way: Way, limit: int | None) -> Refusing:
     """
     most = way.most if limit is None else limit
     refusals, harms = (
-        ContrastiveDataset.load(demo_file(name)) for name in (way.refusals, way.requests)
+        ContrastiveDataset.load(demo_file(name)) for name in (REFUSALS, way.requests)
     )
     steering = way.refuse(model, refusals, trial_prompts(harms))
     alike = ContrastiveDataset.load(demo_file("lookalikes.json")).test
@@ -199,11 +199,8 @@ def scores_of(part: str, group: str, search: ConditionSearch) -> list[Row]:
     ]
 
 
-SMALL = Way(
-    "refusal.json", "harmful.json", by_contrast, ONE_LAYER, lambda layers: layers, topics_one_by_one
-)
+SMALL = Way("harmful.json", by_contrast, ONE_LAYER, lambda layers: layers, topics_one_by_one)
 REAL = Way(
-    "refusals.json",
     "requests.json",
     by_learning,
     Recipe(tokens="user"),
@@ -211,6 +208,6 @@ REAL = Way(
     topics_together,
     {"II-difference": by_difference},
     n_validation=0,
-    most=100,
+    most=80,
     most_of_a_topic=20,
 )

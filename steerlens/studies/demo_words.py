@@ -23,6 +23,7 @@ PARTS = {
     "III-complement": "III · all other topics",
 }
 """The parts of the demo in a few words."""
+FIRES = "II · the condition fires"
 
 Cells = Mapping[tuple[str, str], tuple[Interval, int]]
 """Rates with their numbers of prompts, by part and group."""
@@ -54,7 +55,7 @@ def percent(share: Interval) -> str:
 
 def rates_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Who was refused: a line for each part, a column for each kind of prompt."""
-    cells = cells_of(rows)
+    cells, fired = cells_of(rows), cells_of(rows, "fired")
     found = []
     for groups in (GROUPS[:3], GROUPS[3:]):
         table = Table(title="Refused, in % of test prompts [95 % interval]", title_justify="left")
@@ -66,6 +67,8 @@ def rates_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             if (part, groups[0]) in cells:
                 shares = (percent(cells[part, group][0]) for group in groups)
                 table.add_row(told, *shares)
+        if groups[0] == GROUPS[0]:
+            table.add_row(FIRES, *(percent(fired["II", group][0]) for group in groups))
         found.append(table)
     return found
 
@@ -74,10 +77,10 @@ def takeaway(
     rows: Sequence[Mapping[str, Any]], search: ConditionSearch, model_name: str
 ) -> list[str]:
     """Six lines: what was asked, what happened, beside what, and what it does not show."""
-    cells, broken = cells_of(rows), cells_of(rows, "degenerate")
+    cells, broken, fired = (cells_of(rows, what) for what in ("refused", "degenerate", "fired"))
 
-    def told(part: str, group: str) -> str:
-        return f"{percent(cells[part, group][0])} of {HEADINGS.get(group, group)}"
+    def told(part: str, group: str, shares: Cells = cells) -> str:
+        return f"{percent(shares[part, group][0])} of {HEADINGS.get(group, group)}"
 
     numbers = ", ".join(
         f"{cells['unsteered', group][1]} {HEADINGS.get(group, group)}"
@@ -85,6 +88,7 @@ def takeaway(
     )
     both = ("harmful", "harmless", "lookalikes")
     alone, only = (", ".join(told(part, group) for group in both) for part in ("unsteered", "II"))
+    where = ", ".join(told("II", group, fired) for group in both)
     rival = ("II-difference", "harmful") in cells
     beside = (
         f" With the difference of means instead: {told('II-difference', 'harmful')}, "
@@ -97,7 +101,7 @@ def takeaway(
         "refuse just the harmful ones?",
         f"Alone it refuses {alone}; always steered, {percent(cells['I', 'all'][0])} of all "
         f"(broken replies: {percent(broken['I', 'all'][0])}).",
-        f"Steered if harmful it refuses {only}.{beside}",
+        f"The condition fires on {where}. Steered there, it refuses {only}.{beside}",
         f"By topic: {told('III', 'named')} and {told('III', 'others')}; by the opposite rule "
         f"{told('III-complement', 'named')} and {told('III-complement', 'others')}.",
         f"Confounds: {_beside_baselines(search)}",

@@ -40,6 +40,7 @@ from steerlens.steering.rules import apply_rules
 from steerlens.steering.transcripts import Replies
 from steerlens.studies.cast import MAX_NEW_TOKENS, Refusing, fires_on
 from steerlens.studies.demo_ways import (
+    REFUSALS,
     FoundTopics,
     Row,
     Way,
@@ -54,6 +55,8 @@ from steerlens.vectors.vector import SteeringVector
 
 NAMED_TOPICS = ("legal", "intimate")
 """The topics that part III refuses; its complement refuses all others."""
+MEASURES = {"refused": refused, "degenerate": degenerate}
+"""What is asked of each reply."""
 N_EXAMPLES = 2
 """Numbers of harmful and of harmless prompts whose replies are printed."""
 
@@ -204,7 +207,7 @@ def refuse_harm(
     replies = {"II": _where(fired, steered, unsteered)}
     plans = {"II": refusing.steering}
     if way.rivals:
-        refusals = ContrastiveDataset.load(demo_file(way.refusals))
+        refusals = ContrastiveDataset.load(demo_file(REFUSALS))
         trial = trial_prompts(harms)
         plans |= {part: refuse(model, refusals, trial) for part, refuse in way.rivals.items()}
     asked = [prompt for prompt, is_open in zip(prompts, fired, strict=True) if is_open]
@@ -212,7 +215,7 @@ def refuse_harm(
         texts = iter(generate(model, asked, plans[part], max_new_tokens=MAX_NEW_TOKENS))
         always = [next(texts) if is_open else "" for is_open in fired]
         replies[part] = _where(fired, always, unsteered)
-    rows = scores_of("II", "test", search)
+    rows = [*scores_of("II", "test", search), *_shares("II", refusing, "fired", fired.tolist())]
     for part, texts_of in replies.items():
         rows += _by_harm(part, refusing, texts_of)
     gated = replace(refusing.steering, when=search.best)
@@ -247,6 +250,8 @@ def refuse_by_topic(
 ) -> DemoPart:
     """Part III: steer by a rule over the conditions of topics.
 
+    A rule leaves a reply as it is or steers it: two runs hold the replies of every rule.
+
     Args:
         found: The topics' conditions.
         tested: Test prompts by topic.
@@ -260,17 +265,25 @@ def refuse_by_topic(
     prompts = [prompt for asked in tested.values() for prompt in asked]
     of_topic = [topic for topic, asked in tested.items() for _ in asked]
     firsts = {topic: of_topic.index(topic) for topic in tested}
-    replies: dict[str, Replies] = {}
+    unsteered, steered = (
+        generate(model, prompts, plan, max_new_tokens=MAX_NEW_TOKENS)
+        for plan in (None, refusing.steering)
+    )
+    replies: dict[str, list[str]] = {}
     for part, rule in rules.items():
-        plan = apply_rules(rule, found.conditions, {"refuse": refusing.steering})
-        replies[part] = generate(model, prompts, plan, max_new_tokens=MAX_NEW_TOKENS)
+        [plan] = apply_rules(rule, found.conditions, {"refuse": refusing.steering})
+        assert plan.when is not None
+        replies[part] = _where(fires_on(model, plan.when, prompts), steered, unsteered)
         for group, members in groups.items():
             texts = [
                 reply
                 for topic, reply in zip(of_topic, replies[part], strict=True)
                 if topic in members
             ]
-            rows += _rates(part, group, texts)
+            rows += [
+                _share(part, group, measure, [is_hit(text) for text in texts])
+                for measure, is_hit in MEASURES.items()
+            ]
     for topic, first in firsts.items():
         examples.append((topic, str(prompts[first]), *(texts[first] for texts in replies.values())))
     chosen = "\n".join(f"rule: {rule}" for rule in rules.values())
@@ -346,15 +359,20 @@ def _before_and_after(
 
 
 def _by_harm(part: str, refusing: Refusing, replies: Sequence[str]) -> Iterator[Row]:
+    for measure, is_hit in MEASURES.items():
+        yield from _shares(part, refusing, measure, [is_hit(reply) for reply in replies])
+
+
+def _shares(part: str, refusing: Refusing, measure: str, hits: Sequence[bool]) -> Iterator[Row]:
+    """A share of each kind of the test prompts."""
     n, m = len(refusing.harmful), len(refusing.harmful) + len(refusing.harmless)
-    groups = {"all": replies[:m], "harmful": replies[:n], "harmless": replies[n:m]}
+    groups = {"all": hits[:m], "harmful": hits[:n], "harmless": hits[n:m]}
     if refusing.lookalikes:
-        groups["lookalikes"] = replies[m:]
-    for group, texts in groups.items():
-        yield from _rates(part, group, texts)
+        groups["lookalikes"] = hits[m:]
+    for group, of_group in groups.items():
+        yield _share(part, group, measure, of_group)
 
 
-def _rates(part: str, group: str, texts: Sequence[str]) -> Iterator[Row]:
-    for measure, is_hit in (("refused", refused), ("degenerate", degenerate)):
-        share = rate(sum(map(is_hit, texts)), len(texts))
-        yield {"part": part, "group": group, "measure": measure, **asdict(share), "n": len(texts)}
+def _share(part: str, group: str, measure: str, hits: Sequence[bool]) -> Row:
+    share = asdict(rate(sum(hits), len(hits)))
+    return {"part": part, "group": group, "measure": measure, **share, "n": len(hits)}

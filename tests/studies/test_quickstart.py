@@ -88,7 +88,7 @@ def test_without_the_wheel_the_demo_says_so_and_takes_tiny_chat(monkeypatch):
     assert quickstart._default_model(shown) == "smollm2"
 
 
-def test_length_tells_nothing_of_requests_and_each_refusal_is_its_own():
+def test_length_tells_nothing_of_requests():
     requests = json.loads(sl.demo_file("requests.json").read_text())["parts"]
     for part in requests.values():
         harmful, harmless = (
@@ -100,11 +100,6 @@ def test_length_tells_nothing_of_requests_and_each_refusal_is_its_own():
     alike = json.loads(sl.demo_file("lookalikes.json").read_text())["parts"]["test"]["pairs"]
     shown = {text for part in requests.values() for pair in part["pairs"] for text in pair}
     assert not shown & {safe for _, safe in alike}
-    refusals = json.loads(sl.demo_file("refusals.json").read_text())["parts"]["train"]
-    wanted, unwanted = zip(*refusals["suffixes"], strict=True)
-    assert len(set(wanted)) >= 40
-    assert all(map(sl.judges.refused, wanted))
-    assert not any(map(sl.judges.refused, unwanted))
 
 
 @pytest.mark.slow

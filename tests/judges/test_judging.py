@@ -29,6 +29,9 @@ REFUSALS = [
     "I have to say no to this one.",
     "I cannot provide instructions for picking locks.",
     "That goes against my rules.",
+    "As a chatbot, I don't have the ability to book tables.",
+    "I am not in a position to help with that.",
+    "No, I will not.",
 ]
 HELPFUL = [
     "Sure, here is a simple plan for baking bread. Start with warm water.",
@@ -38,6 +41,9 @@ HELPFUL = [
     "The cat was sad because it could not find its ball.",
     "Happy to help. First, find a quiet place.",
     "There are no trains on Sunday, so take the bus.",
+    "I'm sorry for your loss. A letter to the family would be kind.",
+    "No, it is not too late to plant beans.",
+    "I'm glad to hear that you enjoy your new garden.",
 ]
 
 

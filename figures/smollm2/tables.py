@@ -17,6 +17,7 @@ import pandas as pd
 
 from steerlens.studies.axbench_page import detection_leaderboard, steering_leaderboard
 from steerlens.studies.demo_words import GROUPS, HEADINGS, cells_of, percent
+from steerlens.studies.quickstart import rules_of_topics
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -43,6 +44,18 @@ def demo() -> str:
     return "\n".join(lines) + "\n"
 
 
+def topics() -> str:
+    """Which topics were refused by a rule and by its complement."""
+    cells = cells_of(json.loads((HERE / "results.json").read_text())["rows"])
+    groups = GROUPS[3:]
+    heads = (f"{HEADINGS[group]}, n = {cells['III', group][1]}" for group in groups)
+    lines = [f"| refused | {' | '.join(heads)} |", "|---|---|---|"]
+    for part, rule in rules_of_topics().items():
+        shares = (percent(cells[part, group][0]) for group in groups)
+        lines.append(f"| `{rule}` | {' | '.join(shares)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _axbench() -> pd.DataFrame:
     return pd.read_csv(HERE / "axbench.csv", dtype={"layer": str, "n": "Int64"}).astype(object)
 
@@ -65,6 +78,7 @@ def steering() -> str:
 
 TABLES = {
     "README.md": [demo],
+    "docs/index.md": [demo, topics],
     "docs/evaluating.md": [detection, steering],
 }
 

@@ -242,6 +242,16 @@ def _where(fired: np.ndarray, steered: Sequence[str], unsteered: Sequence[str]) 
     ]
 
 
+def rules_of_topics() -> dict[str, str]:
+    """The rule of part III and its complement, by part.
+
+    >>> rules_of_topics()["III"]
+    'if legal or intimate then refuse'
+    """
+    named = " or ".join(NAMED_TOPICS)
+    return {"III": f"if {named} then refuse", "III-complement": f"if not ({named}) then refuse"}
+
+
 def refuse_by_topic(
     model: Model,
     refusing: Refusing,
@@ -256,8 +266,7 @@ def refuse_by_topic(
         found: The topics' conditions.
         tested: Test prompts by topic.
     """
-    named = " or ".join(NAMED_TOPICS)
-    rules = {"III": f"if {named} then refuse", "III-complement": f"if not ({named}) then refuse"}
+    rules = rules_of_topics()
     others = [topic for topic in tested if topic not in NAMED_TOPICS]
     groups = {"named": NAMED_TOPICS, "others": others}
     rows: list[Row] = []

@@ -127,7 +127,11 @@ def test_the_readmes_script_prints_what_readme_shows(smollm2, capsys):
 
 @pytest.mark.parametrize(
     ("document", "row"),
-    [("README.md", "| steered if harmful |"), ("docs/evaluating.md", "| joint discriminant | 0.9")],
+    [
+        ("README.md", "| steered if harmful |"),
+        ("docs/index.md", "| `if legal or intimate then refuse` |"),
+        ("docs/evaluating.md", "| joint discriminant | 0.9"),
+    ],
 )
 def test_documents_show_what_was_measured(document, row):
     text = (ROOT / document).read_text()

@@ -2,11 +2,13 @@
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from steerlens.dashboards.theme import FLOOR, NEGATIVE, POSITIVE, error_bars, line_style, titled
 
 BARS = ("words", "prompt")
 """Arms whose names begin so touch no activations: they are the bar to clear."""
+POOLINGS = {"mean": "mean over tokens", "max": "greatest token"}
 
 
 def leaderboard(
@@ -54,29 +56,36 @@ def detection_by_layer(rows: pd.DataFrame, words: pd.DataFrame) -> go.Figure:
 
     >>> rows = pd.DataFrame({"arm": "LDA", "layer": [3, 7], "measure": "auroc (max)", "value": 0.9})
     >>> detection_by_layer(rows, rows[:0]).data[0].name
-    'LDA, max'
+    'LDA'
     """
-    figure = go.Figure()
     numbered = rows.loc[[isinstance(layer, int) for layer in rows["layer"]]]
     arms = list(dict.fromkeys(numbered["arm"]))
-    for (arm, measure), part in numbered.groupby(["arm", "measure"], sort=False):
-        pooled = measure.partition("(")[2].rstrip(")")
-        style = line_style(arms.index(arm))
-        style["line"] = {**style["line"], "dash": "solid" if pooled == "mean" else "dot"}
-        figure.add_scatter(
-            x=list(part["layer"]),
-            y=list(part["value"].astype(float)),
-            name=f"{arm}, {pooled}",
-            hovertemplate="layer %{x}: %{y:.3f}",
-            **style,
-        )
+    found = dict(iter(numbered.groupby("measure", sort=False)))
+    pooled = [name.partition("(")[2].rstrip(")") for name in found]
+    figure = make_subplots(
+        rows=1, cols=max(len(found), 1), shared_yaxes=True, horizontal_spacing=0.04,
+        subplot_titles=[POOLINGS.get(name, name) for name in pooled],
+    )  # fmt: skip
+    for column, (pooling, of_measure) in enumerate(zip(pooled, found.values(), strict=True), 1):
+        for arm, part in of_measure.groupby("arm", sort=False):
+            figure.add_scatter(
+                x=list(part["layer"]),
+                y=list(part["value"].astype(float)),
+                name=arm,
+                legendgroup=arm,
+                showlegend=column == 1,
+                hovertemplate=f"{pooling}, layer %{{x}}: %{{y:.3f}}",
+                row=1,
+                col=column,
+                **line_style(arms.index(arm)),
+            )
     for arm, value in zip(words["arm"], words["value"].astype(float), strict=True):
-        figure.add_hline(
-            y=value, line={"color": POSITIVE, "dash": "dash"}, annotation_text=arm,
-            annotation_position="bottom right",
+        figure.add_hline(y=value, line={"color": POSITIVE, "dash": "dash"})
+        figure.add_annotation(
+            text=arm.replace(", ", ",<br>"), x=1.005, xref="paper", xanchor="left", align="left",
+            y=value, yref="y", showarrow=False,
         )  # fmt: skip
     figure.update_xaxes(title="layer")
-    figure.update_yaxes(title="AUROC, mean over concepts")
-    return titled(
-        figure, "Detection by layer", "solid: mean over tokens; dotted: greatest token", height=620
-    )
+    figure.update_yaxes(title="AUROC, mean over concepts", col=1)
+    figure.update_layout(margin={"r": 110})
+    return titled(figure, "Detection by layer", "dashed: words only, no activations", height=620)

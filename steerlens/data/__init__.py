@@ -1,5 +1,6 @@
 """Contrasting prompts: what goes in. Knows no model."""
 
+from steerlens.data.asking import few_shot, instruction, system_message
 from steerlens.data.axbench import AxBench, read_axbench
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.lint import Finding, LintWarning
@@ -17,6 +18,8 @@ __all__ = [
     "Prompt",
     "Question",
     "as_texts",
+    "few_shot",
+    "instruction",
     "load_prompts",
     "load_questions",
     "read_axbench",
@@ -24,4 +27,5 @@ __all__ = [
     "read_prompts",
     "require_prompt",
     "require_unseen",
+    "system_message",
 ]

@@ -11,7 +11,18 @@ from scipy.stats import rankdata
 from steerlens.intervals import means, paired_rates, rate
 
 UNSTEERED, STEERED, NEGATIVE = ARMS = ("unsteered", "steered", "negative")
-"""Any other arm is a control."""
+ASKED, ASKED_AND_STEERED = "asked: ", ", and steered"
+"""What the name of an arm begins with whose prompts ask for the effect, and ends with if it is
+steered as well."""
+
+
+def is_control(arm: str) -> bool:
+    """Whether an arm is another vector, to compare the steering with.
+
+    >>> is_control("random 1"), is_control("steered"), is_control("asked: system")
+    (True, False, False)
+    """
+    return arm not in ARMS and not arm.startswith(ASKED)
 
 
 def paired_effects(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
@@ -33,6 +44,55 @@ def paired_effects(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """
     by_judge = [_effects_of(judge, _scores(table, judge), seed) for judge in table.judge.unique()]
     return pd.concat(by_judge, ignore_index=True)
+
+
+def asks_only(arm: str) -> bool:
+    """Whether an arm's prompts ask for the effect, and nothing is steered.
+
+    >>> asks_only("asked: system"), asks_only("asked: system, and steered")
+    (True, False)
+    """
+    return arm.startswith(ASKED) and not arm.endswith(ASKED_AND_STEERED)
+
+
+def ahead_of_asking(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """One row per judge × asking × strength: the steered score minus that of asking alone.
+
+    The columns are `ahead` with `_low` and `_high`, and `n`; intervals as in `paired_effects`.
+
+    Args:
+        table: As for `paired_effects`, with arms whose names begin with "asked: ".
+        seed: Of the bootstrap.
+
+    >>> arms = {"arm": ["asked: plainly", "steered"], "strength": [0, 1], "score": [0.2, 0.5]}
+    >>> ahead_of_asking(pd.DataFrame({"judge": "joy", "prompt": 0, **arms}), seed=0).ahead.tolist()
+    [0.3]
+    """
+    rows = []
+    for judge in table.judge.unique():
+        scores = _scores(table, judge)
+        for asking in (arm for arm in scores if asks_only(arm[0])):
+            for strength in (dose for arm, dose in scores if arm == STEERED):
+                before, after = (
+                    scores[arm].to_numpy(dtype=float) for arm in (asking, (STEERED, strength))
+                )
+                found = _change(before, after, seed)
+                name = asking[0].removeprefix(ASKED)
+                rows.append({"judge": judge, "asking": name, "strength": strength, **found})
+    columns = ["judge", "asking", "strength", "ahead", "ahead_low", "ahead_high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _change(
+    before: Float[np.ndarray, " prompt"], after: Float[np.ndarray, " prompt"], seed: int
+) -> dict[str, float]:
+    both = ~np.isnan(before) & ~np.isnan(after)
+    before, after = before[both], after[both]
+    if np.isin([before, after], (0, 1)).all():
+        change = paired_rates(before == 1, after == 1)
+    else:
+        [change] = means((after - before)[:, None], seed=seed)
+    return change.columns("ahead") | {"n": int(both.sum())}
 
 
 def prompt_slopes(table: pd.DataFrame) -> pd.DataFrame:

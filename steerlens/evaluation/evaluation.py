@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
@@ -12,14 +13,19 @@ import pandas as pd
 import torch
 from pydantic import ConfigDict, Field
 
+from steerlens.data.asking import Asking
 from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.controls import random_directions
 from steerlens.evaluation.effects import (
     ARMS,
+    ASKED,
+    ASKED_AND_STEERED,
     NEGATIVE,
     STEERED,
     UNSTEERED,
+    ahead_of_asking,
+    is_control,
     mean_doses,
     paired_effects,
     prompt_slopes,
@@ -57,6 +63,12 @@ class _Arm(NamedTuple):
     name: str
     strength: float
     steering: Steering | None
+    asking: Asking | None = None
+    """How its prompts ask for the effect."""
+
+    def asked(self, prompts: Sequence[Any]) -> list[Any]:
+        """The prompts of this arm."""
+        return list(prompts) if self.asking is None else [self.asking(one) for one in prompts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +101,11 @@ class Evaluation:
         return paired_effects(self.table, seed=self.settings["seed"])
 
     @cached_property
+    def asked(self) -> pd.DataFrame:
+        """By how much the steering is ahead of asking for it (`ahead_of_asking`)."""
+        return ahead_of_asking(self.table, seed=self.settings["seed"])
+
+    @cached_property
     def slopes(self) -> pd.DataFrame:
         """Slope and rank correlation of each prompt's score with strength (`prompt_slopes`)."""
         return prompt_slopes(self.table)
@@ -101,7 +118,9 @@ class Evaluation:
     @property
     def verdict(self) -> Verdict:
         """The effect with its interval, controls, side effects, and what remains unshown."""
-        return Verdict(self.effects, self.dose, self.side_effects, self.replies, self.settings)
+        return Verdict(
+            self.effects, self.dose, self.side_effects, self.replies, self.settings, self.asked
+        )
 
     def __str__(self) -> str:
         return str(self.verdict)
@@ -205,6 +224,7 @@ def evaluate(
     raises: bool = True,
     strengths: Sequence[float] | None = None,
     controls: int | Controls = 3,
+    asking: Mapping[str, Asking] = MappingProxyType({}),
     texts: Sequence[Readable] | None = None,
     harmless: Sequence[Readable] | None = None,
     max_new_tokens: int = 40,
@@ -215,7 +235,8 @@ def evaluate(
     """The effect of a steering on replies, compared with controls; print it for the verdict.
 
     Arms: unsteered, steered, negative (the opposite sign) and the controls, each at every strength,
-    as rows of one batch. A failing judge is reported in the verdict; replies are kept.
+    as rows of one batch; and prompts that ask for the effect, alone and steered as well. A failing
+    judge is reported in the verdict; replies are kept.
 
     Args:
         prompts: Texts, chats, passages or token ids, to be replied to in every arm.
@@ -225,6 +246,8 @@ def evaluate(
             with strengths by layer, factors that multiply them.
         controls: A number of random directions of the vector's length; or vectors from
             `random_directions`, `shuffled_labels` and `learned_controls`, or any others by name.
+        asking: Ways to ask for the effect in the prompt, by name: `system_message`, `instruction`
+            and `few_shot` of `steerlens.data.asking`, or a function from prompt to prompt.
         texts: Neutral texts for side effects; default: those that ship with steerlens.
         harmless: Prompts for side effects, likewise.
         sampling: How replies are sampled; its seed also draws random directions and intervals.
@@ -249,13 +272,14 @@ def evaluate(
         )
     doses, seed = _doses(steering, strengths), sampling.seed
     named_controls = _named_controls(steering, controls, seed)
-    arms = _arms(steering, doses, named_controls)
+    strength = next((dose for dose in doses if dose == steering.strength), max(doses, key=abs))
+    arms = [*_arms(steering, doses, named_controls), *_asking_arms(steering, strength, asking)]
     effects = _side_effects(
         model, arms, texts, harmless, max_new_tokens=max_new_tokens, seed=seed, **run
     )
     replies = generate(
         model,
-        prompts * len(arms),
+        [prompt for arm in arms for prompt in arm.asked(prompts)],
         stacked([arm.steering for arm in arms], len(prompts)),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
@@ -263,14 +287,13 @@ def evaluate(
         **run,
     )
     table, outcome = _judged(_reply_table(arms, prompts, steering, replies), judges)
-    given = steering.strength
     shuffled = any(name.startswith("shuffled") for name in named_controls)
     maker = "learned_controls" if "training" in steering.vector.provenance else "shuffled_labels"
     settings = {
         "steering": repr(steering),
         "provenance": dict(steering.vector.provenance),
         "model": model.cfg.model_name,
-        "strength": next((dose for dose in doses if dose == given), max(doses, key=abs)),
+        "strength": strength,
         "strengths": doses,
         "raises": raises,
         "max_new_tokens": max_new_tokens,
@@ -313,7 +336,7 @@ def _named_controls(
             for number, control in enumerate(controls, start=1)
         ]
     names = [name for name, _ in pairs]
-    taken = sorted({name for name in names if name in ARMS or names.count(name) > 1})
+    taken = sorted({name for name in names if not is_control(name) or names.count(name) > 1})
     if taken:
         raise SteerlensError(
             f"got controls named {taken}; expected names that differ from each other and from "
@@ -322,19 +345,34 @@ def _named_controls(
     return dict(pairs)
 
 
+def _asking_arms(steering: Steering, strength: float, asking: Mapping[str, Asking]) -> list[_Arm]:
+    """Each way to ask, alone and steered as well."""
+    steered, arms = _at(steering, steering.vector, strength), []
+    for name, ask in asking.items():
+        if name.endswith(ASKED_AND_STEERED):
+            raise SteerlensError(f"got the asking {name!r}; expected another name")
+        arms.append(_Arm(f"{ASKED}{name}", 0.0, None, ask))
+        arms.append(_Arm(f"{ASKED}{name}{ASKED_AND_STEERED}", strength, steered, ask))
+    return arms
+
+
 def _arms(
     steering: Steering, doses: Sequence[float], controls: Mapping[str, SteeringVector]
 ) -> list[_Arm]:
     """Unsteered, then each vector at each dose; a dose multiplies strengths by layer."""
     vectors = {STEERED: (steering.vector, 1), NEGATIVE: (steering.vector, -1)}
     vectors |= {name: (control, 1) for name, control in controls.items()}
-    by_layer = None if isinstance(steering.strength, int | float) else steering.strengths
     arms = [_Arm(UNSTEERED, 0.0, None)]
     for name, (vector, sign) in vectors.items():
         for dose in (sign * dose for dose in doses):
-            strength = dose if by_layer is None else tuple(dose * each for each in by_layer)
-            arms.append(_Arm(name, dose, replace(steering, vector=vector, strength=strength)))
+            arms.append(_Arm(name, dose, _at(steering, vector, dose)))
     return arms
+
+
+def _at(steering: Steering, vector: SteeringVector, dose: float) -> Steering:
+    by_layer = None if isinstance(steering.strength, int | float) else steering.strengths
+    strength = dose if by_layer is None else tuple(dose * each for each in by_layer)
+    return replace(steering, vector=vector, strength=strength)
 
 
 def _side_effects(
@@ -345,7 +383,9 @@ def _side_effects(
     **settings: Any,
 ) -> pd.DataFrame:
     """On text for every arm; on prompts, which needs replies, for the steered arms only."""
-    named = {str(i): arm for i, arm in enumerate(arms) if arm.steering is not None}
+    named = {
+        str(i): arm for i, arm in enumerate(arms) if arm.steering is not None and arm.asking is None
+    }
     table = measure_side_effects(
         model,
         {name: arm.steering for name, arm in named.items() if arm.steering is not None},

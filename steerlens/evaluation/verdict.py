@@ -9,7 +9,15 @@ import pandas as pd
 
 from steerlens.display import shortened
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.effects import ARMS, NEGATIVE, STEERED, UNSTEERED
+from steerlens.evaluation.effects import (
+    ASKED,
+    ASKED_AND_STEERED,
+    NEGATIVE,
+    STEERED,
+    UNSTEERED,
+    asks_only,
+    is_control,
+)
 from steerlens.intervals import Interval
 from steerlens.judges.fluency import TOO_MANY_DEGENERATE, degenerate
 
@@ -24,6 +32,8 @@ class Verdict:
     side_effects: pd.DataFrame
     replies: pd.DataFrame
     settings: Mapping[str, Any]
+    asked: pd.DataFrame
+    """By how much the steering is ahead of asking for it; empty if nothing asked."""
 
     def __str__(self) -> str:
         evidence = [f"  {line}" for line in self._evidence()]
@@ -48,6 +58,7 @@ class Verdict:
         """
         table, judge = self.effects, judge or self.judge
         strength = -self.strength if arm == NEGATIVE else self.strength
+        strength = 0.0 if asks_only(arm) else strength
         row = table[(table.judge == judge) & (table.arm == arm) & (table.strength == strength)]
         if row.empty:
             raise SteerlensError(
@@ -60,9 +71,8 @@ class Verdict:
     def controls(self) -> pd.DataFrame:
         """The rows of `effects` of the control arms, by the first judge at this strength."""
         table = self.effects
-        is_control = ~table.arm.isin(ARMS)
         is_main = (table.judge == self.judge) & (table.strength == self.strength)
-        return table[is_control & is_main].reset_index(drop=True)
+        return table[table.arm.map(is_control) & is_main].reset_index(drop=True)
 
     def claim(self) -> str:
         """What the measurements support, in one sentence."""
@@ -81,7 +91,24 @@ class Verdict:
             return "An effect, but no control to compare it with."
         if ends[0] <= largest:
             return "An effect, but not beyond the controls: its interval does not clear them all."
-        return "An effect beyond the controls: its interval clears the largest of them."
+        beyond = "An effect beyond the controls: its interval clears the largest of them."
+        return beyond + self._beside_asking()
+
+    def _beside_asking(self) -> str:
+        """Whether asking for it in the prompt does as much."""
+        ends = self._sign * self._asked_here()[["ahead_low", "ahead_high"]]
+        if ends.empty:
+            return ""
+        if (ends.max(axis=1) < 0).any():
+            return " But asking for it in the prompt does more."
+        if (ends.min(axis=1) <= 0).any():
+            return " But it is not shown to be more than asking for it in the prompt does."
+        return " It is more than asking for it in the prompt does."
+
+    def _asked_here(self) -> pd.DataFrame:
+        """The rows of `asked` of the first judge at this strength."""
+        here = (self.asked.judge == self.judge) & (self.asked.strength == self.strength)
+        return self.asked[here]
 
     @property
     def degenerate(self) -> float:
@@ -110,6 +137,15 @@ class Verdict:
             mean, largest = self._sign * gains.mean(), self._sign * gains.max()
             lines.append(f"{len(gains)} {kind}: mean {mean:+.3f}, largest {largest:+.3f}")
         lines.append(f"other sign: {_change(self.effect(NEGATIVE))}")
+        for asked in self._asked_here().itertuples():
+            alone, both = (
+                self.effect(f"{ASKED}{asked.asking}{end}") for end in ("", ASKED_AND_STEERED)
+            )
+            lines.append(
+                f"asked for in the prompt ({asked.asking}): {_change(alone)}, and steered "
+                f"{_change(both)}; steering minus asking {asked.ahead:+.3f} "
+                f"[{asked.ahead_low:+.3f}, {asked.ahead_high:+.3f}]"
+            )
         lines.append(f"moved the wrong way: {wrong:.1%} [{low:.1%}, {high:.1%}] of prompts")
         dose = self.dose[self.dose.judge == judge].set_index("measure")
         if len(dose):

@@ -29,6 +29,7 @@ from steerlens.learning.objectives import OBJECTIVES, Objective
 from steerlens.learning.training import Training
 from steerlens.models.fingerprint import model_provenance
 from steerlens.models.host import Model
+from steerlens.models.progress import progress_bar
 from steerlens.steering.generation import generate
 from steerlens.steering.steering import Steering
 from steerlens.vectors.estimators import linear_discriminant, mean_difference, pca_pairwise
@@ -106,6 +107,7 @@ def compare(
     max_new_tokens: int = 40,
     seed: int = 0,
     out: PathLike | None = None,
+    progress: bool = True,
 ) -> Comparison:
     """Each method's vector at the strength that spends one budget, judged on new prompts.
 
@@ -123,6 +125,7 @@ def compare(
         training: Of the methods that learn.
         seed: Of the intervals of scores other than rates.
         out: A directory: a vector and a row for each method.
+        progress: False hides the bar.
 
     >>> few = {"mean": METHODS["mean_difference"]}
     >>> found = compare(model, refusals.train, prompts, methods=few, kl_budget=3.0)
@@ -149,22 +152,27 @@ def compare(
         path = None if folder is None else folder / f"{name}.json"
         return {"method": name, **made_once(path, job, make)}
 
-    rows = [row(UNSTEERED, lambda: plain | ask(None))]
-    for name, method in methods.items():
+    def run(name: str, method: Method) -> dict[str, Any]:
+        vector = method(model, data, layer, training)
+        if folder is not None:
+            vector.save(folder / f"{name}.safetensors")
+        [found] = at_kl_budget(model, [Steering(vector)], kl_budget, None, NEAR, progress=False)
+        if found.status == MET:
+            found = with_whole_replies(
+                model, found, instructions(), degenerate_budget, max_new_tokens, progress=False
+            )
+        spent = {"strength": found.strength, "kl": found.kl, "status": found.status}
+        return spent | ask(found.steering)
 
-        def run(name: str = name, method: Method = method) -> dict[str, Any]:
-            vector = method(model, data, layer, training)
-            if folder is not None:
-                vector.save(folder / f"{name}.safetensors")
-            [found] = at_kl_budget(model, [Steering(vector)], kl_budget, None, NEAR, progress=False)
-            if found.status == MET:
-                found = with_whole_replies(
-                    model, found, instructions(), degenerate_budget, max_new_tokens, progress=False
-                )
-            spent = {"strength": found.strength, "kl": found.kl, "status": found.status}
-            return spent | ask(found.steering)
-
-        rows.append(row(name, run))
+    rows = []
+    jobs = {UNSTEERED: lambda: plain | ask(None)} | {
+        name: partial(run, name, method) for name, method in methods.items()
+    }
+    with progress_bar(len(jobs), "method", progress, what="comparing") as bar:
+        for name, make in jobs.items():
+            bar.set_postfix_str(name)
+            rows.append(row(name, make))
+            bar.update()
     return Comparison(pd.DataFrame(rows), judge.name, layer, kl_budget, degenerate_budget)
 
 

@@ -307,7 +307,7 @@ def _known(
     judged = [(one, concept_judge(one, seed=seed)) for one in concepts]
     known = [(one, judge) for one, judge in judged if judge.auroc.value >= GOLD]
     dropped = [
-        f"{one.name}: its judge's AUROC on training texts is {judge.auroc.value:.3f}; expected "
+        f"{one.name}: its judge's AUROC on training texts is {judge.auroc.value:.4f}; expected "
         f"{GOLD:g}"
         for one, judge in judged
         if judge.auroc.value < GOLD

@@ -9,8 +9,15 @@ from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_cond
 from scipy.stats import page_trend_test, spearmanr
 
 import steerlens as sl
+from steerlens.data.asking import instruction
 from steerlens.evaluation.controls import random_directions, shuffled_labels
-from steerlens.evaluation.effects import mean_doses, paired_effects, prompt_slopes
+from steerlens.evaluation.effects import (
+    ahead_of_asking,
+    is_control,
+    mean_doses,
+    paired_effects,
+    prompt_slopes,
+)
 from steerlens.evaluation.evaluation import Evaluation, evaluate
 from steerlens.judges.builtin import degeneration, refusal
 from steerlens.judges.judging import Judge, JudgeError
@@ -300,3 +307,53 @@ def test_the_demos_refusal_is_found_beyond_its_controls(tiny_chat):
     )
     assert str(meant_otherwise).startswith("The wrong way")
     assert refusal.name == found.judges[0]
+
+
+def asked_table(asked, steered, before=(0, 0, 0, 0)):
+    return simulated({
+        ("unsteered", 0.0): before,
+        ("steered", 1.0): steered,
+        ("negative", -1.0): before,
+        ("random 1", 1.0): before,
+        ("asked: plainly", 0.0): asked,
+        ("asked: plainly, and steered", 1.0): steered,
+    })  # fmt: skip
+
+
+def test_asking_is_compared_prompt_by_prompt_and_is_no_control():
+    many = np.arange(40.0)
+    found = ahead_of_asking(asked_table(many + 1, many + 3, many), seed=0).iloc[0]
+    assert (found.asking, found.ahead, found.ahead_low, found.ahead_high) == ("plainly", 2, 2, 2)
+    effects = paired_effects(asked_table(many + 1, many + 3, many), seed=0)
+    assert [arm for arm in effects.arm if is_control(arm)] == ["random 1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (0.0, "It is more than asking for it in the prompt does."),
+        (1.0, "But it is not shown to be more than asking for it in the prompt does."),
+        (2.0, "But asking for it in the prompt does more."),
+    ],
+)
+@pytest.mark.parametrize("raises", [True, False])
+def test_the_verdict_says_whether_asking_does_as_much(model, asked, said, raises):
+    sign = 1.0 if raises else -1.0
+    told = {"unsteered": 0.0, "asked: plainly": sign * asked}
+
+    def scores(texts):  # by arm, in the order of the rows
+        arms = ["unsteered", "steered", "negative", "random 1", "asked: plainly", "both"]
+        return [told.get(arm, sign if arm == "steered" else 0.0) for arm in arms for _ in PROMPTS]
+
+    steering = sl.Steering(random_vector(model), [2])
+    found = evaluate(
+        model, steering, PROMPTS, judges=[Judge("j", scores)], controls=1, raises=raises,
+        asking={"plainly": instruction("Please.")}, **SMALL,
+    )  # fmt: skip
+    assert str(found).splitlines()[0].endswith(said)
+    assert "asked for in the prompt (plainly)" in str(found)
+    replies = found.replies
+    alone = sl.generate(model, [f"Please.\n\n{one}" for one in PROMPTS], max_new_tokens=6, **QUIET)
+    assert replies[replies.arm == "asked: plainly"].reply.tolist() == list(alone)
+    assert replies[replies.arm == "asked: plainly"].text.tolist() == list(PROMPTS)
+    assert not found.side_effects.arm.str.startswith("asked").any()

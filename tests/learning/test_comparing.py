@@ -13,6 +13,7 @@ from steerlens.intervals import rate
 from steerlens.judges.judging import Judge
 from steerlens.learning import comparing
 from steerlens.learning.comparing import METHODS, compare
+from steerlens.models.progress import watching
 from steerlens.models.tokenizing import tokenize
 
 DATA = sl.ContrastiveDataset(
@@ -108,3 +109,10 @@ def test_the_figure_and_the_text_show_the_table(found):
     assert found.budgets == "KL p95 ≤ 0.2 nats, degenerate replies ≤ 1"
     assert found.budgets in figure.layout.title.text + str(figure.layout.title.subtitle.text)
     assert [line.partition(":")[0] for line in told[1:]] == found.table.method.tolist()
+
+
+def test_every_method_is_told_as_it_is_done(model, found, folder):
+    told = []
+    with watching(told.append):
+        compare(model, DATA, PROMPTS, out=folder, progress=False, **OPTIONS)
+    assert told == [f"comparing: {n} of 3 methods" for n in (1, 2, 3)]

@@ -174,8 +174,7 @@ def compare_command(
     found = compare(
         loaded, data, asked, methods={name: METHODS[name] for name in methods}, layer=layer,
         judge=named_judges(judge)[0], kl_budget=kl_budget or default_budget(loaded),
-        training=Training(steps=steps, seed=seed), max_new_tokens=max_new_tokens, seed=seed,
-        out=out,
+        training=Training(steps=steps, seed=seed), max_new_tokens=max_new_tokens, out=out,
     )  # fmt: skip
     method_comparison(found).write_html(out / "comparison.html")
     say(found)

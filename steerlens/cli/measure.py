@@ -13,11 +13,14 @@ from steerlens.cli.names import (
 )
 from steerlens.cli.options import (
     MEASURE,
+    Ask,
+    AskSystem,
     Doses,
     EstimatorName,
     GpusPerWorker,
     Judges,
     Layers,
+    Lowers,
     MaxNewTokens,
     ModelName,
     PairColumns,
@@ -72,10 +75,7 @@ def evaluate_command(
     strength: Doses = None,
     relative: Relative = False,
     judges: Judges = "refusal,degeneration",
-    lowers: Annotated[
-        bool,
-        typer.Option("--lowers", help="The steering is meant to lower the first judge's score."),
-    ] = False,
+    lowers: Lowers = False,
     data: Annotated[
         Path | None,
         taking(existing_file, "DATASET", "The pairs of the vector: adds shuffled-label controls."),
@@ -87,12 +87,8 @@ def evaluate_command(
         int,
         typer.Option(min=0, help="How many random directions, and how many shuffles of labels."),
     ] = 3,
-    ask: Annotated[
-        str, typer.Option(help="Words before each prompt that ask for the effect: arms beside it.")
-    ] = "",
-    ask_system: Annotated[
-        str, typer.Option(help="A system message that asks for the effect, likewise.")
-    ] = "",
+    ask: Ask = "",
+    ask_system: AskSystem = "",
     max_new_tokens: MaxNewTokens = 40,
     seed: Seed = 0,
     workers: Workers = 0,
@@ -109,7 +105,6 @@ def evaluate_command(
     pairs = None if data is None else read_pairs(data, pair_columns or ())
     pairs = pairs.part(part) if pairs is not None and part else pairs
     require_writable(out)
-    from steerlens.data.asking import instruction, system_message
     from steerlens.evaluation.default_strength import default_steering
     from steerlens.evaluation.evaluation import evaluate
     from steerlens.judges.builtin import named_judges
@@ -120,8 +115,6 @@ def evaluate_command(
 
     last = strength[-1] if strength else 1.0
     steering = Steering(SteeringVector.load(vector), layers, last, relative=relative)
-    asking = {"instruction": instruction(ask)} if ask else {}
-    asking |= {"system message": system_message(ask_system)} if ask_system else {}
     with engine() as running:
         loaded = load_model(model)
         if not strength:
@@ -130,13 +123,22 @@ def evaluate_command(
         control_vectors = _controls(loaded, steering, pairs, controls, seed, running)
         evaluation = evaluate(
             loaded, steering, prompt_list, judges=named_judges(judges), raises=not lowers,
-            strengths=strength or None, controls=control_vectors, asking=asking,
-            max_new_tokens=max_new_tokens, sampling=Sampling(seed=seed), engine=running,
+            strengths=strength or None, max_new_tokens=max_new_tokens,
+            controls=[*control_vectors, *_asking(ask, ask_system)], sampling=Sampling(seed=seed),
+            engine=running,
         )  # fmt: skip
     evaluation.save(out)
     say(steering)
     say(evaluation)
     say(f"wrote scores.parquet, side_effects.parquet and evaluation.json to {out}")
+
+
+def _asking(ask: str, ask_system: str) -> list[Any]:
+    """Ways to ask for the effect, of those that were given."""
+    from steerlens.data.asking import instruction, system_message
+
+    given = ((instruction, ask), (system_message, ask_system))
+    return [make(words) for make, words in given if words]
 
 
 def _controls(

@@ -369,6 +369,16 @@ KLBudget = Annotated[
     float | None,
     typer.Option(help="KL per token on neutral text, 95th percentile. Default: 0.5 nats."),
 ]
+Lowers = Annotated[
+    bool,
+    typer.Option("--lowers", help="The steering is meant to lower the first judge's score."),
+]
+Ask = Annotated[
+    str, typer.Option(help="Words before each prompt that ask for the effect: arms beside it.")
+]
+AskSystem = Annotated[
+    str, typer.Option(help="A system message that asks for the effect: arms beside it.")
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]

@@ -1,6 +1,6 @@
 """Contrasting prompts: what goes in. Knows no model."""
 
-from steerlens.data.asking import few_shot, instruction, system_message
+from steerlens.data.asking import Asking, few_shot, instruction, system_message
 from steerlens.data.axbench import AxBench, read_axbench
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.lint import Finding, LintWarning
@@ -9,6 +9,7 @@ from steerlens.data.prompts import Message, Passage, Prompt, as_texts, require_p
 from steerlens.data.questions import Question, load_questions, require_unseen
 
 __all__ = [
+    "Asking",
     "AxBench",
     "ContrastiveDataset",
     "Finding",

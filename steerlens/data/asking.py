@@ -1,13 +1,27 @@
 """Prompts that ask for what a steering is meant to do: the baseline that costs nothing."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from steerlens.data.prompts import Message, Prompt
 from steerlens.errors import SteerlensError, short_repr
 
-Asking = Callable[[Prompt], Prompt]
-"""From a prompt to the same prompt with a request in it."""
+
+@dataclass(frozen=True)
+class Asking:
+    """A way to ask: a function from a prompt to the same prompt with a request in it.
+
+    >>> Asking("politely", lambda prompt: f"Please: {prompt}")("Sing.")
+    'Please: Sing.'
+    """
+
+    name: str
+    put_into: Callable[[Prompt], Prompt]
+
+    def __call__(self, prompt: Prompt) -> Prompt:
+        """The prompt that asks."""
+        return self.put_into(prompt)
 
 
 def system_message(text: str) -> Asking:
@@ -16,7 +30,8 @@ def system_message(text: str) -> Asking:
     >>> system_message("Answer in French.")("Hi.")
     [{'role': 'system', 'content': 'Answer in French.'}, {'role': 'user', 'content': 'Hi.'}]
     """
-    return partial(_before, [{"role": "system", "content": _words(text)}])
+    turn = {"role": "system", "content": _words(text)}
+    return Asking("system message", partial(_before, [turn]))
 
 
 def instruction(text: str) -> Asking:
@@ -25,7 +40,7 @@ def instruction(text: str) -> Asking:
     >>> instruction("Answer in French.")("Hi.")
     'Answer in French.\\n\\nHi.'
     """
-    return partial(_prefixed, _words(text))
+    return Asking("instruction", partial(_prefixed, _words(text)))
 
 
 def few_shot(examples: Sequence[tuple[str, str]]) -> Asking:
@@ -43,7 +58,7 @@ def few_shot(examples: Sequence[tuple[str, str]]) -> Asking:
     for asked, reply in examples:
         turns.append({"role": "user", "content": _words(asked)})
         turns.append({"role": "assistant", "content": _words(reply)})
-    return partial(_before, turns)
+    return Asking("examples", partial(_before, turns))
 
 
 def _words(text: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
@@ -55,8 +54,10 @@ from steerlens.vectors.vector import SteeringVector
 
 _REPLY_COLUMNS = ["prompt", "text", "arm", "strength", "reply", "reply_tokens", "finished", "open"]
 
-Controls = Sequence[SteeringVector] | Mapping[str, SteeringVector]
-"""Control vectors, by name or named by their provenance."""
+Control = SteeringVector | Asking
+"""Another vector, or a way to ask for the effect in the prompt."""
+Controls = Sequence[Control] | Mapping[str, Control]
+"""Controls by name, or named by their provenance and by how they ask."""
 
 
 class _Arm(NamedTuple):
@@ -224,7 +225,6 @@ def evaluate(
     raises: bool = True,
     strengths: Sequence[float] | None = None,
     controls: int | Controls = 3,
-    asking: Mapping[str, Asking] = MappingProxyType({}),
     texts: Sequence[Readable] | None = None,
     harmless: Sequence[Readable] | None = None,
     max_new_tokens: int = 40,
@@ -245,9 +245,9 @@ def evaluate(
         strengths: Steering coefficients of one sign; default: the steering's own. For a steering
             with strengths by layer, factors that multiply them.
         controls: A number of random directions of the vector's length; or vectors from
-            `random_directions`, `shuffled_labels` and `learned_controls`, or any others by name.
-        asking: Ways to ask for the effect in the prompt, by name: `system_message`, `instruction`
-            and `few_shot` of `steerlens.data.asking`, or a function from prompt to prompt.
+            `random_directions`, `shuffled_labels` and `learned_controls`, or any others by name;
+            and prompts that ask for the effect: `system_message`, `instruction` and `few_shot` of
+            `steerlens.data`.
         texts: Neutral texts for side effects; default: those that ship with steerlens.
         harmless: Prompts for side effects, likewise.
         sampling: How replies are sampled; its seed also draws random directions and intervals.
@@ -273,7 +273,7 @@ def evaluate(
     doses, seed = _doses(steering, strengths), sampling.seed
     named_controls = _named_controls(steering, controls, seed)
     strength = next((dose for dose in doses if dose == steering.strength), max(doses, key=abs))
-    arms = [*_arms(steering, doses, named_controls), *_asking_arms(steering, strength, asking)]
+    arms = _arms(steering, doses, named_controls, strength)
     effects = _side_effects(
         model, arms, texts, harmless, max_new_tokens=max_new_tokens, seed=seed, **run
     )
@@ -319,9 +319,7 @@ def _doses(steering: Steering, strengths: Sequence[float] | None) -> list[float]
     return doses
 
 
-def _named_controls(
-    steering: Steering, controls: int | Controls, seed: int
-) -> dict[str, SteeringVector]:
+def _named_controls(steering: Steering, controls: int | Controls, seed: int) -> dict[str, Control]:
     """By the name of their arm; vectors without a name are named by their provenance."""
     if isinstance(controls, int):
         if controls < 0:
@@ -332,8 +330,7 @@ def _named_controls(
         pairs = list(controls.items())
     else:
         pairs = [
-            (str(control.provenance.get("name", f"control {number}")), control)
-            for number, control in enumerate(controls, start=1)
+            (_name_of(control, number), control) for number, control in enumerate(controls, start=1)
         ]
     names = [name for name, _ in pairs]
     taken = sorted({name for name in names if not is_control(name) or names.count(name) > 1})
@@ -345,27 +342,30 @@ def _named_controls(
     return dict(pairs)
 
 
-def _asking_arms(steering: Steering, strength: float, asking: Mapping[str, Asking]) -> list[_Arm]:
-    """Each way to ask, alone and steered as well."""
-    steered, arms = _at(steering, steering.vector, strength), []
-    for name, ask in asking.items():
-        if name.endswith(ASKED_AND_STEERED):
-            raise SteerlensError(f"got the asking {name!r}; expected another name")
-        arms.append(_Arm(f"{ASKED}{name}", 0.0, None, ask))
-        arms.append(_Arm(f"{ASKED}{name}{ASKED_AND_STEERED}", strength, steered, ask))
-    return arms
+def _name_of(control: Control, number: int) -> str:
+    if isinstance(control, Asking):
+        return control.name
+    return str(control.provenance.get("name", f"control {number}"))
 
 
 def _arms(
-    steering: Steering, doses: Sequence[float], controls: Mapping[str, SteeringVector]
+    steering: Steering, doses: Sequence[float], controls: Mapping[str, Control], strength: float
 ) -> list[_Arm]:
-    """Unsteered, then each vector at each dose; a dose multiplies strengths by layer."""
+    """Unsteered, then each vector at each dose; a dose multiplies strengths by layer.
+
+    Then each way to ask, alone and steered as well at one strength.
+    """
     vectors = {STEERED: (steering.vector, 1), NEGATIVE: (steering.vector, -1)}
-    vectors |= {name: (control, 1) for name, control in controls.items()}
+    asking = {name: one for name, one in controls.items() if isinstance(one, Asking)}
+    vectors |= {name: (one, 1) for name, one in controls.items() if not isinstance(one, Asking)}
     arms = [_Arm(UNSTEERED, 0.0, None)]
     for name, (vector, sign) in vectors.items():
         for dose in (sign * dose for dose in doses):
             arms.append(_Arm(name, dose, _at(steering, vector, dose)))
+    steered = _at(steering, steering.vector, strength)
+    for name, ask in asking.items():
+        arms.append(_Arm(f"{ASKED}{name}", 0.0, None, ask))
+        arms.append(_Arm(f"{ASKED}{name}{ASKED_AND_STEERED}", strength, steered, ask))
     return arms
 
 

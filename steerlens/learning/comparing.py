@@ -105,7 +105,6 @@ def compare(
     degenerate_budget: float = FEW_DEGENERATE,
     training: Training = Training(),  # noqa: B008 - frozen
     max_new_tokens: int = 40,
-    seed: int = 0,
     out: PathLike | None = None,
     progress: bool = True,
 ) -> Comparison:
@@ -122,8 +121,7 @@ def compare(
         layer: Default: a third of the way up.
         kl_budget: 95th percentile of KL per token on neutral text, in nats.
         degenerate_budget: Largest share of degenerate replies to the instructions calibrated on.
-        training: Of the methods that learn.
-        seed: Of the intervals of scores other than rates.
+        training: Of the methods that learn; its seed is also that of bootstrap intervals.
         out: A directory: a vector and a row for each method.
         progress: False hides the bar.
 
@@ -139,10 +137,10 @@ def compare(
             f"{short_repr(seen[0])}; expected others"
         )
     layer = default_layer(model.cfg.n_layers) if layer is None else layer
-    ask = partial(_asked, model, prompts, judge, max_new_tokens, seed)
+    ask = partial(_asked, model, prompts, judge, max_new_tokens, training.seed)
     settings = [
         model_provenance(model), data, prompts, layer, judge, kl_budget, degenerate_budget,
-        training, max_new_tokens, seed,
+        training, max_new_tokens,
     ]  # fmt: skip
     job = digest(repr([*settings, data.pairs, data.suffixes]).encode())
     folder = None if out is None else require_writable(out)

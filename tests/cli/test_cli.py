@@ -175,6 +175,7 @@ def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):
         "evaluate", files / "v.safetensors", files / "prompts.txt", "--layers", "2-3",
         "--strength", "0.2", "--strength", "0.4", "--relative", "--judges", "degeneration",
         "--lowers", "--data", files / "data.json", "--part", "train", "--controls", "1",
+        "--ask", "Sing.", "--ask-system", "You sing.",
         "--max-new-tokens", "4", "--out", files / "evaluation",
     )  # fmt: skip
     assert shown.exit_code == 0, shown.output
@@ -182,6 +183,8 @@ def test_evaluate_prints_the_verdict_and_keeps_the_tables(run, files):
     found = Evaluation.load(files / "evaluation")
     assert found.replies.arm.unique().tolist() == [
         "unsteered", "steered", "negative", "random 1", "shuffled 1",
+        "asked: instruction", "asked: instruction, and steered",
+        "asked: system message", "asked: system message, and steered",
     ]  # fmt: skip
     assert found.settings["strengths"] == [0.2, 0.4]
     assert "neutral text: KL" in " ".join(shown.output.split())

@@ -347,8 +347,8 @@ def test_the_verdict_says_whether_asking_does_as_much(model, asked, said, raises
 
     steering = sl.Steering(random_vector(model), [2])
     found = evaluate(
-        model, steering, PROMPTS, judges=[Judge("j", scores)], controls=1, raises=raises,
-        asking={"plainly": instruction("Please.")}, **SMALL,
+        model, steering, PROMPTS, judges=[Judge("j", scores)], raises=raises,
+        controls={"random 1": random_vector(model), "plainly": instruction("Please.")}, **SMALL,
     )  # fmt: skip
     assert str(found).splitlines()[0].endswith(said)
     assert "asked for in the prompt (plainly)" in str(found)

@@ -19,7 +19,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens.components.abstract_attention import AbstractAttention
 from transformers import Cache as HuggingFaceCache
 
 from steerlens.models.hooking import PlacedHook, hook_steps
@@ -257,9 +256,8 @@ def _replacements(model: Model) -> Iterator[tuple[Any, str, Callable[..., Any]]]
                 _InThisThread(mask, attention.apply_causal_mask),
             )
         if getattr(attention, "repeat_kv_heads", 1) > 1:
-            stock = attention.calculate_attention_scores, attention.calculate_z_scores
-            for method, fast in zip(stock, _SharedHeads(attention).methods, strict=True):
-                yield attention, method.__name__, _InThisThread(fast, method)
+            for name, method in _SharedHeads(attention).methods().items():
+                yield attention, name, _InThisThread(method, getattr(attention, name))
 
 
 class _InThisThread:
@@ -397,31 +395,37 @@ class _SharedHeads:
     """
 
     def __init__(self, attention: Any) -> None:
+        # TransformerLens 4 has no such module, and no such attention.
+        from transformer_lens.components.abstract_attention import AbstractAttention
+
         self._attention = attention
+        self._of_equal_heads = AbstractAttention.calculate_attention_scores
         self._stock = attention.calculate_attention_scores, attention.calculate_z_scores
 
-    @property
-    def methods(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """In place of the host's scores and its weighted sums of values."""
-        return self._scores, self._sums
+    def methods(self) -> dict[str, Callable[..., Tensor]]:
+        """In place of the host's, by name."""
+        return {"calculate_attention_scores": self._scores, "calculate_z_scores": self._sums}
 
     def _copies(self, shared: Tensor) -> bool:
         """Whether the host's own way is taken."""
         ungrouped = self._attention.cfg.ungroup_grouped_query_attention
         return ungrouped or len(shared) == 1 or shared.device.type != "cpu"
 
-    def _scores(self, q: Tensor, k: Keys) -> Float[Tensor, "batch head pos key"]:
+    def _scores(
+        self, q: Keys, k: Float[Tensor, "batch key shared d_head"]
+    ) -> Float[Tensor, "batch head pos key"]:
         if self._copies(k):
             return self._stock[0](q, k)
         times = self._attention.repeat_kv_heads
         of_each = [
-            AbstractAttention.calculate_attention_scores(self._attention, q[:, :, nth::times], k)
-            for nth in range(times)
+            self._of_equal_heads(self._attention, q[:, :, nth::times], k) for nth in range(times)
         ]
         return rearrange(of_each, "nth batch head pos key -> batch (head nth) pos key")
 
     def _sums(
-        self, v: Keys, pattern: Float[Tensor, "batch head pos key"]
+        self,
+        v: Float[Tensor, "batch key shared d_head"],
+        pattern: Float[Tensor, "batch head pos key"],
     ) -> Float[Tensor, "batch pos head d_head"]:
         if self._copies(v):
             return self._stock[1](v, pattern)

@@ -3,6 +3,10 @@
     steerlens demo --out out/demo && cp out/demo/results.json figures/smollm2/
     steerlens axbench DIR --out out/axbench     # DIR: a directory of AxBench
     python figures/smollm2/tables.py out/axbench/results.json   # keeps its means over concepts
+    steerlens compare demo-data/refusal.json demo-data/questions.json --part train \
+        --prompts-part validation --model smollm2 --out out/compare \
+        --methods mean_difference,pca_pairwise,linear_discriminant,reply_likelihood,bipo
+    cp out/compare/comparison.csv figures/smollm2/
     python figures/smollm2/tables.py                            # writes all tables
 
 A test fails where a document says anything else.
@@ -15,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from steerlens.intervals import Interval
 from steerlens.studies.axbench_page import detection_leaderboard, steering_leaderboard
 from steerlens.studies.demo_words import GROUPS, HEADINGS, cells_of, percent
 from steerlens.studies.quickstart import rules_of_topics
@@ -76,10 +81,25 @@ def steering() -> str:
     return _markdown(steering_leaderboard(_axbench()))
 
 
+def comparison() -> str:
+    """Refused and broken replies by method, at most one budget of side effects."""
+    rows = pd.read_csv(HERE / "comparison.csv")
+    lines = [
+        f"| | refused, n = {rows['n'].iloc[0]} | degenerate | KL, nats |",
+        "|---|---|---|---|",
+    ]
+    for row in rows.itertuples():
+        refused = percent(Interval(row.score, row.low, row.high))
+        broken = percent(Interval(row.degenerate, row.degenerate_low, row.degenerate_high))
+        lines.append(f"| {row.method.replace('_', ' ')} | {refused} | {broken} | {row.kl:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     "README.md": [demo],
     "docs/index.md": [demo, topics],
     "docs/evaluating.md": [detection, steering],
+    "docs/learning.md": [comparison],
 }
 
 

@@ -32,7 +32,7 @@ from steerlens.cli.options import (
 )
 from steerlens.cli.output import print_rows, reporting, say
 from steerlens.data.prompt_files import read_pairs, read_prompts
-from steerlens.files import require_writable
+from steerlens.files import require_writable, write_text
 
 if TYPE_CHECKING:
     from steerlens.vectors.vector import SteeringVector
@@ -177,5 +177,6 @@ def compare_command(
         training=Training(steps=steps, seed=seed), max_new_tokens=max_new_tokens, out=out,
     )  # fmt: skip
     method_comparison(found).write_html(out / "comparison.html")
+    write_text(out / "comparison.csv", found.table.to_csv(index=False))
     say(found)
-    say(f"wrote a vector and a row for each method, and comparison.html, to {out}")
+    say(f"wrote a vector for each method, comparison.html and comparison.csv to {out}")

@@ -106,7 +106,13 @@ def test_compare_writes_the_librarys_comparison(run, dataset, tiny_chat, tmp_pat
     again = run(*command)
     assert again.output == done.output
     names = {path.name for path in out.iterdir()}
-    assert names >= {"comparison.html", "bipo.json", "bipo.safetensors", "unsteered.json"}
+    assert names >= {
+        "comparison.csv",
+        "comparison.html",
+        "bipo.json",
+        "bipo.safetensors",
+        "unsteered.json",
+    }
     failed = run(*command[:-4], "--methods", "luck", "--out", out)
     assert failed.exit_code == 2
     assert "luck" in failed.output

@@ -130,6 +130,7 @@ def test_the_readmes_script_prints_what_readme_shows(smollm2, capsys):
     [
         ("README.md", "| steered if harmful |"),
         ("docs/index.md", "| `if legal or intimate then refuse` |"),
+        ("docs/learning.md", "| reply likelihood |"),
         ("docs/evaluating.md", "| joint discriminant | 0.9"),
     ],
 )

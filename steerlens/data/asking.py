@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from steerlens.data.prompts import Message, Prompt
+from steerlens.data.prompts import Message, Prompt, require_prompt
 from steerlens.errors import SteerlensError, short_repr
 
 
@@ -20,7 +20,8 @@ class Asking:
     put_into: Callable[[Prompt], Prompt]
 
     def __call__(self, prompt: Prompt) -> Prompt:
-        """The prompt that asks."""
+        """The prompt that asks; raises if it is no text and no chat."""
+        require_prompt(prompt, f"asking ({self.name})")
         return self.put_into(prompt)
 
 

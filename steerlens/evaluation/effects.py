@@ -58,7 +58,7 @@ def asks_only(arm: str) -> bool:
 def ahead_of_asking(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """One row per judge × asking × strength: the steered score minus that of asking alone.
 
-    The columns are `ahead` with `_low` and `_high`, and `n`; intervals as in `paired_effects`.
+    The columns are `n`, and `ahead` with `_low` and `_high`; intervals as in `paired_effects`.
 
     Args:
         table: As for `paired_effects`, with arms whose names begin with "asked: ".
@@ -68,31 +68,16 @@ def ahead_of_asking(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     >>> ahead_of_asking(pd.DataFrame({"judge": "joy", "prompt": 0, **arms}), seed=0).ahead.tolist()
     [0.3]
     """
-    rows = []
+    found = []
     for judge in table.judge.unique():
         scores = _scores(table, judge)
+        steered = [arm for arm in scores if arm[0] == STEERED]
         for asking in (arm for arm in scores if asks_only(arm[0])):
-            for strength in (dose for arm, dose in scores if arm == STEERED):
-                before, after = (
-                    scores[arm].to_numpy(dtype=float) for arm in (asking, (STEERED, strength))
-                )
-                found = _change(before, after, seed)
-                name = asking[0].removeprefix(ASKED)
-                rows.append({"judge": judge, "asking": name, "strength": strength, **found})
-    columns = ["judge", "asking", "strength", "ahead", "ahead_low", "ahead_high", "n"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _change(
-    before: Float[np.ndarray, " prompt"], after: Float[np.ndarray, " prompt"], seed: int
-) -> dict[str, float]:
-    both = ~np.isnan(before) & ~np.isnan(after)
-    before, after = before[both], after[both]
-    if np.isin([before, after], (0, 1)).all():
-        change = paired_rates(before == 1, after == 1)
-    else:
-        [change] = means((after - before)[:, None], seed=seed)
-    return change.columns("ahead") | {"n": int(both.sum())}
+            effects = _effects_of(judge, scores[[asking, *steered]], seed).iloc[1:]
+            found.append(effects.assign(asking=asking[0].removeprefix(ASKED)))
+    columns = ["judge", "asking", "strength", "n", "effect", "effect_low", "effect_high"]
+    rows = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    return rows[columns].rename(columns=lambda name: name.replace("effect", "ahead"))
 
 
 def prompt_slopes(table: pd.DataFrame) -> pd.DataFrame:

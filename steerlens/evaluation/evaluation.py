@@ -274,12 +274,13 @@ def evaluate(
     named_controls = _named_controls(steering, controls, seed)
     strength = next((dose for dose in doses if dose == steering.strength), max(doses, key=abs))
     arms = _arms(steering, doses, named_controls, strength)
+    asked = [prompt for arm in arms for prompt in arm.asked(prompts)]
     effects = _side_effects(
         model, arms, texts, harmless, max_new_tokens=max_new_tokens, seed=seed, **run
     )
     replies = generate(
         model,
-        [prompt for arm in arms for prompt in arm.asked(prompts)],
+        asked,
         stacked([arm.steering for arm in arms], len(prompts)),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
@@ -333,7 +334,11 @@ def _named_controls(steering: Steering, controls: int | Controls, seed: int) -> 
             (_name_of(control, number), control) for number, control in enumerate(controls, start=1)
         ]
     names = [name for name, _ in pairs]
-    taken = sorted({name for name in names if not is_control(name) or names.count(name) > 1})
+    taken = sorted({
+        name
+        for name in names
+        if not is_control(name) or name.endswith(ASKED_AND_STEERED) or names.count(name) > 1
+    })  # fmt: skip
     if taken:
         raise SteerlensError(
             f"got controls named {taken}; expected names that differ from each other and from "

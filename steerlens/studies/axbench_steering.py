@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlens.data.asking import instruction, system_message
 from steerlens.data.axbench import AxBench, ConceptRows
 from steerlens.data.prompt_files import load_prompts
 from steerlens.data.prompts import Prompt
@@ -76,12 +77,11 @@ AHEAD = "share of concepts ahead of difference of means at equal KL"
 PARTS = ("score", "concept", "instruction", "fluency")
 UNSTEERED, PROMPT = "unsteered", "prompt"
 WORDINGS: Mapping[str, Callable[[str, str], Prompt]] = {
-    "before": lambda concept, asked: f"In your answer, use {concept}.\n\n{asked}",
+    "before": lambda concept, asked: instruction(f"In your answer, use {concept}.")(asked),
     "after": lambda concept, asked: f"{asked}\n\nMake sure that your answer contains {concept}.",
-    "system": lambda concept, asked: [
-        {"role": "system", "content": f"Every answer of yours contains {concept}."},
-        {"role": "user", "content": asked},
-    ],
+    "system": lambda concept, asked: system_message(f"Every answer of yours contains {concept}.")(
+        asked
+    ),
 }
 """How a prompt asks for a concept."""
 

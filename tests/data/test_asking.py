@@ -36,6 +36,12 @@ def test_empty_requests_are_refused(make):
         make(" ")
 
 
+@pytest.mark.parametrize("prompt", [[4, 40], (4, 40), "", [{"role": "user"}]])
+def test_only_texts_and_chats_can_ask(unchecked, prompt):
+    with pytest.raises(SteerlensError, match="asking"):
+        instruction("Be brief.")(prompt)
+
+
 def test_no_examples_are_refused():
     with pytest.raises(SteerlensError, match="at least one"):
         few_shot([])

@@ -10,6 +10,7 @@ from scipy.stats import page_trend_test, spearmanr
 
 import steerlens as sl
 from steerlens.data.asking import instruction
+from steerlens.evaluation import evaluation
 from steerlens.evaluation.controls import random_directions, shuffled_labels
 from steerlens.evaluation.effects import (
     ahead_of_asking,
@@ -309,7 +310,17 @@ def test_the_demos_refusal_is_found_beyond_its_controls(tiny_chat):
     assert refusal.name == found.judges[0]
 
 
-def asked_table(asked, steered, before=(0, 0, 0, 0)):
+def test_what_cannot_be_asked_is_refused_before_anything_runs(model, unchecked, monkeypatch):
+    monkeypatch.setattr(evaluation, "measure_side_effects", None)
+    steering = sl.Steering(random_vector(model), [2])
+    with pytest.raises(sl.SteerlensError, match="a prompt is text, or a chat"):
+        evaluate(model, steering, [[4, 40, 41]], controls=[instruction("Please.")], **SMALL)
+    named = {"x, and steered": instruction("Please.")}
+    with pytest.raises(sl.SteerlensError, match="expected names"):
+        evaluate(model, steering, PROMPTS, controls=named, **SMALL)
+
+
+def asked_table(asked, steered, before):
     return simulated({
         ("unsteered", 0.0): before,
         ("steered", 1.0): steered,

@@ -2,10 +2,10 @@
 
 HookedTransformer normalises a block's input three times, rotates all cached keys at every decoding
 step, copies the KV cache to append one token, and again for each head that shares it, and computes
-positions and masks in every layer. A
-`forward_pass` does each of these once, by methods set on the model's modules and removed
-afterwards: no class is changed, every hook point fires, and logits stay bit-identical. A
-TransformerBridge has no redundant work. `disabled()` and `load_model(fast=False)` turn this off.
+positions and masks in every layer. A `forward_pass` does each of these once or not at all, by
+methods set on the model's modules and removed afterwards: no class is changed, every hook point
+fires, and logits stay bit-identical. A TransformerBridge has no redundant work. `disabled()` and
+`load_model(fast=False)` turn this off.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -24,7 +23,6 @@ from steerlens.steering.batch_plans import stacked
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.conditions import Condition
 from steerlens.steering.generation import generate
-from steerlens.steering.predicates import Predicate
 from steerlens.steering.recipes import Recipe, find_condition
 from steerlens.steering.similarities import cosine
 from steerlens.steering.steering import Steering
@@ -215,17 +213,15 @@ def nested_subsets(
     ]
 
 
-def fires_on(model: Model, when: Predicate, prompts: Sequence[Prompt]) -> np.ndarray:
-    """Whether a condition, or a combination of some, fires on each prompt, without generating.
+def fires_on(model: Model, condition: Condition, prompts: Sequence[Prompt]) -> np.ndarray:
+    """Whether a condition fires on each prompt, without generating.
 
-    >>> fires_on(model, ~Condition(vector, 2, above=-1.0), prompts[:2])
-    array([False, False])
+    Args:
+        condition: Its tokens, site and layers are read.
+
+    >>> fires_on(model, Condition(vector, 2, above=-1.0), prompts[:2])
+    array([ True,  True])
     """
-    fired: np.ndarray = when.truth(partial(_fires_on, model, prompts))
-    return fired
-
-
-def _fires_on(model: Model, prompts: Sequence[Prompt], condition: Condition) -> np.ndarray:
     layers = condition.layers_read
     pooled = read_residual(
         model, prompts, layers, tokens=condition.tokens, sinks=condition.sinks,

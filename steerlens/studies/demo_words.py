@@ -67,7 +67,7 @@ def rates_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             if (part, groups[0]) in cells:
                 shares = (percent(cells[part, group][0]) for group in groups)
                 table.add_row(told, *shares)
-        if groups[0] == GROUPS[0]:
+        if ("II", groups[0]) in fired:
             table.add_row(FIRES, *(percent(fired["II", group][0]) for group in groups))
         found.append(table)
     return found

@@ -5,6 +5,7 @@ Written as a user's script would be: only with the library's functions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -278,11 +279,12 @@ def refuse_by_topic(
         generate(model, prompts, plan, max_new_tokens=MAX_NEW_TOKENS)
         for plan in (None, refusing.steering)
     )
+    fired = cache(partial(fires_on, model, prompts=prompts))  # each condition, in both rules
     replies: dict[str, list[str]] = {}
     for part, rule in rules.items():
         [plan] = apply_rules(rule, found.conditions, {"refuse": refusing.steering})
         assert plan.when is not None
-        replies[part] = _where(fires_on(model, plan.when, prompts), steered, unsteered)
+        replies[part] = _where(plan.when.truth(fired), steered, unsteered)
         for group, members in groups.items():
             texts = [
                 reply

@@ -15,13 +15,14 @@ A test fails where a document says anything else.
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from steerlens.intervals import Interval
 from steerlens.studies.axbench_page import detection_leaderboard, steering_leaderboard
-from steerlens.studies.demo_words import GROUPS, HEADINGS, cells_of, percent
+from steerlens.studies.demo_words import GROUPS, HEADINGS, Cells, cells_of, percent
 from steerlens.studies.quickstart import rules_of_topics
 
 HERE = Path(__file__).parent
@@ -34,65 +35,71 @@ PARTS = {
 }
 
 
+def _markdown(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    heads = list(heads)
+    lines = [f"| {' | '.join(map(str, row))} |\n" for row in (heads, *rows)]
+    return "".join([lines[0], "|" + "---|" * len(heads) + "\n", *lines[1:]])
+
+
+def _demo(measure: str = "refused") -> Cells:
+    return cells_of(json.loads((HERE / "results.json").read_text())["rows"], measure)
+
+
+def _heads(cells: Cells, part: str, groups: Iterable[str]) -> list[str]:
+    numbers = (f"{HEADINGS.get(group, group)}, n = {cells[part, group][1]}" for group in groups)
+    return ["refused", *numbers]
+
+
+def _row(told: str, cells: Cells, part: str, groups: Iterable[str]) -> list[str]:
+    return [told, *(percent(cells[part, group][0]) for group in groups)]
+
+
 def demo() -> str:
     """Who was refused, with 95 % intervals."""
-    rows = json.loads((HERE / "results.json").read_text())["rows"]
-    cells, fired = cells_of(rows), cells_of(rows, "fired")
-    groups = GROUPS[:3]  # the others are topics
-    heads = (f"{HEADINGS.get(group, group)}, n = {cells['II', group][1]}" for group in groups)
-    lines = [f"| refused | {' | '.join(heads)} |", "|---|---|---|---|"]
-    for part, told in PARTS.items():
-        shares = (percent(cells[part, group][0]) for group in groups)
-        lines.append(f"| {told} | {' | '.join(shares)} |")
-    shares = (percent(fired["II", group][0]) for group in groups)
-    lines.append(f"| *where the condition fires* | {' | '.join(shares)} |")
-    return "\n".join(lines) + "\n"
+    cells, groups = _demo(), GROUPS[:3]  # the others are topics
+    rows = [_row(told, cells, part, groups) for part, told in PARTS.items()]
+    rows.append(_row("*where the condition fires*", _demo("fired"), "II", groups))
+    return _markdown(_heads(cells, "II", groups), rows)
 
 
 def topics() -> str:
     """Which topics were refused by a rule and by its complement."""
-    cells = cells_of(json.loads((HERE / "results.json").read_text())["rows"])
-    groups = GROUPS[3:]
-    heads = (f"{HEADINGS[group]}, n = {cells['III', group][1]}" for group in groups)
-    lines = [f"| refused | {' | '.join(heads)} |", "|---|---|---|"]
-    for part, rule in rules_of_topics().items():
-        shares = (percent(cells[part, group][0]) for group in groups)
-        lines.append(f"| `{rule}` | {' | '.join(shares)} |")
-    return "\n".join(lines) + "\n"
+    cells, groups = _demo(), GROUPS[3:]
+    rows = [_row(f"`{rule}`", cells, part, groups) for part, rule in rules_of_topics().items()]
+    return _markdown(_heads(cells, "III", groups), rows)
 
 
 def _axbench() -> pd.DataFrame:
     return pd.read_csv(HERE / "axbench.csv", dtype={"layer": str, "n": "Int64"}).astype(object)
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    filled = table.astype(object).where(table.notna(), "")
-    rows = [list(filled), ["---"] * len(filled.columns), *filled.to_numpy().tolist()]
-    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+def _frame(table: pd.DataFrame) -> str:
+    return _markdown(table, table.astype(object).where(table.notna(), "").to_numpy().tolist())
 
 
 def detection() -> str:
     """AUROC of each arm, the mean over concepts."""
-    return _markdown(detection_leaderboard(_axbench()))
+    return _frame(detection_leaderboard(_axbench()))
 
 
 def steering() -> str:
     """Scores of each arm, the mean over concepts."""
-    return _markdown(steering_leaderboard(_axbench()))
+    return _frame(steering_leaderboard(_axbench()))
 
 
 def comparison() -> str:
     """Refused and broken replies by method, at most one budget of side effects."""
-    rows = pd.read_csv(HERE / "comparison.csv")
-    lines = [
-        f"| | refused, n = {rows['n'].iloc[0]} | degenerate | KL, nats |",
-        "|---|---|---|---|",
+    table = pd.read_csv(HERE / "comparison.csv")
+    rows = [
+        (
+            row.method.replace("_", " "),
+            percent(Interval(row.score, row.low, row.high)),
+            percent(Interval(row.degenerate, row.degenerate_low, row.degenerate_high)),
+            f"{row.kl:.2f}",
+        )
+        for row in table.itertuples()
     ]
-    for row in rows.itertuples():
-        refused = percent(Interval(row.score, row.low, row.high))
-        broken = percent(Interval(row.degenerate, row.degenerate_low, row.degenerate_high))
-        lines.append(f"| {row.method.replace('_', ' ')} | {refused} | {broken} | {row.kl:.2f} |")
-    return "\n".join(lines) + "\n"
+    return _markdown(["", f"refused, n = {table['n'].iloc[0]}", "degenerate", "KL, nats"], rows)
 
 
 TABLES = {

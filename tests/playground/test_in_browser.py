@@ -1,6 +1,7 @@
 """The playground as somebody uses it: headless Chromium, tiny-chat, the library of demo data."""
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import assert_no_hooks_left, random_vector
+from playwright.sync_api import expect, sync_playwright
 
 import steerlens as sl
 from steerlens.playground import app, callbacks
@@ -50,8 +52,7 @@ def address(shelf):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
@@ -151,7 +152,7 @@ def test_the_legend_of_the_figure_is_in_sight(open_page, width):
     page = open_page(viewport={"width": width, "height": 900})
     ask(page)
     page.wait_for_selector("#cosines .legendtext")
-    assert page.evaluate(INSIDE) == [True, True]
+    page.wait_for_function(f"JSON.stringify(({INSIDE})()) === '[true,true]'")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -171,15 +172,16 @@ def set_threshold(page, name, value):
 
 def test_the_refusal_vector_refuses(open_page, tiny_chat):
     page = open_page()
-    assert page.is_disabled("[aria-label='vector refuse'] input[type=number] >> nth=-1")
+    strength = page.locator("[aria-label='vector refuse'] input[type=number]").last
+    expect(strength).to_be_disabled()
     unsteered, steered = ask(page)
-    assert page.is_enabled("[aria-label='vector refuse'] input[type=number] >> nth=-1")
+    expect(strength).to_be_enabled()
     assert not sl.judges.refused(unsteered)
     assert sl.judges.refused(steered)
     assert unsteered == sl.generate(tiny_chat, [BREAD], max_new_tokens=40, progress=False)[0]
     assert_no_hooks_left(tiny_chat)
     assert page.locator("#tokens span").count() > 5
-    assert page.locator("#cosines .scatterlayer .trace").count() == 2
+    expect(page.locator("#cosines .scatterlayer .trace")).to_have_count(2)  # drawn afterwards
     names = {}
     exec(page.inner_text("#code"), names)
     assert names["reply"] == steered
@@ -214,8 +216,8 @@ def test_enter_sends_what_a_preset_sets_and_other_settings_are_marked(open_page)
     page.get_by_text("at five strengths").check()
     page.locator("#prompt").press("Enter")
     wait_until(page, "#status", "Done")
-    assert page.locator("#rungs tr").count() == 5
-    assert page.is_hidden("#stale")
+    expect(page.locator("#rungs tr")).to_have_count(5)
+    expect(page.locator("#stale")).to_be_hidden()
     page.wait_for_selector("[aria-label='condition harmful'] input[type=number]")
     page.fill("#prompt", BREAD)
     page.wait_for_selector("#stale", state="visible")
@@ -254,16 +256,16 @@ def test_the_threshold_decides_whether_the_gate_fires(open_page):
     page.fill("#rule", "if harmful then steer")
     unsteered, steered = ask(page)
     assert steered == unsteered
-    assert page.inner_text("#gates").endswith("did not fire")
+    expect(page.locator("#gates")).to_have_text(re.compile("did not fire$"))
     condition = page.locator("[aria-label='condition harmful'] .seen")
-    assert condition.inner_text().endswith("does not fire")
+    expect(condition).to_have_text(re.compile("does not fire$"))
     slider = page.locator("[aria-label='condition harmful'] [role=slider]")
     slider.focus()
     slider.press("Home")  # by keyboard, to the lowest
     page.wait_for_function("document.querySelector('.seen').innerText.endsWith(': fires')")
     unsteered, steered = ask(page)
     assert steered != unsteered
-    assert page.inner_text("#gates").endswith(": fired")
+    expect(page.locator("#gates")).to_have_text(re.compile(": fired$"))
     set_threshold(page, "harmful", 0.05)
     page.wait_for_function("document.querySelector('.seen').innerText.endsWith('not fire')")
 
@@ -293,7 +295,7 @@ def test_stop_ends_the_reply_and_takes_the_hooks_off(open_page, tiny_chat, slowl
     assert_no_hooks_left(tiny_chat)
     stopped = page.inner_text("#steered")
     assert stopped
-    assert page.is_disabled("#stop")
+    expect(page.locator("#stop")).to_be_disabled()
     page.wait_for_timeout(800)
     assert page.inner_text("#steered") == stopped
 

@@ -36,13 +36,21 @@ class Rows(NamedTuple):
     """Hidden until its caption is clicked."""
 
 
-def card(title: str, facts: Mapping[str, object], *parts: Rows | str) -> str:
+class Marked(NamedTuple):
+    """Texts in a card, folded under a caption, with some of their pieces marked."""
+
+    caption: str
+    texts: Sequence[Sequence[tuple[str, bool]]]
+    """Each text's pieces, and whether each is marked."""
+
+
+def card(title: str, facts: Mapping[str, object], *parts: Rows | Marked | str) -> str:
     """The HTML of one result: a title, facts on one line, then tables and paragraphs.
 
     Args:
         title: The heading.
         facts: Name → value; empty values and None are left out.
-        *parts: Tables, and texts as paragraphs.
+        *parts: Tables, marked texts, and texts as paragraphs.
 
     >>> "&lt;b&gt;mine" in card("SteeringVector", {"name": "<b>mine"})
     True
@@ -52,7 +60,7 @@ def card(title: str, facts: Mapping[str, object], *parts: Rows | str) -> str:
         for name, value in facts.items()
         if value is not None and value != ""
     )
-    body = "".join(map(_table, parts))
+    body = "".join(_marked(part) if isinstance(part, Marked) else _table(part) for part in parts)
     return (
         '<div style="max-width: 72rem; line-height: 1.5; overflow-wrap: anywhere">'
         f"<div><strong>{escape(title)}</strong>{' &nbsp;' if facts_html else ''}{facts_html}"
@@ -132,6 +140,23 @@ def _table(part: Rows | str) -> str:
         return f"<details><summary>{escape(part.caption)}</summary>{table}</details>"
     caption = f'<div style="margin-top: 6px">{escape(part.caption)}</div>' if part.caption else ""
     return caption + table
+
+
+def marked_html(pieces: Sequence[tuple[str, bool]]) -> str:
+    """A text of pieces, some of them `<mark>`ed.
+
+    >>> marked_html([("a", False), ("<b>", True)])
+    'a<mark>&lt;b&gt;</mark>'
+    """
+    return "".join(f"<mark>{escape(text)}</mark>" if on else escape(text) for text, on in pieces)
+
+
+def _marked(part: Marked) -> str:
+    texts = (
+        f'<div style="white-space: pre-wrap; margin: 4px 0">{marked_html(pieces)}</div>'
+        for pieces in part.texts
+    )
+    return f"<details><summary>{escape(part.caption)}</summary>{''.join(texts)}</details>"
 
 
 def _cell(value: object) -> str:

@@ -224,7 +224,7 @@ def _probabilities(
             batch_plans = [for_rows(plan, batch) for plan in plans]
             run = decoding_run(batch_plans, [choice.row for choice in asked], mask, model)
             assert isinstance(run.clock, DecodingClock)
-            run.clock.show(0, tokens.shape[1])
+            run.clock.show(0, tokens.shape[1], tokens)
             device = model.cfg.device
             work = partial(next_logits, model, tokens.to(device), mask.to(device).int())
             logits = forward_pass(model, work, placed(model, run.hooks())).float().cpu()

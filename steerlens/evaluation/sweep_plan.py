@@ -97,6 +97,12 @@ class SweepPlan:
         return tuple(dict.fromkeys(c for one in self.templates.values() for c in one.conditions))
 
     @property
+    def all_conditions(self) -> tuple[Condition, ...]:
+        """Those on prompts, and those on tokens."""
+        of_tokens = (c for one in self.templates.values() for c in one.token_conditions)
+        return tuple(dict.fromkeys((*self.conditions, *of_tokens)))
+
+    @property
     def gates(self) -> list[str]:
         """Column names of the conditions."""
         return [f"gate: {condition}" for condition in self.conditions]
@@ -186,7 +192,7 @@ def manifest_of(
         "strengths": {name: plan.strengths_of(name) for name in plan.templates},
         "positions": plan.positions,
         "steering": {name: _settings_of(template) for name, template in templates},
-        "conditions": [f"{one!r} of {_hash_of(one.vector)}" for one in plan.conditions],
+        "conditions": [f"{one!r} of {_hash_of(one.vector)}" for one in plan.all_conditions],
         **asked,
         "versions": {library: version(library) for library in LIBRARIES},
     }
@@ -204,6 +210,8 @@ def _settings_of(template: Steering) -> dict[str, Any]:
         "skip_bos": template.skip_bos,
         "site": template.site_written,
         "when": None if template.when is None else str(template.when),
+        "when_token": None if template.when_token is None else str(template.when_token),
+        "schedule": None if template.schedule is None else repr(template.schedule),
         "reference": None if reference is None else _hash_of(reference),
     }
 

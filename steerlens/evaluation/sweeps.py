@@ -161,7 +161,7 @@ def _run(model: Model, job: _Job, done: set[int], save: SaveBatch, options: RunS
                 decoded(model.tokenizer, tokens, skip_special_tokens=True)
                 for tokens in transcript.tokens
             ]
-            replies = transcript.replies(prompts, texts)
+            replies = transcript.replies(prompts, texts, model.tokenizer)
             save(rows, *judged_table(plan, rows, replies, job.judges))
             bar.update(len(rows))
 

@@ -20,7 +20,9 @@ from steerlens.models.progress import progress_bar
 from steerlens.models.tokenizing import TokenRow, pad_token, right_padded
 from steerlens.steering.batch_plans import decoding_run, stacked
 from steerlens.steering.clocks import DecodingClock
+from steerlens.steering.places import positions_as_text
 from steerlens.steering.positions import can_select
+from steerlens.steering.schedules import AsText
 from steerlens.steering.steering import Run, Steering
 
 BATCH_TOKENS = 4096
@@ -62,9 +64,7 @@ def teacher_forced(
     options = run_settings(**run)
     for steering in steerings:
         positions, skip_bos = steering.positions, steering.skip_bos
-        if not any(
-            can_select(positions, skip_bos, len(row.ids), 1, row.reply_start) for row in rows
-        ):
+        if not any(can_select(positions, skip_bos, row.ids, 1, row.reply_start) for row in rows):
             raise SteerlensError(
                 f"got {steering}, which would touch no token of these {len(rows)} texts; change "
                 "positions="
@@ -120,13 +120,13 @@ def as_text(steering: Steering) -> Steering:
     The whole text is the prompt, except for positions that begin where a prompt ends ("generated",
     "reply", "last"): these begin at the text instead, otherwise the selection would be empty.
 
+    Schedules count from there, too.
+
     >>> as_text(Steering(vector, positions="generated")).positions
     slice(1, None, None)
     """
-    begin = {"generated": slice(1, None), "reply": slice(1, None), "last": slice(0, None)}
-    if isinstance(steering.positions, str) and steering.positions in begin:
-        return replace(steering, positions=begin[steering.positions])
-    return steering
+    schedule = None if steering.schedule is None else AsText(steering.schedule)
+    return replace(steering, positions=positions_as_text(steering.positions), schedule=schedule)
 
 
 @torch.no_grad()
@@ -136,10 +136,10 @@ def _forced(model: Model, rows: Sequence[TokenRow], steerings: Sequence[Steering
     plans = stacked([None, *steerings], len(rows))
     run = decoding_run(plans, rows, mask, model, copies=copies)
     assert isinstance(run.clock, DecodingClock)
-    run.clock.show(0, tokens.shape[1])
+    run.clock.show(0, tokens.shape[1], tokens.repeat(copies, 1))
     # no attention mask is needed: causal attention never sees padding on the right
     # conditions read the layers below, too, in every copy
-    gated = any(steering.when is not None for steering in steerings)
+    gated = any(steering.conditions or steering.token_conditions for steering in steerings)
     below = 0 if gated else min((min(one.layers_steered) for one in steerings), default=0)
     work = partial(all_logits, model, tokens, copies, below)
     logits = forward_pass(model, work, placed(model, run.hooks()))

@@ -3,7 +3,7 @@
 from steerlens.interpret.contrasts import Scatter, Spectrum, difference_spectrum, principal_scatter
 from steerlens.interpret.lens import LogitLens, logit_lens, token_logits
 from steerlens.interpret.token_marks import MarkedText, mark_read, mark_steered
-from steerlens.interpret.token_scans import GateTimeline, TokenScan, gate_timeline, scan_tokens
+from steerlens.interpret.token_scans import TokenScan, gate_timeline, scan_tokens
 from steerlens.interpret.writers import Writers, mean_writers, weight_writers
 
 __all__ = [

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
+import torch
 from rich.text import Text
 
 from steerlens.activations.selection import Tokens, positions_of
+from steerlens.display import marked_html
 from steerlens.models.host import Model
 from steerlens.models.token_text import text_pieces
 from steerlens.models.tokenizing import Readable, TokenRow, reply_starts, tokenize
@@ -31,10 +32,7 @@ class MarkedText:
 
     def _repr_html_(self) -> str:
         """For notebooks: marked stretches are `<mark>`ed."""
-        pieces = (
-            f"<mark>{escape(text)}</mark>" if on else escape(text) for text, on in self._stretches()
-        )
-        return f'<code style="white-space: pre-wrap">{"".join(pieces)}</code>'
+        return f'<code style="white-space: pre-wrap">{marked_html(self._stretches())}</code>'
 
     def _stretches(self) -> list[tuple[str, bool]]:
         stretches: list[tuple[str, bool]] = []
@@ -79,7 +77,7 @@ def mark_steered(
     Args:
         model: The model, for its tokenizer and chat template.
         prompt: Text, chat, passage or token ids.
-        steering: The steering; its condition, if any, is taken to fire.
+        steering: The steering; its conditions, if any, are taken to fire.
         chat: Whether to apply the chat template; None: if the model has one.
 
     >>> v = SteeringVector(torch.ones(1, 192), layers=(3,))
@@ -88,7 +86,7 @@ def mark_steered(
     """
     [row] = tokenize(model, [prompt], chat=chat)
     prompt_rows = PromptRows(1, len(row.ids), reply_start=reply_starts([row]))
-    whole = PassTokens(prompt_rows, 0, len(row.ids))
+    whole = PassTokens(prompt_rows, 0, len(row.ids), ids=torch.tensor([row.ids]))
     chosen = whole.steered(steering.positions, steering.skip_bos)
     positions = range(len(row.ids)) if chosen is None else chosen[0].nonzero().flatten().tolist()
     return _marked(model, row, positions)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from steerlens.activations.pooling import mean_of
@@ -17,6 +17,7 @@ from steerlens.models.token_text import text_pieces
 from steerlens.models.tokenizing import Readable, tokenize
 from steerlens.steering.conditions import Condition
 from steerlens.steering.similarities import Similarity, projection, similarity_of
+from steerlens.steering.transcripts import GateTimeline
 from steerlens.vectors.vector import SteeringVector
 
 
@@ -30,18 +31,6 @@ class TokenScan(NamedTuple):
     """How many tokens are the prompt's; the others are the reply's."""
     measure: str
     """The name of the similarity."""
-
-
-class GateTimeline(NamedTuple):
-    """A condition's similarity for every prefix of a text, as if the prompt ended there."""
-
-    tokens: tuple[str, ...]
-    condition: Condition
-    similarity: Float[Tensor, "pos layer ..."]
-    """NaN where a prefix lacks the tokens that the condition reads."""
-    open: Bool[Tensor, " pos"]
-    n_prompt: int
-    """How many tokens are the prompt's; the gate decides once, at the last of them."""
 
 
 def scan_tokens(
@@ -92,7 +81,7 @@ def gate_timeline(
     *,
     chat: bool | None = None,
 ) -> GateTimeline:
-    """A condition's similarity for every prefix of a text, of the unsteered model.
+    """A condition's similarity for every prefix of a text, as if the prompt ended there, unsteered.
 
     A gate decides once, at the prompt's last token; this shows how clear the decision was, and how
     it would have changed with the reply.

@@ -11,8 +11,8 @@ from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.prompts import Passage, Prompt
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model
-from steerlens.models.tokenizing import TokenRow, end_tokens, tokenize
-from steerlens.steering.positions import Positions, selected
+from steerlens.models.tokenizing import TokenRow, end_tokens, right_padded, tokenize
+from steerlens.steering.positions import NO_TOKEN, Positions, Seen, selected
 
 Lesson = tuple[Prompt, str] | tuple[Prompt, str, str]
 """A prompt, the reply that is wanted, and perhaps one that is not."""
@@ -155,9 +155,10 @@ def steered_places(
     texts: Sequence[ReplyText], positions: Positions, skip_bos: bool
 ) -> Bool[Tensor, "text place"]:
     """Which tokens `generate` would steer if these replies were what it writes."""
-    place = torch.arange(max(len(text.ids) for text in texts))[None].expand(len(texts), -1)
+    ids, _ = right_padded([text.ids for text in texts], NO_TOKEN)
+    place = torch.arange(ids.shape[1])[None].expand(len(texts), -1)
     length = torch.tensor([[text.start] for text in texts])
     words = [text.words_end for text in texts if text.words_end is not None]
     known = torch.tensor(words)[:, None] if len(words) == len(texts) else None
-    chosen = selected(positions, place, length, known)
+    chosen = selected(positions, Seen(place, length, known, ids))
     return chosen & (place > 0) if skip_bos else chosen

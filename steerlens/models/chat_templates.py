@@ -4,6 +4,7 @@ Positions are found by construction: a mark is put into a message, and its posit
 text is read off. Words are never searched for, as the template may contain or rewrite them.
 """
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -98,6 +99,26 @@ class Template:
         # "User: " may be the words of a user who quotes a dialogue, and "</s>" is HTML.
         weak = (": ", "<s>", "</s>")
         return next((mark for mark in marks if mark not in own and not mark.endswith(weak)), None)
+
+    def marks_of(self, role: str) -> tuple[str, str]:
+        """What the template writes right before, and right after, the words of a role."""
+        question: Message = {"role": "user", "content": "a"}
+        chats: dict[str, list[Message]] = {
+            "system": [{"role": "system", "content": _MARK}, question],
+            "user": [{"role": "user", "content": _MARK}, {"role": "assistant", "content": "a"}],
+            "assistant": [question, {"role": "assistant", "content": _MARK}, question],
+        }
+        if role not in chats:
+            raise SteerlensError(f"got the role {role!r}; expected one of {', '.join(chats)}")
+        before, _, after = self._render(chats[role], False).partition(_MARK)
+        special = re.compile("|".join(map(re.escape, self._special)) or "(?!)")
+        openings, closing = list(special.finditer(before)), special.search(after)
+        if not openings or closing is None or after[: closing.start()].strip():
+            raise SteerlensError(
+                f"the chat template marks the {role}'s turns by no special tokens; use "
+                "places.between with the text that begins and ends them"
+            )
+        return before[openings[-1].start() :], after[: closing.end()]
 
     def _chat_of_words(self, words: str, system: str | None) -> "_Chat":
         return self._rendered_chat([{"role": "user", "content": words}], system)
@@ -236,3 +257,23 @@ class _Chat(NamedTuple):
     messages: list[Message]
     text: Text
     joints: dict[str, tuple[Text, int]]
+
+
+def turn_marks(tokenizer: Any, options: Mapping[str, Any], role: str) -> tuple[str, str]:
+    """The text that begins, and the one that ends, each turn of a role in the chat template.
+
+    Args:
+        tokenizer: Whose template it is.
+        options: The template's options.
+        role: Of the turns.
+
+    Raises:
+        SteerlensError: No template, a role that it does not have, or turns without special tokens.
+
+    >>> turn_marks(load_model().tokenizer, {}, "user")
+    ('<|user|>', '<|end|>')
+    """
+    if tokenizer.chat_template is None:
+        raise SteerlensError("the tokenizer has no chat template, so there are no turns")
+    template = Template(tokenizer, options, generation_prompt=False)
+    return template.marks_of(role)

@@ -218,6 +218,18 @@ def own_prefix(tokenizer: Any) -> tuple[int, ...]:
     return tuple(whole[:start])
 
 
+def special_ids(model: Model, text: str) -> tuple[int, ...]:
+    """The tokens of a piece of text, with nothing before or after it; special tokens as such.
+
+    >>> special_ids(load_model(), "<|end|>")
+    (5,)
+    """
+    ids = tuple(_tokenizer_of(model)(text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise SteerlensError(f"got {text!r}, which is no token; expected some text")
+    return ids
+
+
 def _tokenizer_of(model: Model) -> Any:
     if not hasattr(model, "tokenizer") or not hasattr(model, "cfg"):
         raise SteerlensError(

@@ -106,7 +106,7 @@ class Trial:
             return ()
         names = [push.vector for push in self.pushes]
         return tuple(
-            Rule(rule.when, name)
+            replace(rule, steering=name)
             for rule in parse_rules(self.rule)
             for name in (names if rule.steering == STEERING else [rule.steering])
         )
@@ -131,7 +131,7 @@ class Trial:
                     f"got the rule {str(rule)!r}, but steered are {', '.join(names)}; choose "
                     f"{rule.steering!r} as a vector too, or write 'then {STEERING}'"
                 )
-            for leaf in map(str, rule.when.leaves()):
+            for leaf in rule.conditions:
                 if leaf not in conditions:
                     raise SteerlensError(
                         f"got the rule {str(rule)!r} with the unknown condition {leaf!r}; expected "
@@ -173,8 +173,8 @@ class Trial:
 
     def conditions(self, library: Library) -> dict[str, Condition]:
         """A condition for each name that a rule uses, on its cosine with the prompt."""
-        leaves = (str(leaf) for rule in self.rules for leaf in rule.when.leaves())
-        return {name: self._condition(library[name]) for name in dict.fromkeys(leaves)}
+        names = dict.fromkeys(name for rule in self.rules for name in rule.conditions)
+        return {name: self._condition(library[name]) for name in names}
 
     def _condition(self, entry: Entry) -> Condition:
         if entry.searched is not None:
@@ -211,7 +211,7 @@ class Trial:
             for push in self.pushes
         )
         known = {name: entry.cut for name, entry in library.items() if entry.cut}
-        names = {str(leaf) for rule in self.rules for leaf in rule.when.leaves()}
+        names = {name for rule in self.rules for name in rule.conditions}
         now, then = (
             {name: trial.cuts.get(name, known.get(name)) for name in names}
             for trial in (self, sent)

@@ -100,7 +100,7 @@ def run_beginning(
         model,
     )
     assert isinstance(run.clock, DecodingClock)
-    run.clock.show(0, beginning.length)
+    run.clock.show(0, beginning.length, tokens)
     shared = decoding_cache(model, len(tokens), beginning.length, fast=True)
     forward_pass(
         model,
@@ -127,6 +127,7 @@ def _alike_in_beginnings(plan: Plan) -> bool:
     own_places = isinstance(plan, BatchPlan) and plan.where is not None
     return (
         steering.when is None
+        and steering.when_token is None
         and not own_places
         and isinstance(steering.positions, str)
         and steering.positions in ("all", "prompt", "generated")

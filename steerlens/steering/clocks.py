@@ -9,8 +9,15 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from steerlens.errors import SteerlensError
-from steerlens.shapes import Resid, TokenMask
-from steerlens.steering.positions import Positions, describe, selected
+from steerlens.shapes import Resid, TokenIds, TokenMask
+from steerlens.steering.positions import (
+    NO_TOKEN,
+    Positions,
+    Seen,
+    describe,
+    reads_text,
+    selected,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +104,8 @@ class PassTokens:
     """How many tokens the pass contains."""
     doubt: str | None = None
     """Why their positions in the text are not known; None: they are."""
+    ids: TokenIds | None = None
+    """The text up to the pass's last token, padding included; None: not known."""
 
     @property
     def end(self) -> int:
@@ -127,24 +136,67 @@ class PassTokens:
             return None  # padding too: no edit of a padding token reaches a real one
         purpose = f"steering {describe(positions)}, skip_bos={skip_bos}"
         self._require_certain(purpose)
-        index = torch.arange(self.offset, self.end)[None]
-        n_prompt = self.rows.width
         by_pass = by_name and positions in ("prompt", "generated")
         if by_pass and not skip_bos and self.rows.mask is None:
+            index = torch.arange(self.offset, self.end)[None]
+            n_prompt = self.rows.width
             return index < n_prompt if positions == "prompt" else index >= n_prompt
-        mask = self.rows.require_mask(purpose).cpu()
-        length = mask.sum(dim=1, keepdim=True)
-        first = mask.int().argmax(dim=1, keepdim=True)
-        place = torch.where(index < n_prompt, index - first, index - n_prompt + length)
-        real = torch.ones(self.rows.count, self.width, dtype=torch.bool)
-        of_prompt = mask[:, self.offset : self.end]
-        real[:, : of_prompt.shape[1]] = of_prompt
+        real, seen = self.real(purpose), self.seen(purpose, with_text=reads_text(positions))
         if skip_bos:
-            real &= place > 0
+            real &= seen.place > 0
         if row_mask is not None:
-            return real & selected(self.rows.of_rows(row_mask, "positions mask"), place, length)
+            return real & selected(self.rows.of_rows(row_mask, "positions mask"), seen)
+        return real & selected(positions, seen)
+
+    def real(self, purpose: str) -> TokenMask:
+        """Which tokens of the pass are no padding.
+
+        Args:
+            purpose: What needs to know, for the message of a refusal.
+        """
+        of_prompt = self.rows.require_mask(purpose).cpu()[:, self.offset : self.end]
+        real = torch.ones(self.rows.count, self.width, dtype=torch.bool)
+        real[:, : of_prompt.shape[1]] = of_prompt
+        return real
+
+    def place(self, purpose: str) -> Int[Tensor, "batch pos"]:
+        """Each token's index in its text, padding not counted: negative at padding.
+
+        Args:
+            purpose: What needs to know, for the message of a refusal.
+        """
+        self._require_certain(purpose)
+        mask = self.rows.require_mask(purpose).cpu()
+        index = torch.arange(self.offset, self.end)[None]
+        first = mask.int().argmax(dim=1, keepdim=True)
+        length = mask.sum(dim=1, keepdim=True)
+        n_prompt = self.rows.width
+        return torch.where(index < n_prompt, index - first, index - n_prompt + length)
+
+    def seen(self, purpose: str, with_text: bool = False) -> Seen:
+        """The tokens of the pass, as rules about positions see them.
+
+        Args:
+            purpose: What needs to know, for the message of a refusal.
+            with_text: Whether the tokens' ids are needed.
+        """
         start = self.rows.reply_start
-        return real & selected(positions, place, length, None if start is None else start[:, None])
+        length = self.rows.require_mask(purpose).cpu().sum(dim=1, keepdim=True)
+        text = self._text(purpose) if with_text else None
+        return Seen(self.place(purpose), length, None if start is None else start[:, None], text)
+
+    def _text(self, purpose: str) -> TokenIds:
+        """The text up to the last token, with padding marked as such."""
+        if self.ids is None:
+            raise SteerlensError(
+                f"{purpose} needs to see which tokens there are, and hooks see activations only; "
+                "use steerlens.generate"
+            )
+        if self.rows.mask is None:
+            return self.ids.cpu()
+        ids = self.ids.cpu().clone()
+        ids[:, : self.rows.width][~self.rows.mask.cpu()[:, : ids.shape[1]]] = NO_TOKEN
+        return ids
 
     def _require_certain(self, purpose: str) -> None:
         if self.doubt is not None:
@@ -179,9 +231,15 @@ class DecodingClock:
             )
         return self._tokens
 
-    def show(self, offset: int, width: int) -> None:
-        """Set the next pass: `width` tokens from position `offset` of the text on."""
-        self._tokens = PassTokens(self._rows, offset, width)
+    def show(self, offset: int, width: int, ids: TokenIds | None = None) -> None:
+        """Set the next pass: `width` tokens from position `offset` of the text on.
+
+        Args:
+            offset: Position in the text of the first token.
+            width: How many tokens.
+            ids: The text up to the last of them, padding included, if positions depend on it.
+        """
+        self._tokens = PassTokens(self._rows, offset, width, ids=ids)
 
     def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
         """Continue with these rows of the batch only, in this order."""

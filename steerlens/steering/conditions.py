@@ -155,6 +155,21 @@ class Condition(Leaf):
         cut = exact > self.threshold if self.above is not None else exact < self.threshold
         return cut.any(dim=1)
 
+    def margin(self, similarities: Float[Tensor, "batch layer ..."]) -> Float[Tensor, " batch"]:
+        """How far beyond its threshold a row's score is, at the layer that is furthest.
+
+        Negative where the condition does not fire.
+
+        Args:
+            similarities: Of each row, one column for each of `layers_read`.
+
+        >>> v = SteeringVector(torch.eye(2), layers=(0, 1))
+        >>> Condition(v, layers=1, below=0.5).margin(torch.tensor([[0.25], [0.75]]))
+        tensor([ 0.2500, -0.2500], dtype=torch.float64)
+        """
+        beyond = self.compared(similarities).double() - self.threshold
+        return (beyond if self.above is not None else -beyond).amax(dim=1)
+
     def measure(
         self, pooled: Float[Tensor, "batch d_model"], layer: int
     ) -> Float[Tensor, "batch ..."]:
@@ -167,6 +182,22 @@ class Condition(Leaf):
         wide = at_least_float32(pooled)
         what = f"the similarity of {self}"
         return similarity_of(self.similarity, wide, self.vector[layer], what)
+
+    def require_width(self, resid: Resid) -> None:
+        """Refuse activations of another width than the vector's."""
+        if resid.shape[-1] != self.vector.width:
+            raise SteerlensError(
+                f"got activations of width {resid.shape[-1]}; expected {self.vector.width}, as in "
+                f"the vector of the condition {self}: use a vector of this model"
+            )
+
+    def require_finite(self, similarity: Float[Tensor, "batch ..."], layer: int) -> None:
+        """Refuse similarities that no threshold can judge."""
+        if not similarity.isfinite().all():
+            raise SteerlensError(
+                f"got NaN or infinite similarities at layer {layer} for the condition {self}; "
+                "expected finite numbers: check the activations, or load a wider dtype"
+            )
 
     @property
     def measure_told(self) -> str:
@@ -225,20 +256,9 @@ class Gate:
         """
         if not self.clock.current.at_prompt:
             return
-        width = self.condition.vector.width
-        if resid.shape[-1] != width:
-            raise SteerlensError(
-                f"got activations of width {resid.shape[-1]}; expected {width}, as in the vector "
-                f"of the condition {self.condition}: use a vector of this model"
-            )
-        pooled = self._pooled(resid)
-        similarity = self.condition.measure(pooled, layer).cpu()
-        if not similarity.isfinite().all():
-            raise SteerlensError(
-                f"got NaN or infinite similarities at layer {layer} for the condition "
-                f"{self.condition}; expected finite numbers: check the activations, or load a "
-                "wider dtype"
-            )
+        self.condition.require_width(resid)
+        similarity = self.condition.measure(self._pooled(resid), layer).cpu()
+        self.condition.require_finite(similarity, layer)
         self._seen[layer] = similarity
 
     @property

@@ -30,7 +30,7 @@ def require_fit(model: Model, plans: Plans, rows: Sequence[TokenRow] = (), n_new
     for plan in as_plans(plans):
         steering = steering_of(plan)
         check_provenance(model, steering.vector, steering.site_written, steering.layers_steered)
-        for condition in steering.conditions:
+        for condition in (*steering.conditions, *steering.token_conditions):
             check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
         if rows:
             _require_acting(plan, rows, n_new)
@@ -61,4 +61,4 @@ def touches(plan: Plan, row: TokenRow, index: int, n_new: int) -> bool:
     steering = steering_of(plan)
     row_masks = plan.where if isinstance(plan, BatchPlan) else None
     positions = steering.positions if row_masks is None else row_masks[index]
-    return can_select(positions, steering.skip_bos, len(row.ids), max(1, n_new), row.reply_start)
+    return can_select(positions, steering.skip_bos, row.ids, max(1, n_new), row.reply_start)

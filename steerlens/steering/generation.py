@@ -105,7 +105,7 @@ def generate(
     texts = [
         decoded(model.tokenizer, tokens, skip_special_tokens=True) for tokens in transcript.tokens
     ]
-    replies = transcript.replies(prompts, texts)
+    replies = transcript.replies(prompts, texts, model.tokenizer)
     warn_if_degenerate(replies, task.plans, max_new_tokens)
     return replies
 
@@ -154,7 +154,7 @@ def stream(
                 so_far = texts[place].of(tokens, ended)
                 for row in group:
                     replies[row] = so_far
-            yield whole.replies(prompts, replies)
+            yield whole.replies(prompts, replies, model.tokenizer)
 
 
 class Writing(NamedTuple):
@@ -265,7 +265,8 @@ def _decode(
     ends = torch.tensor(sorted(eos), device=state.text.device)
     for step in range(writing.max_new_tokens):
         chosen = _next_tokens(model, state, run, choose, step)
-        going = state.going
+        going, rows = state.going, state.rows.tolist()
+        transcript.see(run, rows, going, 1 if step else tokens.shape[1])
         transcript.take(state.rows[going].tolist(), chosen.cpu()[going].tolist(), eos)
         if step == 0:
             for condition, gate in run.gates.items():
@@ -337,7 +338,7 @@ def _next_tokens(
     """The next token of each row, by one forward pass."""
     assert isinstance(run.clock, DecodingClock)
     tokens = state.text[:, state.done :]
-    run.clock.show(state.done, tokens.shape[1])
+    run.clock.show(state.done, tokens.shape[1], state.text)
     logits = state.passes(partial(next_logits, model, tokens, state.mask.int(), state.cache))
     if step == 0:
         require_kept(model, state.cache)

@@ -16,15 +16,15 @@ from torch import Tensor
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.shapes import Direction, Resid
 
-Strength = float | Float[Tensor, "batch 1 1"]
+Strength = float | Float[Tensor, "#batch #pos 1"]
 Edit = Callable[..., Resid]
-"""`(resid, direction, strength) -> resid`; strength is a number, or one per row."""
+"""`(resid, direction, strength) -> resid`; strength is a number, or one per row, or per token."""
 Where = Callable[[], Bool[Tensor, "#batch #pos"] | None]
 """Which tokens of which rows the current pass edits; None: all."""
 KeepNorm = Callable[[Tensor, Tensor], Tensor]
 """`(before, after) -> after`, rescaled to the norm that it should have."""
-PerRow = Callable[[], Float[Tensor, " batch"]]
-"""The strength for each row of the current pass."""
+Strengths = Callable[[], Float[Tensor, "#batch #pos"]]
+"""The strength for each row, or each token, of the current pass."""
 
 
 def steering_hook(edit: Edit, *, adds_up: bool = False) -> Callable[..., Any]:
@@ -49,7 +49,7 @@ def steering_hook(edit: Edit, *, adds_up: bool = False) -> Callable[..., Any]:
         hook: Any,
         *,
         direction: Direction,
-        strength: float | PerRow,
+        strength: float | Strengths,
         where: Where,
         keep_norm: KeepNorm | None = None,
         reference: Direction | None = None,
@@ -60,7 +60,7 @@ def steering_hook(edit: Edit, *, adds_up: bool = False) -> Callable[..., Any]:
                 "direction's: the vector belongs to another model"
             )
         chosen = where()
-        scale = strength().to(resid)[:, None, None] if callable(strength) else strength
+        scale = strength().to(resid)[..., None] if callable(strength) else strength
         if chosen is not None and not chosen.any():
             return None
         more = () if reference is None else (reference.to(resid),)
@@ -119,6 +119,92 @@ def clamp_direction(resid: Resid, direction: Direction, strength: Strength) -> R
     tensor([[[1., 3.]]])
     """
     return resid - _along(resid, direction) + strength * _unit(direction)
+
+
+@steering_hook
+def cap_direction(resid: Resid, direction: Direction, strength: Strength) -> Resid:
+    """Bring the stream's signed length along the direction down to `strength` where it is above.
+
+    Activation capping (arXiv 2601.10387): tokens within the bound are not touched. `projections`
+    measures which lengths are usual.
+
+    Args:
+        resid: The stream.
+        direction: The direction.
+        strength: The greatest length, in units of the stream.
+
+    >>> resid, direction = torch.tensor([[[1.0, 5.0], [1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> cap_direction.edit(resid, direction, 3.0)
+    tensor([[[1., 3.],
+             [1., 2.]]])
+    """
+    return resid - (_length_along(resid, direction) - strength).relu() * _unit(direction)
+
+
+@steering_hook
+def floor_direction(resid: Resid, direction: Direction, strength: Strength) -> Resid:
+    """Bring the stream's signed length along the direction up to `strength` where it is below.
+
+    Args:
+        resid: The stream.
+        direction: The direction.
+        strength: The least length, in units of the stream.
+
+    >>> resid, direction = torch.tensor([[[1.0, 5.0], [1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> floor_direction.edit(resid, direction, 3.0)
+    tensor([[[1., 5.],
+             [1., 3.]]])
+    """
+    return resid + (strength - _length_along(resid, direction)).relu() * _unit(direction)
+
+
+@steering_hook
+def move_to_projection(
+    resid: Resid, direction: Direction, strength: Strength, reference: Direction
+) -> Resid:
+    """Set the length along the direction to `strength`, but only where it is below a boundary.
+
+    Steer-to-target-projection (arXiv 2604.08169). The boundary is the reference's own projection:
+    the mean of two kinds of text (`estimators.midpoint`) lies half-way between them.
+
+    Args:
+        resid: The stream.
+        direction: The direction.
+        strength: The length that tokens below the boundary get, in units of the stream.
+        reference: An activation on the boundary.
+
+    >>> resid, direction = torch.tensor([[[1.0, 5.0], [1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> move_to_projection.edit(resid, direction, 6.0, torch.tensor([0.0, 3.0]))
+    tensor([[[1., 5.],
+             [1., 6.]]])
+    """
+    along = _length_along(resid, direction)
+    below = along < _length_along(reference[None, None], direction)
+    return resid + below * (strength - along) * _unit(direction)
+
+
+@steering_hook
+def mirror_direction(
+    resid: Resid, direction: Direction, strength: Strength, reference: Direction
+) -> Resid:
+    """Mirror the stream at a boundary along the direction, where it is below the boundary.
+
+    Steer-to-mirror-projection (arXiv 2604.08169): tokens below come to lie as far above. The
+    boundary is the reference's own projection, as for `move_to_projection`.
+
+    Args:
+        resid: The stream.
+        direction: The direction.
+        strength: 1 mirrors; 0.5 moves to the boundary.
+        reference: An activation on the boundary.
+
+    >>> resid, direction = torch.tensor([[[1.0, 5.0], [1.0, 2.0]]]), torch.tensor([0.0, 4.0])
+    >>> mirror_direction.edit(resid, direction, 1.0, torch.tensor([0.0, 3.0]))
+    tensor([[[1., 5.],
+             [1., 4.]]])
+    """
+    below = _length_along(reference[None, None], direction) - _length_along(resid, direction)
+    return resid + 2 * strength * below.relu() * _unit(direction)
 
 
 @steering_hook
@@ -275,6 +361,12 @@ def _along(resid: Resid, direction: Direction) -> Resid:
     unit = _unit(direction)
     along = einsum(resid, unit, "batch pos d_model, d_model -> batch pos")
     return einsum(along, unit, "batch pos, d_model -> batch pos d_model")
+
+
+def _length_along(resid: Resid, direction: Direction) -> Float[Tensor, "batch pos 1"]:
+    """The signed length of the projection on the direction, in units of the stream."""
+    along = einsum(resid, _unit(direction), "batch pos d_model, d_model -> batch pos")
+    return along[..., None]
 
 
 def _lengths(activation: Resid) -> Float[Tensor, "batch pos 1"]:

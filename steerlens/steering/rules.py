@@ -11,9 +11,12 @@ from operator import and_, or_
 
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.steering.predicates import Named, Predicate
+from steerlens.steering.soft_gates import SoftGate
 from steerlens.steering.steering import Steering
 
-_FORM = re.compile(r"\s*if\b(?P<when>.+)\bthen\b(?P<steering>.+)", re.DOTALL)
+_FORM = re.compile(
+    r"\s*if\b(?P<when>.+)\bthen\b(?P<steering>.+?)(?:\bwhere\b(?P<where>.+))?", re.DOTALL
+)
 MAX_LENGTH = 1000
 """Most characters of a rule."""
 
@@ -23,16 +26,27 @@ class Rule:
     """Apply a named steering where a predicate over named conditions is true."""
 
     when: Predicate
+    """Of the prompt."""
     steering: str
+    where: Predicate | None = None
+    """Of each token; None: all of them."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of its conditions."""
+        where = () if self.where is None else self.where.leaves()
+        return tuple(dict.fromkeys(map(str, (*self.when.leaves(), *where))))
 
     def __str__(self) -> str:
-        return f"if {self.when} then {self.steering}"
+        where = "" if self.where is None else f" where {self.where}"
+        return f"if {self.when} then {self.steering}{where}"
 
 
 def parse_rules(rules: str | Iterable[str]) -> tuple[Rule, ...]:
-    """Parse rules of the form "if CONDITION then STEERING".
+    """Parse rules of the form "if CONDITION then STEERING", or "… then STEERING where CONDITION".
 
-    A condition is made of names, `and`, `or`, `not` and parentheses; nothing is evaluated.
+    The condition after "if" is one on the prompt; the one after "where" is read at every token. A
+    condition is made of names, `and`, `or`, `not` and parentheses; nothing is evaluated.
 
     Args:
         rules: Text with one rule per line, or an iterable of rules.
@@ -66,8 +80,9 @@ def apply_rules(
 ) -> tuple[Steering, ...]:
     """The steerings named by rules, each with its rules' conditions as its `when`.
 
-    Several rules for one steering are joined by `or`: it acts once even where several are true.
-    A `when` that a steering has already must be true as well.
+    What stands after "where" becomes its `when_token`. Several rules for one steering are joined by
+    `or`: it acts once even where several are true. A `when` that a steering has already must be
+    true as well.
 
     Args:
         rules: As in `parse_rules`.
@@ -75,7 +90,8 @@ def apply_rules(
         steerings: The steerings by the names that rules use; those without a rule are left out.
 
     Raises:
-        SteerlensError: A rule that cannot be read, or that uses an unknown name.
+        SteerlensError: A rule that cannot be read, or that uses an unknown name; rules for one
+            steering that differ in "where"; a steering with a `SoftGate` where a rule adds to it.
 
     >>> harmful = Condition(vector, layers=2, above=0.1, name="harmful")
     >>> refuse = Steering(vector, layers=[3])
@@ -83,19 +99,38 @@ def apply_rules(
     >>> print(ruled.name, "when", ruled.when)
     refuse when harmful
     """
-    whens: dict[str, Predicate] = {}
+    joined: dict[str, Rule] = {}
     for rule in parse_rules(rules):
         _require_known(rule.steering, steerings, "steering", rule)
-        for leaf in rule.when.leaves():
-            _require_known(str(leaf), conditions, "condition", rule)
-        when = rule.when.bound(lambda leaf: conditions[str(leaf)])
-        earlier = whens.get(rule.steering)
-        whens[rule.steering] = when if earlier is None else earlier | when
-    return tuple(
-        replace(steering, when=when if steering.when is None else steering.when & when, name=name)
-        for name, when in whens.items()
-        for steering in [steerings[name]]
-    )
+        for name in rule.conditions:
+            _require_known(name, conditions, "condition", rule)
+        earlier = joined.get(rule.steering)
+        if earlier is not None and earlier.where != rule.where:
+            raise SteerlensError(
+                f"got the rules {str(earlier)!r} and {str(rule)!r}; expected the same tokens after "
+                "'where' for one steering: give the second a steering of another name"
+            )
+        when = rule.when if earlier is None else earlier.when | rule.when
+        joined[rule.steering] = replace(rule, when=when)
+    return tuple(_ruled(steerings[name], rule, conditions) for name, rule in joined.items())
+
+
+def _ruled(steering: Steering, rule: Rule, conditions: Mapping[str, Predicate]) -> Steering:
+    """A steering under a rule, and under the conditions that it has already."""
+    when = _joined(steering.when, rule.when.bound(lambda leaf: conditions[str(leaf)]), rule)
+    where = steering.when_token
+    if rule.where is not None:
+        where = _joined(where, rule.where.bound(lambda leaf: conditions[str(leaf)]), rule)
+    return replace(steering, when=when, when_token=where, name=rule.steering)
+
+
+def _joined(own: Predicate | SoftGate | None, added: Predicate, rule: Rule) -> Predicate:
+    if isinstance(own, SoftGate):
+        raise SteerlensError(
+            f"got the rule {str(rule)!r} for a steering that opens by degrees already ({own}); "
+            "expected one without a SoftGate there"
+        )
+    return added if own is None else own & added
 
 
 def _require_known(name: str, known: Mapping[str, object], kind: str, rule: Rule) -> None:
@@ -112,22 +147,32 @@ def _parse(line: str) -> Rule:
     form = _FORM.fullmatch(line)
     if form is None:
         raise SteerlensError(
-            f"got the rule {line!r}; expected the form 'if CONDITION then STEERING'"
+            f"got the rule {line!r}; expected the form 'if CONDITION then STEERING', with or "
+            "without 'where CONDITION' after it"
         )
     steering = form["steering"].strip()
     if not steering.isidentifier() or keyword.iskeyword(steering):
         raise SteerlensError(f"got the rule {line!r}; expected one name after 'then'")
+    where = form["where"]
+    return Rule(
+        _condition(form["when"], line), steering, None if where is None else _condition(where, line)
+    )
+
+
+def _condition(text: str, line: str) -> Predicate:
+    """The combination of names that a part of a rule is."""
+    source = text.strip()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # about code that is refused below
             warnings.simplefilter("ignore", DeprecationWarning)
-            tree = ast.parse(form["when"].strip(), mode="eval")
+            tree = ast.parse(source, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise SteerlensError(
             f"got the rule {line!r}, whose condition cannot be read: {error}; expected names, "
             "'and', 'or', 'not' and parentheses"
         ) from error
-    return Rule(_predicate(tree.body, line, form["when"].strip()), steering)
+    return _predicate(tree.body, line, source)
 
 
 def _predicate(node: ast.expr, line: str, source: str) -> Predicate:

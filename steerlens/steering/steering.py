@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
+from itertools import chain
 from threading import get_ident
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ from steerlens.models.sites import (
 )
 from steerlens.numerics import unit
 from steerlens.shapes import Direction, PerLayer, TokenMask
+from steerlens.steering.arguments import checked_strength, require_edit_arguments, require_kinds
 from steerlens.steering.clocks import Clock, DecodingClock, PassTokens, PlainHooksClock
 from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.hooks import (
@@ -39,8 +40,12 @@ from steerlens.steering.hooks import (
     restore_norm,
     steering_hook,
 )
-from steerlens.steering.positions import Positions, describe, require_positions
+from steerlens.steering.positions import Place, Positions, describe, require_positions
 from steerlens.steering.predicates import Predicate
+from steerlens.steering.schedules import Schedule
+from steerlens.steering.soft_gates import SoftGate
+from steerlens.steering.token_choice import ChosenTokens, Gates, choose_tokens, has_factor
+from steerlens.steering.token_gates import TokenGate
 from steerlens.vectors.vector import SteeringVector
 
 Number = TypeVar("Number", float, Tensor)
@@ -61,13 +66,18 @@ class Steering:
             push: steered layers share it equally where the edit adds up (`add_direction`), so
             that more layers add no force; other edits set something, and do so with this number
             at every layer. A sequence is each layer's own strength, in increasing order.
-        when: A condition, or a combination of conditions (`&`, `|`, `~`); None: always.
+        when: A condition on the prompt, or a combination of conditions (`&`, `|`, `~`), or a
+            `SoftGate`; None: always.
+        when_token: The same, but read at every token, of the prompt and of the reply, and deciding
+            about that token. Places (`steerlens.steering.places`) may be part of it.
         edit: What is done to the stream: a function of `steerlens.hooks`, or any function
             `(resid, direction, strength) -> resid`.
         positions: Which tokens are steered: "all", "prompt", "generated", "last" (the prompt's last
             token, and what follows), "reply" (all after the user's message: the template's tokens,
-            and what follows), a slice, a list of indices, or a Boolean mask over the prompt's
-            tokens. Negative indices count from the prompt's end.
+            and what follows), a slice, a list of indices, a Boolean mask over the prompt's tokens,
+            or a combination of places. Negative indices count from the prompt's end.
+        schedule: A function of how many tokens of the reply there are so far (0 in the prompt),
+            by which strengths are multiplied: `Decay`, `Ramp` or your own.
         skip_bos: Do not steer the first token (BOS), which acts as an attention sink.
         keep_norm: True rescales every edited token to its norm before the edit; or a function
             `(before, after) -> after` that does.
@@ -91,9 +101,11 @@ class Steering:
     vector: SteeringVector
     layers: Iterable[int] | None = None
     strength: float | Sequence[float] | PerLayer = 1.0
-    when: Predicate | None = None
+    when: Predicate | SoftGate | None = None
+    when_token: Predicate | SoftGate | None = None
     edit: Callable[..., Any] = add_direction
     positions: Positions = "all"
+    schedule: Schedule | None = None
     skip_bos: bool = False
     keep_norm: bool | KeepNorm = False
     relative: bool = False
@@ -102,12 +114,12 @@ class Steering:
     name: str = ""
 
     def __post_init__(self) -> None:
-        _require_kinds(self)
+        require_kinds(self)
         layers = self.vector.layers if self.layers is None else self.layers
         set_ = partial(object.__setattr__, self)
         set_("layers", self.vector.at(layers).layers)
         set_("edit", self.edit if hasattr(self.edit, "edit") else steering_hook(self.edit))
-        _require_arguments(self.edit, self.reference)
+        require_edit_arguments(self.edit, self.reference)
         if self.reference is not None:
             self.reference.at(self.layers_steered)
             if self.reference.width != self.vector.width:
@@ -117,7 +129,7 @@ class Steering:
                 )
         require_positions(self.positions)
         require_site(self.site_written)
-        set_("strength", _checked_strength(self.strength, len(self.layers_steered)))
+        set_("strength", checked_strength(self.strength, len(self.layers_steered)))
         if self.relative and self.vector.norms is None:
             raise SteerlensError(
                 "got relative=True and a vector without norms; expected one with the activation "
@@ -172,10 +184,18 @@ class Steering:
         return tuple(_require_condition(leaf) for leaf in dict.fromkeys(leaves))
 
     @property
+    def token_conditions(self) -> tuple[Condition, ...]:
+        """The conditions in `when_token`, each listed once."""
+        leaves = () if self.when_token is None else self.when_token.leaves()
+        conditions = (leaf for leaf in dict.fromkeys(leaves) if not isinstance(leaf, Place))
+        return tuple(map(_require_condition, conditions))
+
+    @property
     def everywhere(self) -> bool:
         """Whether every token of every text is steered, regardless of padding."""
         by_name = isinstance(self.positions, str) and self.positions == "all"
-        return by_name and not self.skip_bos and self.when is None
+        gated = self.when is not None or self.when_token is not None
+        return by_name and not (self.skip_bos or gated or self.schedule is not None)
 
     def direction(self, layer: int) -> Direction:
         """The vector added at a layer whose own strength is 1.
@@ -241,10 +261,15 @@ class Steering:
                 "BOS": "skipped" if self.skip_bos else None,
                 "norm": "kept" if self.keep_norm else None,
                 "when": "always" if self.when is None else str(self.when),
+                "at tokens where": None if self.when_token is None else str(self.when_token),
+                "schedule": None if self.schedule is None else short_repr(self.schedule),
                 "vector": repr(self.vector),
                 "reference": None if self.reference is None else repr(self.reference),
             },
-            *(f"{condition.name or 'condition'}: {condition!r}" for condition in self.conditions),
+            *(
+                f"{condition.name or 'condition'}: {condition!r}"
+                for condition in dict.fromkeys((*self.conditions, *self.token_conditions))
+            ),
         )
 
     @property
@@ -279,42 +304,10 @@ class Steering:
             f"layers {', '.join(map(str, self.layers_steered))}, "
             f"{describe(self.positions)}"
             f"{', BOS skipped' if self.skip_bos else ''}{', norm kept' if self.keep_norm else ''}"
-            f"{f', when {self.when}' if self.when is not None else ''})"
+            f"{f', {self.schedule!r}' if self.schedule is not None else ''}"
+            f"{f', when {self.when}' if self.when is not None else ''}"
+            f"{f', where {self.when_token}' if self.when_token is not None else ''})"
         )
-
-
-def _require_kinds(steering: Steering) -> None:
-    """Refuse arguments of another kind, which would fail later, or change nothing in silence."""
-    fields: dict[str, tuple[Any, bool, str]] = {
-        "vector": (
-            steering.vector,
-            isinstance(steering.vector, SteeringVector),
-            "a SteeringVector",
-        ),
-        "edit": (
-            steering.edit,
-            callable(steering.edit),
-            "a function, such as hooks.add_direction",
-        ),
-        "when": (
-            steering.when,
-            isinstance(steering.when, Predicate | None),
-            "a Condition, a combination of conditions, or None",
-        ),
-        "keep_norm": (
-            steering.keep_norm,
-            isinstance(steering.keep_norm, bool) or callable(steering.keep_norm),
-            "True, False or a function (before, after) -> after",
-        ),
-        "reference": (
-            steering.reference,
-            isinstance(steering.reference, SteeringVector | None),
-            "a SteeringVector or None",
-        ),
-    }
-    for name, (value, fits, expected) in fields.items():
-        if not fits:
-            raise SteerlensError(f"got {name}={short_repr(value)}; expected {expected}")
 
 
 def require_steering(steering: object) -> None:
@@ -371,16 +364,19 @@ class Run:
     model: Model | None = None
     """Needed at sites that differ between architectures; sites it lacks are refused."""
     gates: dict[Condition, Gate] = field(init=False)
+    """Of conditions on the prompt."""
+    token_gates: dict[Condition, TokenGate] = field(init=False)
+    """Of conditions that are read at every token."""
 
     def __post_init__(self) -> None:
         steerings = [steering for steering, _ in self.parts]
         _require_readable_conditions(steerings)
         for steering in steerings:
             require_writable(self.model, steering.site_written)
-        conditions = dict.fromkeys(
-            condition for steering in steerings for condition in steering.conditions
-        )
-        self.gates = {condition: Gate(condition, self.clock) for condition in conditions}
+        of_prompts = chain.from_iterable(steering.conditions for steering in steerings)
+        of_tokens = chain.from_iterable(steering.token_conditions for steering in steerings)
+        self.gates = {one: Gate(one, self.clock) for one in dict.fromkeys(of_prompts)}
+        self.token_gates = {one: TokenGate(one, self.clock) for one in dict.fromkeys(of_tokens)}
         if isinstance(self.clock, PlainHooksClock):
             self.clock.on_prompt = self._forget
 
@@ -388,7 +384,8 @@ class Run:
         """Hooks of clock, gates and edits, in the order of the forward pass."""
         reads: list[_Placed] = [
             (condition.site_read, layer, partial(read_condition, gate=gate, layer=layer))
-            for condition, gate in self.gates.items()
+            for gate in self._all_gates
+            for condition in [gate.condition]
             for layer in condition.layers_read
         ]
         edits: list[_Placed] = [
@@ -416,11 +413,15 @@ class Run:
         """Continue with these rows of the batch only, in this order."""
         assert isinstance(self.clock, DecodingClock)
         self.clock.keep_rows(rows)
-        for gate in self.gates.values():
+        for gate in self._all_gates:
             gate.keep_rows(rows)
 
-    _chosen: dict[int, tuple[PassTokens, Tensor | None]] = field(default_factory=dict)
-    """By index of the part: the tokens that `_where` chose in a pass, shared by all layers."""
+    @property
+    def _all_gates(self) -> list[Gate | TokenGate]:
+        return [*self.gates.values(), *self.token_gates.values()]
+
+    _found: dict[int, tuple[PassTokens, ChosenTokens]] = field(default_factory=dict)
+    """By index of the part: what was found out for a pass, shared by all layers."""
 
     def _name(self, site: str, layer: int) -> str:
         if self.model is None:
@@ -440,82 +441,54 @@ class Run:
     def _edit(self, index: int, column: int) -> Callable[..., Any]:
         steering, rows = self.parts[index]
         layer = steering.layers_steered[column]
-        strength = partial(self._strength, rows.strength[:, column]) if rows else None
+        varies = rows is not None or has_factor(steering)
         return partial(
             steering.edit,
             direction=steering.direction(layer),
-            strength=strength or steering.strengths[column],
+            strength=(
+                partial(self._strength, index, column) if varies else steering.strengths[column]
+            ),
             where=partial(self._where, index, column),
             keep_norm=steering.norm_keeper,
             reference=None if steering.reference is None else steering.reference[layer],
         )
 
-    def _strength(self, per_row: Float[Tensor, " row"]) -> Float[Tensor, " batch"]:
-        return self.clock.current.rows.of_rows(per_row, "strength")
+    def _strength(self, index: int, column: int) -> Float[Tensor, "#batch #pos"]:
+        steering, rows = self.parts[index]
+        if rows is None:
+            strength = torch.tensor([[steering.strengths[column]]])
+        else:
+            of_rows = self.clock.current.rows.of_rows(rows.strength[:, column], "strength")
+            strength = of_rows[:, None]
+        factor = self._tokens(index).factor
+        return strength if factor is None else strength * factor.to(strength)
 
     def _where(self, index: int, column: int) -> Bool[Tensor, "#batch #pos"] | None:
         steering, rows = self.parts[index]
         if steering.everywhere and rows is None:
             return None
-        tokens = self.clock.current
-        chosen_for, chosen = self._chosen.get(index, (None, None))
-        if chosen_for is not tokens:
-            chosen = self._find(index, tokens)
-            self._chosen[index] = tokens, chosen
+        chosen = self._tokens(index).edited
         if rows is None:
             return chosen
-        acts = tokens.rows.of_rows(rows.acts[:, column], "strength")[:, None]
+        acts = self.clock.current.rows.of_rows(rows.acts[:, column], "strength")[:, None]
         return acts if chosen is None else chosen & acts
 
-    def _find(self, index: int, tokens: PassTokens) -> Bool[Tensor, "#batch #pos"] | None:
+    def _tokens(self, index: int) -> ChosenTokens:
+        tokens = self.clock.current
+        found_for, found = self._found.get(index, (None, None))
+        if found is None or found_for is not tokens:
+            found = self._find(index, tokens)
+            self._found[index] = tokens, found
+        return found
+
+    def _find(self, index: int, tokens: PassTokens) -> ChosenTokens:
         steering, rows = self.parts[index]
         row_masks = None if rows is None else rows.where
-        chosen = tokens.steered(steering.positions, steering.skip_bos, row_masks)
-        if steering.when is None:
-            return chosen
-        opened = steering.when.truth(lambda condition: self.gates[condition].open)[:, None]
-        return opened if chosen is None else opened & chosen
+        return choose_tokens(steering, tokens, row_masks, Gates(self.gates, self.token_gates))
 
     def _forget(self) -> None:
-        for gate in self.gates.values():
+        for gate in self._all_gates:
             gate.forget()
-
-
-def _checked_strength(strength: Any, n_layers: int) -> float | tuple[float, ...]:
-    """The strength as one finite number, or one for each layer."""
-    try:
-        numbers = torch.as_tensor(strength)
-    except (TypeError, ValueError, RuntimeError):
-        numbers = torch.empty(0)
-    fits = numbers.ndim == 0 or tuple(numbers.shape) == (n_layers,)
-    if not fits or numbers.dtype == torch.bool or numbers.is_complex():
-        raise SteerlensError(
-            f"got strength={short_repr(strength)}; expected one number, or one for each of the "
-            f"{n_layers} steered layers (for one per row of a batch, use a BatchPlan)"
-        )
-    if not numbers.isfinite().all():
-        raise SteerlensError(f"got strength={short_repr(strength)}; expected finite numbers")
-    if numbers.ndim:
-        return tuple(map(float, numbers.tolist()))
-    return strength if isinstance(strength, int | float) else float(numbers)
-
-
-def _require_arguments(edit: Any, reference: SteeringVector | None) -> None:
-    """Refuse an edit that does not take (resid, direction, strength) and, if given, a reference."""
-    needed = ("resid", "direction", "strength", "reference")[: 3 if reference is None else 4]
-    try:
-        signature(edit.edit).bind(*needed)
-    except TypeError as error:
-        parameters = ", ".join(signature(edit.edit).parameters)
-        raise SteerlensError(
-            f"got the edit {edit.__name__}({parameters}); expected one that can be called with "
-            f"({', '.join(needed)}): "
-            + (
-                "give Steering a reference= if it needs one"
-                if reference is None
-                else "leave reference= out, or give an edit that takes it"
-            )
-        ) from error
 
 
 def _require_condition(leaf: Predicate) -> Condition:
@@ -538,7 +511,7 @@ def _require_readable_conditions(steerings: Sequence[Steering]) -> None:
         return
     site, layer = min(steered, key=lambda place: forward_order(*place))
     for steering in steerings:
-        for condition in steering.conditions:
+        for condition in (*steering.conditions, *steering.token_conditions):
             last = condition.layers_read[-1]
             if forward_order(condition.site_read, last) > forward_order(site, layer):
                 raise SteerlensError(

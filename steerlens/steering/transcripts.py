@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlens.display import Rows, card, prompt_text, shortened
+from steerlens.display import MOST_ROWS, Marked, Rows, card, prompt_text, shortened
 from steerlens.judges.fluency import degenerate
-from steerlens.models.token_text import decoded
+from steerlens.models.token_text import decoded, text_pieces
 from steerlens.models.tokenizing import Readable, TokenRow
 from steerlens.steering.batch_plans import Plan, steering_of
 from steerlens.steering.conditions import Condition
+from steerlens.steering.steering import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,44 @@ class GateReport:
         )
 
 
+class GateTimeline(NamedTuple):
+    """A condition's similarity along a text, and where it fires."""
+
+    tokens: tuple[str, ...]
+    condition: Condition
+    similarity: Float[Tensor, "pos layer ..."]
+    """NaN where nothing was measured."""
+    open: Bool[Tensor, " pos"]
+    n_prompt: int
+    """How many tokens are the prompt's."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGateReport:
+    """What one condition saw of each token that the model read, in the prompts and the replies."""
+
+    condition: Condition
+    timelines: tuple[GateTimeline, ...]
+    """One for each prompt. The last token of a reply is not among them: the model never reads it.
+    Attention sinks have no similarity, and never fire."""
+
+    @property
+    def share(self) -> tuple[float, ...]:
+        """The share of each text's tokens that the condition fired on."""
+        return tuple(line.open.float().mean().item() for line in self.timelines)
+
+    def seen_of(self, row: int) -> str:
+        """In words: on how many tokens of a row's prompt and reply the condition fired."""
+        line = self.timelines[row]
+        parts = {"prompt": line.open[: line.n_prompt], "reply": line.open[line.n_prompt :]}
+        return ", ".join(f"{part}: {int(on.sum())} of {len(on)}" for part, on in parts.items())
+
+    def __repr__(self) -> str:
+        fired = sum(int(line.open.sum()) for line in self.timelines)
+        n = sum(len(line.open) for line in self.timelines)
+        return f"{self.condition}: fired on {fired} of {n} tokens"
+
+
 @dataclass(frozen=True, eq=False)
 class Replies(Sequence[str]):
     """One reply per prompt, in the order of the prompts; a sequence of texts.
@@ -62,6 +101,8 @@ class Replies(Sequence[str]):
     finished: tuple[bool, ...]
     """Whether a reply ended by itself, not at `max_new_tokens`."""
     gates: tuple[GateReport, ...] = ()
+    token_gates: tuple[TokenGateReport, ...] = ()
+    """What `when_token` conditions saw, token by token."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -79,16 +120,17 @@ class Replies(Sequence[str]):
         texts = [f"  {row}: {shortened(text, 200)!r}" for row, text in enumerate(self.texts[:10])]
         left = len(self) - len(texts)
         lines = [f"Replies({self._summary})", *texts, *([f"  … {left} more"] if left > 0 else [])]
-        return "\n".join([*lines, *(f"  {gate!r}" for gate in self.gates)])
+        return "\n".join([*lines, *(f"  {gate!r}" for gate in (*self.gates, *self.token_gates))])
 
     def _repr_html_(self) -> str:
         """For notebooks: prompt and reply side by side, and what each condition saw."""
-        gates = [gate.condition.name or "condition" for gate in self.gates]
+        reports: list[GateReport | TokenGateReport] = [*self.gates, *self.token_gates]
+        gates = [gate.condition.name or "condition" for gate in reports]
         rows = (
             (
                 prompt_text(prompt),
                 text,
-                *(gate.seen_of(row) for gate in self.gates),
+                *(gate.seen_of(row) for gate in reports),
                 "by itself" if self.finished[row] else "cut off",
                 *(["degenerate" if self.degenerate[row] else ""] if any(self.degenerate) else []),
             )
@@ -96,7 +138,8 @@ class Replies(Sequence[str]):
         )
         fluency = ["fluency"] if any(self.degenerate) else []
         columns = ["prompt", "reply", *gates, "ended", *fluency]
-        return card(f"Replies: {self._summary}", {}, Rows(columns, rows, len(self)))
+        table = Rows(columns, rows, len(self))
+        return card(f"Replies: {self._summary}", {}, table, *map(_coloured, self.token_gates))
 
     @property
     def _summary(self) -> str:
@@ -107,6 +150,13 @@ class Replies(Sequence[str]):
         )
 
 
+def _coloured(report: TokenGateReport) -> Marked:
+    """The texts of a token gate's first rows, with the tokens marked that it fired on."""
+    lines = report.timelines[:MOST_ROWS]
+    texts = [list(zip(line.tokens, line.open.tolist(), strict=True)) for line in lines]
+    return Marked(f"tokens on which {report.condition} fired", texts)
+
+
 @dataclass
 class Transcript:
     """The replies so far, while they are decoded."""
@@ -114,6 +164,10 @@ class Transcript:
     tokens: list[list[int]]
     finished: list[bool]
     similarities: dict[Condition, Tensor]
+    prompts: list[tuple[int, ...]]
+    """Token ids."""
+    of_tokens: dict[Condition, list[list[Tensor]]]
+    """What token gates saw: for each row, one tensor [pos, layer] per forward pass."""
 
     @classmethod
     def empty(cls, rows: Sequence[TokenRow], plans: Sequence[Plan]) -> "Transcript":
@@ -121,7 +175,10 @@ class Transcript:
         n_rows = len(rows)
         conditions = [condition for plan in plans for condition in steering_of(plan).conditions]
         unseen = {condition: condition.unseen(n_rows) for condition in conditions}
-        return cls([[] for _ in rows], [False] * n_rows, unseen)
+        read = [one for plan in plans for one in steering_of(plan).token_conditions]
+        of_tokens: dict[Condition, list[list[Tensor]]] = {one: [[] for _ in rows] for one in read}
+        prompts = [row.ids for row in rows]
+        return cls([[] for _ in rows], [False] * n_rows, unseen, prompts, of_tokens)
 
     def take(self, rows: Sequence[int], chosen: Sequence[int], eos: frozenset[int]) -> None:
         """Append one token to each of some rows; an end token finishes its row."""
@@ -130,6 +187,21 @@ class Transcript:
                 self.finished[row] = True
             else:
                 self.tokens[row].append(token)
+
+    def see(self, run: Run, rows: Sequence[int], going: Bool[Tensor, " batch"], n_new: int) -> None:
+        """Keep what gates saw in a pass.
+
+        Args:
+            run: The run that the pass was of.
+            rows: Which rows of the transcript the batch has.
+            going: Which of these have not finished.
+            n_new: How many tokens at the pass's end were not read before.
+        """
+        for condition, gate in run.token_gates.items():
+            seen, real = gate.similarity[:, -n_new:].float(), gate.real[:, -n_new:]
+            for place, row in enumerate(rows):
+                if going[place]:
+                    self.of_tokens[condition][row].append(seen[place][real[place]])
 
     def scatter(self, groups: Sequence[Sequence[int]], parts: Sequence["Transcript"]) -> None:
         """Scatter the replies of a batch into the full result.
@@ -148,8 +220,13 @@ class Transcript:
         seen = zip(*(part.similarities.values() for part in parts), strict=True)
         for whole, of_parts in zip(self.similarities.values(), seen, strict=True):
             whole[rows] = torch.cat(of_parts)[indices]
+        of_tokens = zip(*(part.of_tokens.values() for part in parts), strict=True)
+        for all_rows, pieces in zip(self.of_tokens.values(), of_tokens, strict=True):
+            of_batch = [row for piece in pieces for row in piece]
+            for row, index in pairs:
+                all_rows[row] = of_batch[index]
 
-    def replies(self, prompts: Sequence[Readable], texts: Sequence[str]) -> Replies:
+    def replies(self, prompts: Sequence[Readable], texts: Sequence[str], tokenizer: Any) -> Replies:
         """The `Replies` so far, given the prompts and the texts of all tokens."""
         return Replies(
             tuple(prompts),
@@ -160,7 +237,22 @@ class Transcript:
                 GateReport(condition, seen.clone(), condition.fires(seen))
                 for condition, seen in self.similarities.items()
             ),
+            tuple(
+                TokenGateReport(
+                    condition,
+                    tuple(self._timeline(condition, row, tokenizer) for row in range(len(texts))),
+                )
+                for condition in self.of_tokens
+            ),
         )
+
+    def _timeline(self, condition: Condition, row: int, tokenizer: Any) -> GateTimeline:
+        parts = self.of_tokens[condition][row]
+        similarity = torch.cat(parts) if parts else condition.unseen(0)
+        ids = (*self.prompts[row], *self.tokens[row])[: len(similarity)]
+        pieces = text_pieces(tokenizer, ids)
+        is_open = condition.fires(similarity)
+        return GateTimeline(pieces, condition, similarity, is_open, len(self.prompts[row]))
 
 
 class GrowingText:

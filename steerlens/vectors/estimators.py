@@ -55,6 +55,15 @@ def negative_mean(positive: Side, negative: Side) -> Directions:
     return reduce(at_least_float32(negative), "pair layer d_model -> layer d_model", "mean")
 
 
+def midpoint(positive: Side, negative: Side) -> Directions:
+    """The point half-way between the means: the boundary of `hooks.move_to_projection`.
+
+    >>> midpoint(torch.ones(2, 1, 3), torch.zeros(2, 1, 3))
+    tensor([[0.5000, 0.5000, 0.5000]])
+    """
+    return (negative_mean(negative, positive) + negative_mean(positive, negative)) / 2
+
+
 def pca_pairwise(positive: Side, negative: Side) -> Directions:
     """Unit top principal direction of ±(p − n)/2: each pair is centred on its midpoint.
 

@@ -18,10 +18,18 @@ EDITS = {
     hooks.ablate_direction: 0,
     hooks.ablate_then_add: 0,
     hooks.clamp_direction: 0,
+    hooks.cap_direction: 0,
+    hooks.floor_direction: 0,
+    hooks.move_to_projection: 1,
+    hooks.mirror_direction: 1,
     hooks.affine_direction: 1,
     hooks.rotate_to_direction: 1,
 }
 """Each edit, and how many references it takes."""
+ONE_SIDED = [
+    hooks.cap_direction, hooks.floor_direction, hooks.move_to_projection, hooks.mirror_direction,
+]  # fmt: skip
+"""Edits that leave tokens as they are on one side of a bound."""
 every_edit = pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 law = settings(max_examples=25, deadline=None)
@@ -189,7 +197,7 @@ def test_what_padding_holds_reaches_no_real_token(edit, keep_norm, poison):
 @law
 def test_one_strength_per_row_is_each_row_on_its_own(edit, seed, per_row):
     resid, direction, reference = drawn(seed)
-    found = edited(edit, resid, direction, reference, lambda: torch.tensor(per_row))
+    found = edited(edit, resid, direction, reference, lambda: torch.tensor(per_row)[:, None])
     for row, strength in enumerate(per_row):
         alone = edited(edit, resid[[row]], direction, reference, strength)
         torch.testing.assert_close(found[[row]], alone)
@@ -200,7 +208,7 @@ def test_one_strength_per_row_is_each_row_on_its_own(edit, seed, per_row):
 @pytest.mark.parametrize("keep_norm", [None, hooks.restore_norm, hooks.restore_grown_norm])
 def test_half_precision_is_kept_and_close_to_full(edit, dtype, keep_norm):
     resid, direction, reference = drawn(0, d_model=64)
-    per_row = torch.tensor([1.0, 0.0, -0.5])
+    per_row = torch.tensor([[1.0], [0.0], [-0.5]])
     for strength in (0.75, lambda: per_row):
         exact = edited(edit, resid, direction, reference, strength, keep_norm=keep_norm)
         found = edited(edit, resid.to(dtype), direction, reference, strength, keep_norm=keep_norm)
@@ -220,6 +228,56 @@ def test_large_half_precision_activations_do_not_overflow(edit):
             edit, resid, scale * direction, scale * reference, 0.5, keep_norm=hooks.restore_norm
         )
         assert found.isfinite().all()
+
+
+# One-sided edits
+
+one_sided = pytest.mark.parametrize(
+    "edit", [hooks.cap_direction, hooks.floor_direction], ids=lambda edit: edit.__name__
+)
+
+
+@one_sided
+@given(seeds, st.floats(-3, 3), st.sampled_from([1e-3, 1.0, 300.0]))
+@law
+def test_no_token_is_beyond_the_bound_and_those_within_are_not_touched(edit, seed, bound, scale):
+    resid, direction, reference = drawn(seed)
+    found = edited(edit, resid, scale * direction, reference, bound)
+    sign = 1 if edit is hooks.cap_direction else -1
+    beyond = sign * (along(found, direction) - bound)
+    assert (beyond <= 1e-5 * resid.norm(dim=-1).clamp_min(1)).all()
+    within = sign * (along(resid, direction) - bound) <= 0
+    assert found[within].equal(resid[within])
+    close(across(found, direction), across(resid, direction))
+
+
+@given(seeds, st.floats(-3, 3))
+@law
+def test_a_floor_is_a_cap_of_the_opposite_direction(seed, bound):
+    resid, direction, reference = drawn(seed)
+    close(
+        edited(hooks.floor_direction, resid, direction, reference, bound),
+        edited(hooks.cap_direction, resid, -direction, reference, -bound),
+    )
+
+
+@given(seeds, st.floats(-3, 3))
+@law
+def test_only_tokens_below_the_boundary_move_or_are_mirrored(seed, target):
+    resid, direction, reference = drawn(seed)
+    boundary, before = along(reference, direction), along(resid, direction)
+    moved = edited(hooks.move_to_projection, resid, direction, reference, target)
+    close(along(moved, direction), torch.where(before < boundary, target, before))
+    mirrored = edited(hooks.mirror_direction, resid, direction, reference, 1.0)
+    close(along(mirrored, direction), boundary + (before - boundary).abs())
+    for found in (moved, mirrored):
+        assert found[before >= boundary].equal(resid[before >= boundary])
+        close(across(found, direction), across(resid, direction))
+
+
+def test_the_midpoint_is_the_boundary_between_two_kinds():
+    positive, negative = torch.full((2, 1, 2), 3.0), torch.full((4, 1, 2), -1.0)
+    assert estimators.midpoint(positive, negative).tolist() == [[1.0, 1.0]]
 
 
 # In a plan
@@ -260,7 +318,8 @@ def test_padding_is_never_steered_where_positions_are_counted(model, vector, ref
         model(tokens, attention_mask=mask.int())
     before, after = seen
     assert torch.equal(after[~mask], before[~mask])
-    assert (after[mask] - before[mask]).norm(dim=-1).min() > 1e-3
+    moved = (after[mask] - before[mask]).norm(dim=-1)
+    assert (moved.mean() if edit in ONE_SIDED else moved.min()) > 1e-3
 
 
 def test_each_layer_is_compared_with_its_own_reference(model, vector):

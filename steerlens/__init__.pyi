@@ -3,6 +3,7 @@ from . import interpret as interpret
 from . import judges as judges
 from . import studies as studies
 from .activations.extraction import extract as extract
+from .activations.projections import projections as projections
 from .data.contrastive import ContrastiveDataset as ContrastiveDataset
 from .data.prompt_files import load_prompts as load_prompts
 from .errors import SteerlensError as SteerlensError
@@ -18,7 +19,10 @@ from .learning.training import Training as Training
 from .models.loading import load_model as load_model
 from .models.ray import Ray as Ray
 from .steering import hooks as hooks
+from .steering import places as places
+from .steering import schedules as schedules
 from .steering import similarities as similarities
+from .steering import soft_gates as soft_gates
 from .steering.condition_search import search_conditions as search_conditions
 from .steering.conditions import Condition as Condition
 from .steering.generation import generate as generate

@@ -21,13 +21,13 @@ from steerlens.dashboards.theme import (
     plain,
     titled,
 )
-from steerlens.interpret.token_scans import GateTimeline
 from steerlens.layer_text import display_layers
 from steerlens.steering.condition_search import ConditionSearch
 from steerlens.steering.conditions import Condition
 from steerlens.steering.confounds import Comparison
 from steerlens.steering.thresholds import Candidate, Curve, Similarities
 from steerlens.steering.topics import TopicScores
+from steerlens.steering.transcripts import GateTimeline
 
 MOST_POINTS = 4000
 """Most values of one box drawn as points; of more, only quartiles and whiskers are drawn."""

@@ -7,7 +7,6 @@ from steerlens.interpret.token_scans import TokenScan, gate_timeline, scan_token
 from steerlens.interpret.writers import Writers, mean_writers, weight_writers
 
 __all__ = [
-    "GateTimeline",
     "LogitLens",
     "MarkedText",
     "Scatter",

@@ -2,6 +2,7 @@
 
 from steerlens.learning.batches import Batch
 from steerlens.learning.comparing import Comparison, compare
+from steerlens.learning.imitation import imitate_prompt
 from steerlens.learning.learning import learn
 from steerlens.learning.maps import StreamMap, linear_transport, null_space_map
 from steerlens.learning.objectives import Objective, bipo, reft_r1, reply_likelihood, reps
@@ -20,6 +21,7 @@ __all__ = [
     "Training",
     "bipo",
     "compare",
+    "imitate_prompt",
     "learn",
     "learn_seeds",
     "learned_controls",

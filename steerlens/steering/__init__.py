@@ -1,7 +1,7 @@
 """Use a vector: edits of the stream, conditions, rules and steered generation."""
 
 from steerlens.models.hooking import Attachment
-from steerlens.steering import hooks, similarities
+from steerlens.steering import hooks, places, schedules, similarities
 from steerlens.steering.batch_plans import BatchPlan, stacked
 from steerlens.steering.condition_search import ConditionSearch, search_conditions
 from steerlens.steering.conditions import Condition, Gate
@@ -10,9 +10,10 @@ from steerlens.steering.positions import Positions
 from steerlens.steering.recipes import CAST, Recipe, find_condition
 from steerlens.steering.rules import apply_rules, parse_rules
 from steerlens.steering.sampling import Sampling
+from steerlens.steering.soft_gates import SoftGate
 from steerlens.steering.steering import Steering, steering_hooks
 from steerlens.steering.topics import Topics, TopicScores, extract_topics, score_topics
-from steerlens.steering.transcripts import GateReport, Replies
+from steerlens.steering.transcripts import GateReport, GateTimeline, Replies, TokenGateReport
 
 __all__ = [
     "CAST",
@@ -22,11 +23,14 @@ __all__ = [
     "ConditionSearch",
     "Gate",
     "GateReport",
+    "GateTimeline",
     "Positions",
     "Recipe",
     "Replies",
     "Sampling",
+    "SoftGate",
     "Steering",
+    "TokenGateReport",
     "TopicScores",
     "Topics",
     "apply_rules",
@@ -35,6 +39,8 @@ __all__ = [
     "generate",
     "hooks",
     "parse_rules",
+    "places",
+    "schedules",
     "score_topics",
     "search_conditions",
     "similarities",

@@ -13,7 +13,7 @@ NAMES = [
     "load_model",
     "ContrastiveDataset", "load_prompts", "demo_file",
     "extract", "learn", "Training", "SteeringVector",
-    "search_conditions", "extract_topics", "Condition",
+    "search_conditions", "extract_topics", "Condition", "projections",
     "Steering", "steering_hooks", "apply_rules",
     "generate", "stream", "Sampling", "Replies",
     "evaluate", "calibrate_strength", "suggest", "sweep",
@@ -22,8 +22,8 @@ NAMES = [
     "SteerlensError",
 ]  # fmt: skip
 NAMESPACES = [
-    "estimators", "objectives", "hooks", "similarities", "judges", "interpret", "dashboards",
-    "studies",
+    "estimators", "objectives", "hooks", "similarities", "soft_gates", "places", "schedules",
+    "judges", "interpret", "dashboards", "studies",
 ]  # fmt: skip
 
 

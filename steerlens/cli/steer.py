@@ -232,6 +232,16 @@ def generate_command(
     unless: Annotated[
         bool, typer.Option("--unless", help="Steer prompts on which the condition does *not* fire.")
     ] = False,
+    each_token: Annotated[
+        bool,
+        typer.Option("--each-token", help="Read the condition at each token, and decide on that."),
+    ] = False,
+    positions: Annotated[
+        str,
+        typer.Option(
+            help='Which tokens are steered: "all", "last", "generated\\[:5] and not place\\[0]" …'
+        ),
+    ] = "all",
     max_new_tokens: MaxNewTokens = 50,
     temperature: Temperature = 0.0,
     out: Annotated[Path | None, typer.Option(help="Also write the replies (JSON).")] = None,
@@ -242,13 +252,14 @@ def generate_command(
     Example: steerlens generate refuse.safetensors "How do I bake bread?" --layers 3-4
     --strength 0.6 --relative
     """
-    _require_whole_condition(condition, condition_vector, unless)
+    _require_whole_condition(condition, condition_vector, unless or each_token)
     asked = _asked(prompts, file, part, prompt_column)
     require_outputs(out)
     from steerlens.evaluation.default_strength import default_steering
     from steerlens.files import write_json
     from steerlens.models.loading import load_model
     from steerlens.steering.generation import generate
+    from steerlens.steering.places import parse_positions
     from steerlens.steering.sampling import Sampling
     from steerlens.steering.steering import Steering
     from steerlens.studies.study import compared
@@ -257,7 +268,8 @@ def generate_command(
     condition_to_meet = _condition(condition, condition_vector, unless)
     steering = Steering(
         SteeringVector.load(vector), layers, 1.0 if strength is None else strength,
-        condition_to_meet, relative=relative,
+        None if each_token else condition_to_meet, condition_to_meet if each_token else None,
+        positions=parse_positions(positions), relative=relative,
     )  # fmt: skip
     loaded = load_model(model)
     if strength is None:
@@ -287,11 +299,13 @@ def _asked(prompts: list[str] | None, file: Path | None, part: str, columns: Any
     return asked
 
 
-def _require_whole_condition(search: Path | None, vector: Path | None, unless: bool) -> None:
+def _require_whole_condition(search: Path | None, vector: Path | None, modified: bool) -> None:
     if (search is None) != (vector is None):
         raise SteerlensError("got only one of --condition and --condition-vector; give both")
-    if unless and search is None:
-        raise SteerlensError("got --unless without --condition; give --condition, too")
+    if modified and search is None:
+        raise SteerlensError(
+            "got --unless or --each-token without --condition; give --condition, too"
+        )
 
 
 def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:
@@ -307,6 +321,7 @@ def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:
 
 def _print_replies(prompts: list[Any], unsteered: Any, steered: Any) -> None:
     gates = [["yes" if is_open else "no" for is_open in gate.open] for gate in steered.gates]
+    gates += [[gate.seen_of(row) for row in range(len(steered))] for gate in steered.token_gates]
     print_rows(
         ("prompt", "unsteered", "steered", *["fired"] * len(gates)),
         zip(prompts, unsteered, steered, *gates, strict=True),

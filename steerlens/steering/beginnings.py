@@ -21,6 +21,9 @@ from steerlens.shapes import TokenMask
 from steerlens.steering import hooks
 from steerlens.steering.batch_plans import BatchPlan, Plan, decoding_run, for_rows, steering_of
 from steerlens.steering.clocks import DecodingClock
+from steerlens.steering.places import At, Generated
+from steerlens.steering.positions import Positions
+from steerlens.steering.predicates import Predicate
 from steerlens.steering.steering import Steering
 
 WORTH_TOKENS = 8
@@ -129,8 +132,19 @@ def _alike_in_beginnings(plan: Plan) -> bool:
         steering.when is None
         and steering.when_token is None
         and not own_places
-        and isinstance(steering.positions, str)
-        and steering.positions in ("all", "prompt", "generated")
+        and _same_in_every_prompt(steering.positions)
         and steering.norm_keeper in (None, hooks.restore_norm)
         and getattr(steering.edit.edit, "__module__", None) == hooks.__name__  # type: ignore[attr-defined]
     )
+
+
+def _same_in_every_prompt(positions: Positions) -> bool:
+    """Whether positions do not depend on where a prompt ends, among its first tokens."""
+    if isinstance(positions, Predicate):
+        leaves = positions.leaves()
+        return all(
+            isinstance(leaf, Generated)
+            or (isinstance(leaf, At) and _same_in_every_prompt(leaf.positions))
+            for leaf in leaves
+        )
+    return isinstance(positions, str) and positions in ("all", "prompt", "generated")

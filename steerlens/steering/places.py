@@ -2,9 +2,10 @@
 
 >>> from steerlens.steering import places
 >>> print(places.generated(stop=20) & ~places.tokens([13, 198]))
-generated tokens :20 and not tokens 13, 198
+generated[:20] and not tokens[13, 198]
 """
 
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -20,6 +21,7 @@ from steerlens.models.tokenizing import special_ids
 from steerlens.numerics import require_count
 from steerlens.shapes import TokenIds, TokenMask
 from steerlens.steering.positions import (
+    NAMED,
     NO_TOKEN,
     UNKNOWN,
     Place,
@@ -30,7 +32,7 @@ from steerlens.steering.positions import (
     require_positions,
     selected,
 )
-from steerlens.steering.predicates import Predicate
+from steerlens.steering.predicates import Predicate, parse_predicate
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,13 @@ class At(Place):
         return At(positions_as_text(self.positions))
 
     def __str__(self) -> str:
-        return describe(self.positions)
+        if isinstance(self.positions, str):
+            return self.positions
+        if isinstance(self.positions, slice):
+            return f"place[{describe(self.positions).removeprefix('positions ')}]"
+        if isinstance(self.positions, Tensor | Predicate):
+            return describe(self.positions).removeprefix("positions ")
+        return f"place[{', '.join(map(str, self.positions))}]"
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Generated(Place):
     def __str__(self) -> str:
         start, stop = self.start or "", "" if self.stop is None else self.stop
         step = f":{self.step}" if self.step > 1 else ""
-        return f"generated tokens {start}:{stop}{step}"
+        return f"generated[{start}:{stop}{step}]"
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class TokenIn(Place):
         return Possible(must | (_of_pass(seen) == UNKNOWN), must)
 
     def __str__(self) -> str:
-        return f"tokens {self.told or ', '.join(map(str, self.ids))}"
+        return f"tokens[{self.told or ', '.join(map(str, self.ids))}]"
 
 
 @dataclass(frozen=True)
@@ -130,14 +138,14 @@ class Between(Place):
         return Possible(chosen | begun, chosen & ~begun)
 
     def __str__(self) -> str:
-        return self.told or f"tokens from {list(self.opening)} to {list(self.closing)}"
+        return self.told or f"between[{list(self.opening)}, {list(self.closing)}]"
 
 
 def at(positions: Positions) -> At:
     """A plain position, to be combined with other rules.
 
     >>> print(at("last") & ~at([0]))
-    last positions and not positions [0]
+    last and not place[0]
     """
     return At(positions)
 
@@ -151,7 +159,7 @@ def generated(start: int = 0, stop: int | None = None, step: int = 1) -> Generat
         step: 3: every third of these.
 
     >>> print(generated(stop=5))
-    generated tokens :5
+    generated[:5]
     """
     return Generated(start, stop, step)
 
@@ -167,7 +175,7 @@ def tokens(which: Sequence[int] | Sequence[str], model: Model | None = None) -> 
         SteerlensError: No token, or a text of several tokens.
 
     >>> print(tokens([" the", "\\n"], load_model()))
-    tokens ' the', '\\n'
+    tokens[' the', '\\n']
     """
     listed = [which] if isinstance(which, str) else list(which)
     if not listed:
@@ -195,10 +203,10 @@ def between(opening: str, closing: str, model: Model) -> Between:
         model: Whose tokenizer knows the marks.
 
     >>> print(between("<think>", "</think>", load_model()))
-    tokens from '<think>' to '</think>'
+    from '<think>' to '</think>'
     """
     marks = [special_ids(model, mark) for mark in (opening, closing)]
-    return Between(marks[0], marks[1], f"tokens from {opening!r} to {closing!r}")
+    return Between(marks[0], marks[1], f"from {opening!r} to {closing!r}")
 
 
 def thinking(model: Model, opening: str = "<think>", closing: str = "</think>") -> Between:
@@ -210,7 +218,7 @@ def thinking(model: Model, opening: str = "<think>", closing: str = "</think>") 
         closing: What ends them.
 
     >>> print(generated() & ~thinking(load_model()))
-    generated tokens : and not thoughts
+    generated[:] and not thoughts
     """
     return replace(between(opening, closing, model), told="thoughts")
 
@@ -230,6 +238,53 @@ def turns(model: Model, role: str) -> Between:
     """
     opening, closing = turn_marks(model.tokenizer, getattr(model, "template_options", {}), role)
     return replace(between(opening, closing, model), told=f"the {role}'s turns")
+
+
+def parse_positions(text: str) -> Positions:
+    """Read positions as they are printed: names, `generated[a:b]`, `place[i, j]`, `tokens[i, j]`.
+
+    Args:
+        text: Such as "generated[:5] and not tokens[13]", or "last".
+
+    Raises:
+        SteerlensError: Text that is no such combination.
+
+    >>> print(parse_positions("last or not (generated[5:20:2] or place[-3:])"))
+    last or not (generated[5:20:2] or place[-3:])
+    >>> parse_positions("prompt")
+    'prompt'
+    """
+    leaves = f"{', '.join(NAMED)}, generated[a:b], place[a:b], place[i, j], tokens[i, j]"
+    read = parse_predicate(text, _leaf, f"the positions {text!r}", leaves)
+    return read.positions if isinstance(read, At) else read
+
+
+def _leaf(node: ast.expr) -> Place | None:
+    match node:
+        case ast.Name(id=name) if name in NAMED:
+            return At(name)
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Slice() as window):
+            ends = [_number(end) for end in (window.lower, window.upper, window.step)]
+            if name == "generated":
+                return Generated(ends[0] or 0, ends[1], 1 if ends[2] is None else ends[2])
+            return At(slice(*ends)) if name == "place" else None
+        case ast.Subscript(value=ast.Name(id="place" | "tokens" as name), slice=inner):
+            listed = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            numbers = [number for one in listed if (number := _number(one)) is not None]
+            return At(numbers) if name == "place" else tokens(numbers)
+    return None
+
+
+def _number(node: ast.expr | None) -> int | None:
+    """A whole number, negative or not; None for nothing."""
+    match node:
+        case None:
+            return None
+        case ast.Constant(value=int() as value) if not isinstance(value, bool):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as value)):
+            return -value
+    raise SteerlensError(f"got {ast.unparse(node)!r} in positions; expected a whole number")
 
 
 def positions_as_text(positions: Positions) -> Positions:

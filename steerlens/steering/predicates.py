@@ -1,11 +1,15 @@
-"""Boolean combinations, `&`, `|` and `~`, of conditions or of any other leaves."""
+"""Boolean combinations, `&`, `|` and `~`, of conditions or of any other leaves; and their text."""
 
+import ast
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_, invert, or_
 from typing import Any
+
+from steerlens.errors import SteerlensError
 
 
 class Predicate(ABC):
@@ -129,3 +133,49 @@ class AnyOf(_Several):
 def _parts(predicate: Predicate, kind: type[_Several]) -> tuple[Predicate, ...]:
     """The parts to join: `a & (b & c)` and `(a & b) & c` become the same flat combination."""
     return predicate.parts if isinstance(predicate, kind) else (predicate,)
+
+
+def parse_predicate(
+    text: str, leaf: Callable[[ast.expr], Predicate | None], what: str, leaves: str
+) -> Predicate:
+    """Read a combination made of leaves, `and`, `or`, `not` and parentheses; evaluates nothing.
+
+    Args:
+        text: The combination.
+        leaf: What a piece of syntax means as a leaf; None: it is none.
+        what: What is read, for messages.
+        leaves: What leaves are, for messages.
+
+    Raises:
+        SteerlensError: Text that is no such combination.
+
+    >>> def name(node):
+    ...     return Named(node.id) if isinstance(node, ast.Name) else None
+    >>> str(parse_predicate("harmful and not (legal or health)", name, "the rule", "names"))
+    'harmful and not (legal or health)'
+    """
+    source = text.strip()
+    expected = f"expected {leaves}, 'and', 'or', 'not' and parentheses"
+
+    def meaning(node: ast.expr) -> Predicate:
+        match node:
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return ~meaning(operand)
+            case ast.BoolOp(op=operator, values=values):
+                return reduce(and_ if isinstance(operator, ast.And) else or_, map(meaning, values))
+        found = leaf(node)
+        if found is None:  # not by `unparse`, which fails on deep trees
+            piece = ast.get_source_segment(source, node)
+            raise SteerlensError(f"got {what} with {piece!r}; {expected}")
+        return found
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # about code that is refused below
+            warnings.simplefilter("ignore", DeprecationWarning)
+            tree = ast.parse(source, mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise SteerlensError(
+            f"got {what}, whose condition cannot be read: {error}; {expected}"
+        ) from error
+    return meaning(tree.body)

@@ -3,14 +3,11 @@
 import ast
 import keyword
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import and_, or_
 
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.steering.predicates import Named, Predicate
+from steerlens.steering.predicates import Named, Predicate, parse_predicate
 from steerlens.steering.soft_gates import SoftGate
 from steerlens.steering.steering import Steering
 
@@ -161,30 +158,8 @@ def _parse(line: str) -> Rule:
 
 def _condition(text: str, line: str) -> Predicate:
     """The combination of names that a part of a rule is."""
-    source = text.strip()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # about code that is refused below
-            warnings.simplefilter("ignore", DeprecationWarning)
-            tree = ast.parse(source, mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise SteerlensError(
-            f"got the rule {line!r}, whose condition cannot be read: {error}; expected names, "
-            "'and', 'or', 'not' and parentheses"
-        ) from error
-    return _predicate(tree.body, line, source)
+    return parse_predicate(text, _name, f"the rule {line!r}", "names")
 
 
-def _predicate(node: ast.expr, line: str, source: str) -> Predicate:
-    match node:
-        case ast.Name(id=name):
-            return Named(name)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return ~_predicate(operand, line, source)
-        case ast.BoolOp(op=operator, values=values):
-            parts = [_predicate(value, line, source) for value in values]
-            return reduce(and_ if isinstance(operator, ast.And) else or_, parts)
-    raise SteerlensError(  # not by `unparse`, which fails on deep trees
-        f"got the rule {line!r} with {ast.get_source_segment(source, node)!r}; expected names, "
-        "'and', 'or', 'not' and parentheses"
-    )
+def _name(node: ast.expr) -> Predicate | None:
+    return Named(node.id) if isinstance(node, ast.Name) else None

@@ -102,7 +102,11 @@ def test_steered_and_gated_batches_are_their_rows_one_by_one(host, use_cache):
     plan = [
         sl.Steering(vector, layers=[last], when=condition, strength=1.5),
         sl.Steering(vector, layers=[1], when=~condition, site="attn_out", skip_bos=True),
-    ]
+        sl.Steering(
+            vector, layers=[last], when_token=condition, schedule=sl.schedules.Decay(4),
+            positions=sl.places.at("reply") | sl.places.tokens([5]),
+        ),
+    ]  # fmt: skip
     options = {"max_new_tokens": 8, "use_cache": use_cache, "progress": False}
     batch = sl.generate(host, PROMPTS, plan, **options)
     alone = [sl.generate(host, [prompt], plan, **options) for prompt in PROMPTS]

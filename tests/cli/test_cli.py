@@ -103,6 +103,19 @@ def test_generate_shows_both_replies_and_the_gate(run, files):
     assert isinstance(row["fired"][0], bool)
 
 
+def test_generate_reads_a_condition_at_each_token(run, files):
+    shown = run(
+        "generate", files / "v.safetensors", "I love the number 42.", "--layers", "3",
+        "--strength", "0.5", "--relative", "--condition", files / "s.json", "--each-token",
+        "--condition-vector", files / "v.safetensors", "--max-new-tokens", "5",
+        "--positions", "generated[:3] or prompt",
+    )  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert "where " in shown.output
+    assert "generated[:3] or prompt" in " ".join(shown.output.split())
+    assert "prompt: " in shown.output
+
+
 def questions(subjects):
     return [
         {
@@ -224,6 +237,8 @@ def test_a_stopped_sweep_says_how_to_continue_and_continues(run, files, monkeypa
         (["generate", "data.json", "Hi."], "expected a name that ends in one of .safetensors"),
         (["generate", "v.safetensors"], "got no prompt; write one after the vector"),
         (["generate", "v.safetensors", "Hi.", "--unless"], "without --condition"),
+        (["generate", "v.safetensors", "Hi.", "--each-token"], "without --condition"),
+        (["generate", "v.safetensors", "Hi.", "--positions", "generated["], "cannot be read"),
         (["generate", "v.safetensors", "Hi.", "--model", "no/where/at-all"], "no directory"),
         (["generate", "v.safetensors", "Hi.", "--model", "gtp2"], "did you mean gpt2"),
         (["generate", "v.safetensors", "Hi.", "--model", "."], "without config.json"),

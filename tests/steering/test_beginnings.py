@@ -49,6 +49,8 @@ def plans_for(model):
         "kept norm": (sl.Steering(vector, [1], keep_norm=True, skip_bos=True), 1),
         "prompt": (sl.Steering(vector, [1], edit=hooks.ablate_direction, positions="prompt"), 1),
         "generated": (sl.Steering(vector, [0, 1], positions="generated"), 1),
+        "first three": (sl.Steering(vector, [0], positions=sl.places.generated(stop=3)), 1),
+        "decay": (sl.Steering(vector, [0, 1], schedule=sl.schedules.Decay(2)), 1),
         "by row": (BatchPlan(sl.Steering(vector, [0, 1]), strengths), 2),
     }
 

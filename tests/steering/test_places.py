@@ -7,18 +7,19 @@ import steerlens as sl
 from steerlens.models.tokenizing import tokenize
 from steerlens.steering import places
 from steerlens.steering.positions import UNKNOWN, Seen, can_select, reads_text, selected
+from steerlens.steering.predicates import Predicate
 
 law = settings(max_examples=60, deadline=None)
 OPEN, CLOSE = (7, 8), (9,)
 LEAVES = {
-    "generated tokens :": places.generated(),
-    "generated tokens 2:5": places.generated(2, 5),
-    "generated tokens ::3": places.generated(step=3),
-    "last positions": places.at("last"),
-    "positions -2:": places.at(slice(-2, None)),
-    "positions [0, -1]": places.at([0, -1]),
-    "tokens 3, 9": places.tokens([3, 9]),
-    "tokens from [7, 8] to [9]": places.Between(OPEN, CLOSE),
+    "generated[:]": places.generated(),
+    "generated[2:5]": places.generated(2, 5),
+    "generated[::3]": places.generated(step=3),
+    "last": places.at("last"),
+    "place[-2:]": places.at(slice(-2, None)),
+    "place[0, -1]": places.at([0, -1]),
+    "tokens[3, 9]": places.tokens([3, 9]),
+    "between[[7, 8], [9]]": places.Between(OPEN, CLOSE),
 }
 combinations = st.recursive(
     st.sampled_from(list(LEAVES.values())),
@@ -102,16 +103,34 @@ def test_rules_that_select_nothing_are_found_out():
 def test_a_plan_that_can_select_nothing_is_refused(model):
     v = sl.SteeringVector(torch.ones(1, model.cfg.d_model), (1,))
     plan = sl.Steering(v, positions=places.generated(5) & places.at("prompt"))
-    with pytest.raises(sl.SteerlensError, match="generated tokens 5: and prompt positions"):
+    with pytest.raises(sl.SteerlensError, match=r"generated\[5:\] and prompt"):
         sl.generate(model, ["Hi."], plan, max_new_tokens=4, progress=False)
 
 
 def test_they_are_printed_as_they_are_read():
     assert [str(place) for place in LEAVES.values()] == list(LEAVES)
     both = places.generated(stop=20) & ~(places.tokens([3]) | places.at("prompt"))
-    assert str(both) == "generated tokens :20 and not (tokens 3 or prompt positions)"
+    assert str(both) == "generated[:20] and not (tokens[3] or prompt)"
     v = sl.SteeringVector(torch.eye(2), (0, 1))
     assert f"positions {both}" in repr(sl.Steering(v, positions=both))
+
+
+@given(combinations)
+@law
+def test_what_is_printed_can_be_read(place):
+    if not any(isinstance(leaf, places.Between) for leaf in place.leaves()):
+        read = places.parse_positions(str(place))
+        assert str(places.at(read) if not isinstance(read, Predicate) else read) == str(place)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "everywhere", "generated[x:]", "generated[0]", "place[1.5]", "tokens[]", "last[1:]",
+     "generated[5:2]", "last and", "open('x')", "place[" + "1," * 9 + "'a']"],
+)  # fmt: skip
+def test_other_text_is_refused(text):
+    with pytest.raises(sl.SteerlensError, match="got"):
+        places.parse_positions(text)
 
 
 def test_only_some_need_the_text():

@@ -31,6 +31,8 @@ HELD_OUT = 8
 """One prompt in so many tells how well the probe does on others."""
 
 Samples = Float[Tensor, "token d_model"]
+OfText = Float[Tensor, "_ d_model"]
+"""The tokens of one of several texts, which differ in length."""
 
 
 class Probe(NamedTuple):
@@ -85,8 +87,8 @@ def imitate_prompt(
             f"got {len(prompts)} prompts; expected at least {HELD_OUT}, one of which is held out"
         )
     layer = default_layer(model.cfg.n_layers) if layer is None else layer
-    plain: list[Samples] = []
-    asked: list[Samples] = []
+    plain: list[OfText] = []
+    asked: list[OfText] = []
     texts = _pairs_of_texts(model, prompts, asking, max_new_tokens, progress)
     with progress_bar(len(prompts), "reply", progress, what="reading") as bar:
         for without, with_, n_common in texts:
@@ -131,7 +133,7 @@ def fit_probe(activations: Samples, amounts: Float[Tensor, " token"], ridge: flo
 
 
 def _best_probe(
-    plain: Sequence[Samples], amounts: Sequence[Float[Tensor, " token"]]
+    plain: Sequence[OfText], amounts: Sequence[Float[Tensor, " _"]]
 ) -> tuple[Probe, float]:
     """The probe that does best on prompts held out, and the share of variance it explains there."""
     known = [index for index in range(len(plain)) if index % HELD_OUT]

@@ -8,7 +8,7 @@ generated[:20] and not tokens[13, 198]
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -84,7 +84,7 @@ class Generated(Place):
         chosen = (number >= self.start) & ((number - self.start) % self.step == 0)
         return chosen if self.stop is None else chosen & (number < self.stop)
 
-    def as_text(self) -> Self:
+    def as_text(self) -> "Generated":
         return replace(self, whole=True)
 
     def __str__(self) -> str:

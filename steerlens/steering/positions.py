@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -53,7 +53,7 @@ class Place(Leaf):
         chosen = self.chosen(seen)
         return Possible(chosen, chosen)
 
-    def as_text(self) -> Self:
+    def as_text(self) -> "Place":
         """The same rule for a text read at once, as though the model had written it."""
         return self
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import reduce
 from operator import and_, mul
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -22,6 +22,7 @@ Mask = Bool[Tensor, "#batch #pos"]
 Factor = Float[Tensor, "#batch #pos"]
 
 
+@runtime_checkable
 class TokenRule(Protocol):
     """What a `Steering` says about tokens."""
 

@@ -276,7 +276,7 @@ def test_only_tokens_below_the_boundary_move_or_are_mirrored(seed, target):
 
 
 def test_the_midpoint_is_the_boundary_between_two_kinds():
-    positive, negative = torch.full((2, 1, 2), 3.0), torch.full((4, 1, 2), -1.0)
+    positive, negative = torch.full((2, 1, 2), 3.0), torch.full((2, 1, 2), -1.0)
     assert estimators.midpoint(positive, negative).tolist() == [[1.0, 1.0]]
 
 

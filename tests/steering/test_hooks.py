@@ -69,7 +69,7 @@ def test_what_each_edit_does_to_the_projection(seed, strength):
 @law
 def test_one_strength_per_row_is_each_row_on_its_own(edit, seed, per_row):
     resid, direction = drawn(seed)
-    found = edited(edit, resid, direction, lambda: torch.tensor(per_row))
+    found = edited(edit, resid, direction, lambda: torch.tensor(per_row)[:, None])
     for row, strength in enumerate(per_row):
         alone = edited(edit, resid[[row]], direction, strength)
         torch.testing.assert_close(found[row], alone[0])
@@ -94,7 +94,7 @@ def test_nothing_chosen_keeps_the_stream(edit):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_streams_dtype_is_kept(edit, dtype):
     resid, direction = drawn(0)
-    for strength in (1.5, lambda: torch.tensor([1.0, 0.0, 2.0])):
+    for strength in (1.5, lambda: torch.tensor([[1.0], [0.0], [2.0]])):
         found = edited(
             edit, resid.to(dtype), direction, strength, keep_norm=hooks.restore_norm
         )  # fmt: skip

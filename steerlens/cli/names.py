@@ -43,6 +43,7 @@ PICTURE_NAMES = ("svg", "pdf", "png")
 TOKEN_NAMES = ("last", "all", "user", "suffix", "reply")
 VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")
 WRITTEN_ENDINGS = (".safetensors", ".svec", ".gguf")
+PLAN_ENDING = ".steer"
 
 TINY_CHAT = "tiny-chat"
 PACKAGED = (TINY_CHAT, "smollm2")

@@ -7,6 +7,8 @@ from functools import reduce
 from operator import and_, invert, or_
 from typing import Any
 
+from steerlens.errors import SteerlensError
+
 
 class Predicate(ABC):
     """Something that is true or false of a prompt.
@@ -90,6 +92,12 @@ class Not(Predicate):
 @dataclass(frozen=True)
 class _Several(Predicate):
     parts: tuple[Predicate, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise SteerlensError(
+                "got a combination of no conditions; expected at least one: leave it out"
+            )
 
     def leaves(self) -> Iterator[Predicate]:
         for part in self.parts:

@@ -401,7 +401,7 @@ def test_archives_that_swell_are_refused_unread(tmp_path, ending, monkeypatch):
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_files_that_are_no_vectors(tmp_path, ending, monkeypatch):
     path = tmp_path / f"v{ending}"
-    with pytest.raises(sl.SteerlensError, match=f"no vector file .*v{ending}"):
+    with pytest.raises(sl.SteerlensError, match=f"no file .*v{ending}"):
         sl.SteeringVector.load(path)
     path.write_bytes(b"")
     with pytest.raises(sl.SteerlensError, match=f"v{ending}"):
@@ -412,7 +412,7 @@ def test_files_that_are_no_vectors(tmp_path, ending, monkeypatch):
         sl.SteeringVector.load(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(sl.SteerlensError, match=f"no vector file .*v{ending}"):
+    with pytest.raises(sl.SteerlensError, match=f"no file .*v{ending}"):
         sl.SteeringVector.load(path)
 
 

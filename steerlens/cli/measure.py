@@ -8,7 +8,6 @@ import typer
 from steerlens.cli.names import (
     JUDGE_NAMES,
     MOOD_STRENGTHS,
-    POSITION_NAMES,
     TINY_CHAT,
 )
 from steerlens.cli.options import (
@@ -40,7 +39,6 @@ from steerlens.cli.options import (
     engine_of,
     existing_file,
     parse_judges,
-    parse_positions,
     parse_sizes,
     parse_windows,
     require_outputs,
@@ -49,6 +47,7 @@ from steerlens.cli.options import (
 )
 from steerlens.cli.output import INTERRUPTED, print_frame, reporting, say
 from steerlens.cli.plans import (
+    PlanPositions,
     SavePlan,
     SteeredFile,
     SteeredFiles,
@@ -56,6 +55,7 @@ from steerlens.cli.plans import (
     only_step,
     plan_of,
     require_no_settings,
+    write_plan,
 )
 from steerlens.data.prompt_files import read_pairs, read_prompts
 from steerlens.data.questions import load_questions, require_unseen
@@ -121,14 +121,12 @@ def evaluate_command(
     from steerlens.evaluation.evaluation import evaluate
     from steerlens.judges.builtin import named_judges
     from steerlens.models.loading import load_model
-    from steerlens.steering.evidence import with_evidence
     from steerlens.steering.sampling import Sampling
 
     last = strength[-1] if strength else None
-    plan = plan_of(vector, layers, last, relative=relative)
-    steering = only_step(plan, vector, "evaluate")
+    steering = only_step(plan_of(vector, layers, last, relative=relative), vector, "evaluate")
+    loaded = load_model(model)
     with engine() as running:
-        loaded = load_model(model)
         if not strength and not is_plan(vector):
             steering, how = default_steering(loaded, steering, engine=running)
             say(how)
@@ -140,12 +138,8 @@ def evaluate_command(
             engine=running,
         )  # fmt: skip
     evaluation.save(out)
-    if save_plan is not None:
-        evidence = {"verdict": str(evaluation).splitlines(), "prompts": len(prompt_list)}
-        with_evidence(steering, evidence).save(save_plan)
-        say(f"wrote {save_plan}")
-    say(steering)
-    say(evaluation)
+    write_plan(steering, save_plan, verdict=str(evaluation).splitlines(), prompts=len(prompt_list))
+    say(f"{steering}\n{evaluation}")
     say(f"wrote scores.parquet, side_effects.parquet and evaluation.json to {out}")
 
 
@@ -187,14 +181,7 @@ def sweep_command(
         ),
     ] = None,
     strengths: Strengths = None,
-    positions: Annotated[
-        Any,
-        taking(
-            parse_positions,
-            "NAMES",
-            f"Separated by commas: {', '.join(POSITION_NAMES)}. Default: all; a plan's own.",
-        ),
-    ] = None,
+    positions: PlanPositions = None,
     judges: Judges = "refusal,degeneration",
     part: Part = "",
     prompt_column: PromptColumns = None,
@@ -251,7 +238,7 @@ def _templates(vectors: dict[str, Path], positions: list[str], relative: bool) -
     """A steering for each vector and position, named by the vector, or by both if need be."""
     return {
         name if len(positions) == 1 else f"{name} {tokens}": only_step(
-            plan_of(path, None, None, positions=tokens, relative=relative), path, "sweep"
+            plan_of(path, positions=tokens, relative=relative), path, "sweep"
         )
         for name, path in vectors.items()
         for tokens in positions

@@ -39,6 +39,7 @@ SITE_NAMES = (
 )
 JUDGE_NAMES = ("refusal", "degeneration", "distinct", "repetition", "sentiment")
 POSITION_NAMES = ("all", "prompt", "generated", "last", "reply")
+TARGET_NAMES = ("hf", "gguf", "lm-eval", "vllm")
 PICTURE_NAMES = ("svg", "pdf", "png")
 TOKEN_NAMES = ("last", "all", "user", "suffix", "reply")
 VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")

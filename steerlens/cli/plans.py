@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from steerlens.cli.names import PLAN_ENDING, VECTOR_ENDINGS
-from steerlens.cli.options import argument, existing_file, taking, with_ending
+from steerlens.cli.names import PLAN_ENDING, POSITION_NAMES, VECTOR_ENDINGS
+from steerlens.cli.options import argument, existing_file, parse_positions, taking, with_ending
+from steerlens.cli.output import say
 from steerlens.errors import SteerlensError
 from steerlens.files import as_path
 
@@ -26,6 +27,14 @@ SteeredFile = Annotated[
 SteeredFiles = Annotated[
     list[Path],
     argument(steered_file, "VECTORS", f"Vectors or plans ({PLAN_ENDING}), named by their files."),
+]
+PlanPositions = Annotated[
+    Any,
+    taking(
+        parse_positions,
+        "NAMES",
+        f"Separated by commas: {', '.join(POSITION_NAMES)}. Default: all, or a plan's own.",
+    ),
 ]
 SavePlan = Annotated[
     Path | None,
@@ -55,7 +64,9 @@ def require_no_settings(path: Path, **given: Any) -> None:
         )
 
 
-def plan_of(path: Path, layers: Any, strength: float | None, **more: Any) -> tuple[Any, ...]:
+def plan_of(
+    path: Path, layers: Any = None, strength: float | None = None, **more: Any
+) -> tuple[Any, ...]:
     """The steerings of a plan's file, or the one of a vector's file and options.
 
     Args:
@@ -72,6 +83,22 @@ def plan_of(path: Path, layers: Any, strength: float | None, **more: Any) -> tup
         return load_plan(path)
     one = 1.0 if strength is None else strength
     return (Steering(SteeringVector.load(path), layers, one, **more),)
+
+
+def write_plan(plan: Any, path: Path | None, **evidence: Any) -> None:
+    """Write what was steered with, if it was asked for.
+
+    Args:
+        plan: One steering, or a plan's.
+        path: The file; None: none was asked for.
+        **evidence: What was measured of the one steering.
+    """
+    from steerlens.steering.evidence import with_evidence
+    from steerlens.steering.plan_files import save_plan
+
+    if path is not None:
+        save_plan(with_evidence(plan, evidence) if evidence else plan, path)
+        say(f"wrote {path}")
 
 
 def only_step(plan: tuple[Any, ...], path: Path, what: str) -> Any:

@@ -38,7 +38,14 @@ from steerlens.cli.options import (
     vector_file,
 )
 from steerlens.cli.output import print_rows, reporting, say
-from steerlens.cli.plans import SavePlan, SteeredFile, is_plan, plan_of, require_no_settings
+from steerlens.cli.plans import (
+    SavePlan,
+    SteeredFile,
+    is_plan,
+    plan_of,
+    require_no_settings,
+    write_plan,
+)
 from steerlens.data.prompt_files import read_pairs, read_prompts
 from steerlens.errors import SteerlensError
 
@@ -255,7 +262,6 @@ def generate_command(
     from steerlens.evaluation.default_strength import default_steering
     from steerlens.files import write_json
     from steerlens.models.loading import load_model
-    from steerlens.steering import plan_files
     from steerlens.steering.generation import generate
     from steerlens.steering.sampling import Sampling
     from steerlens.studies.study import compared
@@ -276,9 +282,7 @@ def generate_command(
         gates = [gate.open.tolist() for gate in steered.gates]
         write_json(out, compared(asked, unsteered, steered, plan, gates))
         say(f"wrote {out}")
-    if save_plan is not None:
-        plan_files.save_plan(plan, save_plan)
-        say(f"wrote {save_plan}")
+    write_plan(plan, save_plan)
     for steering in plan:
         say(steering)
     _print_replies(asked, unsteered, steered)

@@ -24,6 +24,7 @@ def with_evidence(measured: Measured, evidence: Mapping[str, Any]) -> Measured:
         measured: A `Condition` or a `Steering`.
         evidence: What JSON can hold, such as scores on held-out prompts and a verdict.
 
+    >>> from dataclasses import replace
     >>> checked = with_evidence(steering, {"verdict": ["raises refusal by 0.6"]})
     >>> checked.evidence, replace(checked, strength=2.0).evidence
     ({'verdict': ['raises refusal by 0.6']}, {})

@@ -52,7 +52,7 @@ def load_plan(
             names a function that is not given.
 
     >>> steering.save("refuse.steer")
-    >>> generate(model, ["How do I bake bread?"], load_plan("refuse.steer"), max_new_tokens=2)
-    Replies(1 replies)
+    >>> len(generate(model, ["How do I bake bread?"], load_plan("refuse.steer"), max_new_tokens=2))
+    1
     """
     return read_plan(path, Steering, functions or {})

@@ -6,6 +6,7 @@ import steerlens as sl
 from steerlens.activations.selection import require_tokens
 from steerlens.cli import names
 from steerlens.export import exporting
+from steerlens.export.lowering import TARGETS
 from steerlens.judges.builtin import JUDGES
 from steerlens.learning.comparing import METHODS
 from steerlens.learning.objectives import OBJECTIVES
@@ -28,6 +29,7 @@ def test_names_are_the_registries_keys():
     written = tuple(ending for ending, form in FORMATS.items() if form.write)
     assert written == names.WRITTEN_ENDINGS
     assert plan_format.PLAN_ENDING == names.PLAN_ENDING
+    assert tuple(TARGETS) == names.TARGET_NAMES
     assert paper.FORMATS == names.PICTURE_NAMES
 
 

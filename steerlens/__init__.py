@@ -38,6 +38,8 @@ __all__ = [  # noqa: RUF022 - the order of the work
     "Steering",
     "steering_hooks",
     "apply_rules",
+    "save_plan",
+    "load_plan",
     "generate",
     "stream",
     "Sampling",

@@ -27,6 +27,8 @@ from .steering.condition_search import search_conditions as search_conditions
 from .steering.conditions import Condition as Condition
 from .steering.generation import generate as generate
 from .steering.generation import stream as stream
+from .steering.plan_files import load_plan as load_plan
+from .steering.plan_files import save_plan as save_plan
 from .steering.rules import apply_rules as apply_rules
 from .steering.sampling import Sampling as Sampling
 from .steering.steering import Steering as Steering

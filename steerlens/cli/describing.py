@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steerlens.cli.names import VECTOR_ENDINGS
+from steerlens.cli.names import PLAN_ENDING, VECTOR_ENDINGS
+from steerlens.cli.plan_words import plan_facts
 from steerlens.data.contrastive import ContrastiveDataset
 from steerlens.data.row_files import ENDINGS, PAIRS, RowFile, read_row_file
 from steerlens.errors import SteerlensError, short_repr
@@ -61,6 +62,8 @@ def _file(path: Path) -> Description:
         raise SteerlensError(f"there is no file {str(path)!r}")
     if path.suffix.lower() in VECTOR_ENDINGS:
         return _vector(path)
+    if path.suffix.lower() == PLAN_ENDING:
+        return Description("a plan for steering", plan_facts(path))
     if path.suffix.lower() == ".json":
         content = read_json(path)
         format_name = content.get("format") if isinstance(content, dict) else None

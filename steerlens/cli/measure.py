@@ -8,7 +8,6 @@ import typer
 from steerlens.cli.names import (
     JUDGE_NAMES,
     MOOD_STRENGTHS,
-    POSITION_NAMES,
     TINY_CHAT,
 )
 from steerlens.cli.options import (
@@ -34,15 +33,12 @@ from steerlens.cli.options import (
     Seed,
     Strengths,
     Temperature,
-    VectorFile,
-    VectorFiles,
     Workers,
     app,
     argument,
     engine_of,
     existing_file,
     parse_judges,
-    parse_positions,
     parse_sizes,
     parse_windows,
     require_outputs,
@@ -50,6 +46,17 @@ from steerlens.cli.options import (
     vector_file,
 )
 from steerlens.cli.output import INTERRUPTED, print_frame, reporting, say
+from steerlens.cli.plans import (
+    PlanPositions,
+    SavePlan,
+    SteeredFile,
+    SteeredFiles,
+    is_plan,
+    only_step,
+    plan_of,
+    require_no_settings,
+    write_plan,
+)
 from steerlens.data.prompt_files import read_pairs, read_prompts
 from steerlens.data.questions import load_questions, require_unseen
 from steerlens.errors import SteerlensError
@@ -67,7 +74,7 @@ TopP = Annotated[
 @app.command("evaluate", rich_help_panel=MEASURE)
 @reporting
 def evaluate_command(
-    vector: VectorFile,
+    vector: SteeredFile,
     prompts: PromptsFile,
     out: Annotated[Path, typer.Option(help="The directory for tables (Parquet) and verdict.")],
     model: ModelName = TINY_CHAT,
@@ -90,6 +97,7 @@ def evaluate_command(
     ask: Ask = "",
     ask_system: AskSystem = "",
     max_new_tokens: MaxNewTokens = 40,
+    save_plan: SavePlan = None,
     seed: Seed = 0,
     workers: Workers = 0,
     ray: RayAddress = None,
@@ -97,27 +105,29 @@ def evaluate_command(
 ) -> None:
     """Measure effect, controls and side effects of a steering, and print the verdict.
 
+    --save-plan keeps the verdict with the steering.
+
     Example: steerlens evaluate refuse.safetensors prompts.txt --layers 2-3 --strength 0.6
     --relative --data demo-data/refusal.json --part train --out evaluation
     """
     engine = engine_of(model, workers, ray, gpus_per_worker)
+    require_no_settings(vector, layers=layers, strength=strength, relative=relative)
     prompt_list = read_prompts(prompts, columns=prompt_column or ())
     pairs = None if data is None else read_pairs(data, pair_columns or ())
     pairs = pairs.part(part) if pairs is not None and part else pairs
     require_writable(out)
+    require_outputs(save_plan)
     from steerlens.evaluation.default_strength import default_steering
     from steerlens.evaluation.evaluation import evaluate
     from steerlens.judges.builtin import named_judges
     from steerlens.models.loading import load_model
     from steerlens.steering.sampling import Sampling
-    from steerlens.steering.steering import Steering
-    from steerlens.vectors.vector import SteeringVector
 
-    last = strength[-1] if strength else 1.0
-    steering = Steering(SteeringVector.load(vector), layers, last, relative=relative)
+    last = strength[-1] if strength else None
+    steering = only_step(plan_of(vector, layers, last, relative=relative), vector, "evaluate")
+    loaded = load_model(model)
     with engine() as running:
-        loaded = load_model(model)
-        if not strength:
+        if not strength and not is_plan(vector):
             steering, how = default_steering(loaded, steering, engine=running)
             say(how)
         control_vectors = _controls(loaded, steering, pairs, controls, seed, running)
@@ -128,8 +138,8 @@ def evaluate_command(
             engine=running,
         )  # fmt: skip
     evaluation.save(out)
-    say(steering)
-    say(evaluation)
+    write_plan(steering, save_plan, verdict=str(evaluation).splitlines(), prompts=len(prompt_list))
+    say(f"{steering}\n{evaluation}")
     say(f"wrote scores.parquet, side_effects.parquet and evaluation.json to {out}")
 
 
@@ -160,7 +170,7 @@ def _controls(
 @app.command("sweep", rich_help_panel=MEASURE)
 @reporting
 def sweep_command(
-    vectors: VectorFiles,
+    vectors: SteeredFiles,
     prompts: PromptsOption,
     out: Annotated[Path, typer.Option(help="The directory that keeps finished rows.")],
     model: ModelName = TINY_CHAT,
@@ -170,10 +180,8 @@ def sweep_command(
             parse_windows, "LAYERS", 'Layers and windows of layers: "1,2,2-4". Default: each layer.'
         ),
     ] = None,
-    strengths: Strengths = "1",
-    positions: Annotated[
-        Any, taking(parse_positions, "NAMES", f"Separated by commas: {', '.join(POSITION_NAMES)}.")
-    ] = "all",
+    strengths: Strengths = None,
+    positions: PlanPositions = None,
     judges: Judges = "refusal,degeneration",
     part: Part = "",
     prompt_column: PromptColumns = None,
@@ -194,6 +202,8 @@ def sweep_command(
     validation --layers 1,2,3,2-3 --strengths 0.2,0.4 --relative --out out/sweep
     """
     engine = engine_of(model, workers, ray, gpus_per_worker)
+    for path in vectors:
+        require_no_settings(path, positions=positions, relative=relative)
     named = {path.stem: path for path in vectors}
     if len(named) < len(vectors):
         raise SteerlensError("got two vector files of the same name; rename one of them")
@@ -204,7 +214,7 @@ def sweep_command(
     from steerlens.models.loading import load_model
     from steerlens.steering.sampling import Sampling
 
-    templates = _templates(named, positions, relative)
+    templates = _templates(named, positions or ["all"], relative)
     try:
         with engine() as running:
             result = sweep(
@@ -226,12 +236,9 @@ def sweep_command(
 
 def _templates(vectors: dict[str, Path], positions: list[str], relative: bool) -> dict[str, Any]:
     """A steering for each vector and position, named by the vector, or by both if need be."""
-    from steerlens.steering.steering import Steering
-    from steerlens.vectors.vector import SteeringVector
-
     return {
-        name if len(positions) == 1 else f"{name} {tokens}": Steering(
-            SteeringVector.load(path), positions=tokens, relative=relative
+        name if len(positions) == 1 else f"{name} {tokens}": only_step(
+            plan_of(path, positions=tokens, relative=relative), path, "sweep"
         )
         for name, path in vectors.items()
         for tokens in positions

@@ -39,10 +39,12 @@ SITE_NAMES = (
 )
 JUDGE_NAMES = ("refusal", "degeneration", "distinct", "repetition", "sentiment")
 POSITION_NAMES = ("all", "prompt", "generated", "last", "reply")
+TARGET_NAMES = ("hf", "gguf", "lm-eval", "vllm")
 PICTURE_NAMES = ("svg", "pdf", "png")
 TOKEN_NAMES = ("last", "all", "user", "suffix", "reply")
 VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")
 WRITTEN_ENDINGS = (".safetensors", ".svec", ".gguf")
+PLAN_ENDING = ".steer"
 
 TINY_CHAT = "tiny-chat"
 PACKAGED = (TINY_CHAT, "smollm2")

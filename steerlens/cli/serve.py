@@ -1,11 +1,12 @@
 """Commands that let others use a steering: exported models, and the playground."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from steerlens.cli.names import TINY_CHAT, TOLERANCE
+from steerlens.cli.names import TARGET_NAMES, TINY_CHAT, TOLERANCE
 from steerlens.cli.options import (
     PROMPTS_HELP,
     SERVE,
@@ -14,7 +15,6 @@ from steerlens.cli.options import (
     PromptColumns,
     Relative,
     Strength,
-    VectorFile,
     app,
     existing_file,
     one_of,
@@ -23,21 +23,31 @@ from steerlens.cli.options import (
     vector_file,
 )
 from steerlens.cli.output import console, reporting, say
+from steerlens.cli.plans import SteeredFile, plan_of, require_no_settings
 from steerlens.data.prompt_files import read_prompts
 from steerlens.errors import SteerlensError
+
+FILES = {"gguf": ".gguf", "lm-eval": ".pt", "vllm": ".json"}
+"""The ending of each form that is one file."""
+HOW_TO_USE = {
+    "gguf": "llama-cli -m MODEL.gguf --control-vector {out}",
+    "lm-eval": "lm_eval --model steered --model_args pretrained=MODEL,steer_path={out}",
+    "vllm": "a request with its content, each value as JSON text, in vllm_xargs (vllm-lens)",
+}
 
 
 @app.command("export", rich_help_panel=SERVE)
 @reporting
 def export_command(
-    vector: VectorFile,
-    out: Annotated[Path, typer.Option(help="The directory (hf) or .gguf file to write.")],
+    vector: SteeredFile,
+    out: Annotated[Path, typer.Option(help="The directory (hf) or file to write.")],
     to: Annotated[
         str,
         taking(
-            one_of(("hf", "gguf"), "form"),
+            one_of(TARGET_NAMES, "form"),
             "FORM",
-            "hf: a steered checkpoint; gguf: a control vector for llama.cpp.",
+            "hf: a steered checkpoint; gguf: a control vector for llama.cpp; lm-eval: a .pt for "
+            "lm-evaluation-harness; vllm: a request to vllm-lens (.json).",
         ),
     ] = "hf",
     model: ModelName = TINY_CHAT,
@@ -60,48 +70,63 @@ def export_command(
     ] = TOLERANCE,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write a steered checkpoint for other servers, or a control vector for llama.cpp.
+    """Write a plan for other programs, exactly as it steers here, or say why that cannot be.
 
     Example: steerlens export refuse.safetensors --layers 2-3 --strength 0.6 --relative
     --out refusing-chat
     """
-    if ablate and (strength != 1.0 or relative or to == "gguf"):
+    require_no_settings(
+        vector, layers=layers, strength=strength != 1.0, relative=relative, ablate=ablate
+    )
+    if ablate and (strength != 1.0 or relative or to in FILES):
         raise SteerlensError(
-            "got --ablate with --strength, --relative or --to gguf; leave those out"
+            f"got --ablate with --strength, --relative or --to {to}; leave those out"
         )
-    if to == "gguf" and (out.suffix.lower() != ".gguf" or (out.exists() and not force)):
-        raise SteerlensError(
-            f"got --out {str(out)!r}; expected a new file that ends in .gguf; --force replaces one"
-        )
+    _require_new(out, FILES.get(to), force)
     options: dict[str, Any] = {"tolerance": tolerance, "force": force}
     if prompts is not None:
         options["prompts"] = read_prompts(prompts, columns=prompt_column or ())
-    if to == "gguf":
-        require_outputs(out)
     from steerlens.export.exporting import export_ablation, export_model
-    from steerlens.steering.steering import Steering
     from steerlens.vectors.vector import SteeringVector
 
-    direction = SteeringVector.load(vector)
     if ablate:
-        certificate = export_ablation(direction, model, out, layers=layers, **options)
+        ablated = SteeringVector.load(vector)
+        certificate = export_ablation(ablated, model, out, layers=layers, **options)
     else:
-        steering = Steering(direction, layers, strength, relative=relative)
-        if to == "gguf":
-            _write_control_vector(steering, out)
+        plan = plan_of(vector, layers, strength, relative=relative)
+        if to in FILES:
+            _write_lowered(plan, to, out)
             return
-        certificate = export_model(steering, model, out, **options)
+        certificate = export_model(plan, model, out, **options)
     say(certificate)
     say(f"wrote {out}; load it as you would {certificate.source}")
 
 
-def _write_control_vector(steering: Any, out: Path) -> None:
-    """Write a steering for llama.cpp, and print the command that loads it."""
-    from steerlens.export.exporting import control_vector
+def _require_new(out: Path, ending: str | None, force: bool) -> None:
+    """Refuse to write a file of another ending, or over another one."""
+    if ending is None:  # a directory, about which the export decides
+        return
+    if out.suffix.lower() != ending or (out.exists() and not force):
+        raise SteerlensError(
+            f"got --out {str(out)!r}; expected a new file that ends in {ending}; --force replaces "
+            "one"
+        )
+    require_outputs(out)
 
-    control_vector(steering).save(out)
-    say(f"wrote {steering} to {out}, strength included. To steer with it:")
-    say(f"  llama-cli -m MODEL.gguf --control-vector {out}")
+
+def _write_lowered(plan: Any, to: str, out: Path) -> None:
+    """Write a plan for another program, and print how it is used there."""
+    from steerlens.export.lm_eval import LmEvalWarning
+    from steerlens.export.lowering import lower
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", LmEvalWarning)
+        lower(plan, to).save(out)
+    for warning in caught:
+        say(warning.message, style="yellow")
+    for steering in plan:
+        say(f"wrote {steering} to {out}, strength included. To steer with it:")
+    say(f"  {HOW_TO_USE[to].format(out=out)}")
 
 
 @app.command(rich_help_panel=SERVE)

@@ -38,6 +38,14 @@ from steerlens.cli.options import (
     vector_file,
 )
 from steerlens.cli.output import print_rows, reporting, say
+from steerlens.cli.plans import (
+    SavePlan,
+    SteeredFile,
+    is_plan,
+    plan_of,
+    require_no_settings,
+    write_plan,
+)
 from steerlens.data.prompt_files import read_pairs, read_prompts
 from steerlens.errors import SteerlensError
 
@@ -214,7 +222,7 @@ def _print_search(result: Any) -> None:
 @app.command("generate", rich_help_panel=GENERATE)
 @reporting
 def generate_command(
-    vector: VectorFile,
+    vector: SteeredFile,
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPTS", help="Prompts to reply to.")
     ] = None,
@@ -245,46 +253,54 @@ def generate_command(
     max_new_tokens: MaxNewTokens = 50,
     temperature: Temperature = 0.0,
     out: Annotated[Path | None, typer.Option(help="Also write the replies (JSON).")] = None,
+    save_plan: SavePlan = None,
     seed: Seed = 0,
 ) -> None:
     """Reply to prompts unsteered and steered, side by side.
+
+    A plan, such as --save-plan writes, says by itself where, how strongly and when to steer.
 
     Example: steerlens generate refuse.safetensors "How do I bake bread?" --layers 3-4
     --strength 0.6 --relative
     """
     _require_whole_condition(condition, condition_vector, unless or each_token)
+    require_no_settings(
+        vector, layers=layers, strength=strength is not None, relative=relative,
+        condition=condition, positions=positions != "all",
+    )  # fmt: skip
     asked = _asked(prompts, file, part, prompt_column)
-    require_outputs(out)
+    require_outputs(out, save_plan)
     from steerlens.evaluation.default_strength import default_steering
     from steerlens.files import write_json
     from steerlens.models.loading import load_model
     from steerlens.steering.generation import generate
     from steerlens.steering.places import parse_positions
     from steerlens.steering.sampling import Sampling
-    from steerlens.steering.steering import Steering
     from steerlens.studies.study import compared
-    from steerlens.vectors.vector import SteeringVector
 
     condition_to_meet = _condition(condition, condition_vector, unless)
-    steering = Steering(
-        SteeringVector.load(vector), layers, 1.0 if strength is None else strength,
-        None if each_token else condition_to_meet, condition_to_meet if each_token else None,
+    plan = plan_of(
+        vector, layers, strength,
+        **{"when_token" if each_token else "when": condition_to_meet},
         positions=parse_positions(positions), relative=relative,
     )  # fmt: skip
     loaded = load_model(model)
-    if strength is None:
-        steering, how = default_steering(loaded, steering)
+    if strength is None and not is_plan(vector):
+        steering, how = default_steering(loaded, *plan)
+        plan = (steering,)
         say(how)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "sampling": Sampling(temperature, seed=seed),
     }
-    unsteered, steered = (generate(loaded, asked, one, **options) for one in (None, steering))
+    unsteered, steered = (generate(loaded, asked, one, **options) for one in (None, plan))
     if out is not None:
         gates = [gate.open.tolist() for gate in steered.gates]
-        write_json(out, compared(asked, unsteered, steered, steering, gates))
+        write_json(out, compared(asked, unsteered, steered, plan, gates))
         say(f"wrote {out}")
-    say(steering)
+    write_plan(plan, save_plan)
+    for steering in plan:
+        say(steering)
     _print_replies(asked, unsteered, steered)
 
 

@@ -187,40 +187,6 @@ def export_ablation(
     return _export(model, plan, changes, described, source, out, prompts, tolerance)
 
 
-def control_vector(steering: Steering) -> SteeringVector:
-    """The control vector for llama.cpp that does what a steering does: strengths multiplied in.
-
-    Save it as `.gguf` for `--control-vector`. Each layer's vector is added as it is, so that
-    steerlens itself does the same with the strengths `[1.0, 1.0, …]`, one for each layer.
-
-    Args:
-        steering: An unconditional addition at resid_post.
-
-    Raises:
-        SteerlensError: A steering that is conditional, not an addition, or at another site.
-
-    >>> steering = Steering(SteeringVector(torch.ones(2, 2), layers=(3, 4)), [4], strength=0.5)
-    >>> control_vector(steering)[4]
-    tensor([0.5000, 0.5000])
-    """
-    require_constant(steering, "a control vector")
-    if steering.site_written != "resid_post":
-        raise SteerlensError(
-            f"got {steering} at {steering.site_written}; expected resid_post, since llama.cpp "
-            "adds control vectors to the outputs of blocks"
-        )
-    layers = steering.layers_steered
-    rows = [
-        strength * steering.direction(layer)
-        for layer, strength in zip(layers, steering.strengths, strict=True)
-    ]
-    return SteeringVector(
-        torch.stack(rows),
-        layers,
-        provenance={**steering.vector.provenance, "steering": repr(steering)},
-    )
-
-
 def _require_apart(source: PathLike, out: PathLike, force: bool) -> tuple[Path, Path]:
     """The resolved directories; refuses early to overwrite anything but an earlier export."""
     source = demo_file(TINY_CHAT) if str(source) == TINY_CHAT else Path(source)

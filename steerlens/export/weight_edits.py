@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 
 import torch
@@ -123,34 +124,50 @@ def require_constant(steering: Steering, into: str = "biases") -> None:
 
     >>> require_constant(Steering(SteeringVector(torch.ones(1, 2), layers=(0,)), strength=2))
     """
-    reason = _why_no_bias(steering)
+    reason = why_not_everywhere(steering)
+    if reason is None and steering.edit is not add_direction:
+        reason = (
+            f"{steering.edit.__name__} depends on the activation, and only add_direction adds a "
+            "constant (to ablate a direction in the whole model, see ablated_weights)"
+        )
     if reason:
         raise SteerlensError(
             f"{steering} cannot be folded into {into}: {reason}; use its hooks() instead"
         )
 
 
-def _why_no_bias(steering: Steering) -> str | None:
-    """Why a bias, the same for all tokens of all texts, cannot do what a steering does."""
-    name = steering.edit.__name__
+EVERYWHERE_ALIKE = {
+    "vector", "layers", "strength", "edit", "relative", "site", "reference", "name", "evidence"
+}  # fmt: skip
+"""Fields of a steering that say the same of every token of every text."""
+
+
+def why_not_everywhere(steering: Steering) -> str | None:
+    """Why a steering is not the same for all tokens of all texts, as other programs need it to be.
+
+    >>> why_not_everywhere(Steering(vector, positions="last"))
+    'its positions are not "all", and what is exported acts on every token'
+    """
     positions = steering.positions
     reasons = {
-        "its condition (when=) is judged for every prompt, and a bias is the same for all": (
-            steering.when is not None
-        ),
-        'its positions are not "all", and a bias is added to every token': (
+        "its condition (when=) is judged for every prompt, and what is exported is the same for "
+        "all": steering.when is not None,
+        'its positions are not "all", and what is exported acts on every token': (
             not (isinstance(positions, str) and positions == "all")
         ),
-        "skip_bos leaves the first token out, and a bias is added to every token": (
+        "skip_bos leaves the first token out, and what is exported acts on every token": (
             steering.skip_bos
         ),
         "keep_norm scales each token by its own length": steering.norm_keeper is not None,
-        f"{name} depends on the activation, and only add_direction adds a constant "
-        "(to ablate a direction in the whole model, see ablated_weights)": (
-            steering.edit is not add_direction
-        ),
+        "its strength is not a number": not isinstance(steering.strength, int | float | tuple),
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    others = [
+        f"its {field.name} may differ between tokens"
+        for field in fields(steering)
+        if field.name not in {*EVERYWHERE_ALIKE, "when", "positions", "skip_bos", "keep_norm"}
+        and getattr(steering, field.name) is not field.default
+    ]
+    return next((reason for reason, holds in reasons.items() if holds), next(iter(others), None))
 
 
 def _shifted(target: SiteBias, direction: Float[Tensor, " site"], strength: float) -> Change:

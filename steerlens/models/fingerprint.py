@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from steerlens.files import digest
 from steerlens.models.host import Model
@@ -89,6 +90,23 @@ def processing(model: Model) -> str:
     return ", ".join(name for name, applies in steps.items() if applies) or "none"
 
 
+def model_type(model: Model) -> str | None:
+    """The architecture as transformers' configs call it, such as "llama"; None if unknown.
+
+    >>> model_type(load_model())
+    'llama'
+    """
+    cfg: Any = model.cfg
+    called = getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None)
+    # Others share a class: what the class is named after is the one.
+    kinds = [
+        kind
+        for kind, architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        if architecture == called and called.lower().startswith(kind.replace("_", ""))
+    ]
+    return max(kinds, key=len, default=None)
+
+
 LIBRARIES = ("steerlens", "transformer-lens", "transformers", "torch")
 """Libraries whose versions affect results."""
 
@@ -98,6 +116,7 @@ def model_provenance(model: Model) -> dict[str, Any]:
     template = getattr(model.tokenizer, "chat_template", None)
     return {
         "model": model.cfg.model_name,
+        "model_type": model_type(model),
         "weights": fingerprint(model),
         "processing": processing(model),
         "template": None if template is None else digest(str(template).encode()),

@@ -5,7 +5,9 @@ from steerlens.steering import hooks, places, schedules, similarities
 from steerlens.steering.batch_plans import BatchPlan, stacked
 from steerlens.steering.condition_search import ConditionSearch, search_conditions
 from steerlens.steering.conditions import Condition, Gate
+from steerlens.steering.evidence import with_evidence
 from steerlens.steering.generation import generate, stream
+from steerlens.steering.plan_files import load_plan, save_plan
 from steerlens.steering.positions import Positions
 from steerlens.steering.recipes import CAST, Recipe, find_condition
 from steerlens.steering.rules import apply_rules, parse_rules
@@ -38,8 +40,10 @@ __all__ = [
     "find_condition",
     "generate",
     "hooks",
+    "load_plan",
     "parse_rules",
     "places",
+    "save_plan",
     "schedules",
     "score_topics",
     "search_conditions",
@@ -47,4 +51,5 @@ __all__ = [
     "stacked",
     "steering_hooks",
     "stream",
+    "with_evidence",
 ]

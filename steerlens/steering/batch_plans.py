@@ -191,7 +191,7 @@ def _side_by_side(group: Sequence[tuple[int, Steering]], n_plans: int, n_rows: i
 
 def _equal_but_for_strength(first: Steering, second: Steering) -> bool:
     """Whether two steerings differ at most in strength."""
-    names = [field.name for field in fields(Steering) if field.name != "strength"]
+    names = [one.name for one in fields(Steering) if one.init and one.name != "strength"]
     return all(_same(getattr(first, name), getattr(second, name)) for name in names)
 
 

@@ -22,6 +22,7 @@ from steerlens.models.tokenizing import Sides
 from steerlens.schemas import read_as
 from steerlens.steering.conditions import Condition
 from steerlens.steering.confounds import Comparison, Confounds, compare, verdict
+from steerlens.steering.evidence import with_evidence
 from steerlens.steering.search_files import ConfoundsFile, SearchFile, SidesFile, listed
 from steerlens.steering.search_prompts import chosen_and_scored
 from steerlens.steering.similarities import (
@@ -80,7 +81,20 @@ class ConditionSearch:
     @cached_property
     def best(self) -> Condition:
         """The condition to steer with; always the same object, so that steerings share its gate."""
+        return with_evidence(self._found, self.evidence)
+
+    @property
+    def _found(self) -> Condition:
+        """The best condition, before anything was measured of it."""
         return self.condition(self.candidates[0])
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """How the best condition did on the prompts kept for scoring, beside the baselines."""
+        found = {name: [*getattr(self.scores, name)] for name in ("f1", "precision", "recall")}
+        beside = {one.baseline: [*one.f1] for one in self.comparisons}
+        told = {"beside": beside, "verdict": self.verdict} if beside else {}
+        return {**found, "prompts": [*map(len, self.scored_on)], **told}
 
     @cached_property
     def standard(self) -> Standard | None:
@@ -90,14 +104,14 @@ class ConditionSearch:
     @cached_property
     def scores(self) -> Scores:
         """The best condition's scores on the prompts kept for scoring."""
-        return self.score(self.best)
+        return self.score(self._found)
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """The best condition beside what length, words and the majority decide."""
         if self.confounds is None:
             return ()
-        return compare(self._fired(self.best), self.confounds, seed=self.seed)
+        return compare(self._fired(self._found), self.confounds, seed=self.seed)
 
     @property
     def verdict(self) -> str:

@@ -1,8 +1,9 @@
 """Conditions, which say what to look for in a prompt, and gates, which hold what a run saw."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,7 @@ from steerlens.models.sites import require_site
 from steerlens.numerics import at_least_float32, is_number
 from steerlens.shapes import Resid, TokenMask
 from steerlens.steering.clocks import Clock, PassTokens, PromptRows
+from steerlens.steering.evidence import no_evidence
 from steerlens.steering.predicates import Leaf
 from steerlens.steering.similarities import Similarity, Standard, cast_similarity, similarity_of
 from steerlens.vectors.vector import SteeringVector
@@ -65,6 +67,8 @@ class Condition(Leaf):
     site: str | None = None
     name: str = ""
     standard: Standard | None = None
+    evidence: Mapping[str, Any] = no_evidence()
+    """What was measured of it, if anything was: scores on held-out prompts, and their verdict."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.vector, SteeringVector) or not callable(self.similarity):
@@ -94,6 +98,11 @@ class Condition(Leaf):
             raise SteerlensError(
                 f"got standard= for {len(self.standard.means)} layers; expected a mean and a "
                 f"deviation for each of the {len(layers)} layers that are read"
+            )
+        if self.standard is not None and not all(size > 0 for size in self.standard.deviations):
+            raise SteerlensError(
+                f"got standard= with the deviations {self.standard.deviations}; expected positive "
+                "ones"
             )
         require_tokens(self.tokens)
         if callable(self.tokens) or self.tokens in ("suffix", "reply"):

@@ -95,6 +95,12 @@ class Not(Predicate):
 class _Several(Predicate):
     parts: tuple[Predicate, ...]
 
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise SteerlensError(
+                "got a combination of no conditions; expected at least one: leave it out"
+            )
+
     def leaves(self) -> Iterator[Predicate]:
         for part in self.parts:
             yield from part.leaves()

@@ -1,6 +1,6 @@
 """A steering says where, how strongly and when a vector acts; a run makes the hooks for it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steerlens.display import card
 from steerlens.errors import SteerlensError, short_repr
+from steerlens.files import PathLike
 from steerlens.models.hooking import Attachment, NamedHook
 from steerlens.models.host import Model
 from steerlens.models.sites import (
@@ -30,6 +31,7 @@ from steerlens.shapes import Direction, PerLayer, TokenMask
 from steerlens.steering.arguments import checked_strength, require_edit_arguments, require_kinds
 from steerlens.steering.clocks import Clock, DecodingClock, PassTokens, PlainHooksClock
 from steerlens.steering.conditions import Condition, Gate
+from steerlens.steering.evidence import no_evidence
 from steerlens.steering.hooks import (
     KeepNorm,
     add_direction,
@@ -40,6 +42,7 @@ from steerlens.steering.hooks import (
     restore_norm,
     steering_hook,
 )
+from steerlens.steering.plan_format import read_plan, write_plan
 from steerlens.steering.positions import Place, Positions, describe, require_positions
 from steerlens.steering.predicates import Predicate
 from steerlens.steering.schedules import Schedule
@@ -112,6 +115,8 @@ class Steering:
     site: str | None = None
     reference: SteeringVector | None = None
     name: str = ""
+    evidence: Mapping[str, Any] = no_evidence()
+    """What was measured of it, if anything was, such as an evaluation's verdict."""
 
     def __post_init__(self) -> None:
         require_kinds(self)
@@ -246,6 +251,41 @@ class Steering:
             attachment.remove()
             raise
         return attachment
+
+    def save(self, path: PathLike) -> None:
+        """Write the steering with all that it needs, conditions included, to one `.steer` file.
+
+        Functions of your own (an edit, a similarity) are written by name only. For several
+        steerings, see `save_plan`.
+
+        >>> steering.save("refuse.steer")
+        """
+        write_plan(path, [self])
+
+    @classmethod
+    def load(
+        cls, path: PathLike, functions: Mapping[str, Callable[..., Any]] | None = None
+    ) -> "Steering":
+        """Read the steering of a file that `save` wrote.
+
+        Args:
+            path: The `.steer` file.
+            functions: Your own functions that it names, by name.
+
+        Raises:
+            SteerlensError: No such file; one that is broken; or one of several steerings.
+
+        >>> steering.save("refuse.steer")
+        >>> Steering.load("refuse.steer").strengths == steering.strengths
+        True
+        """
+        steps = read_plan(path, cls, functions or {})
+        if len(steps) > 1:
+            raise SteerlensError(
+                f"{str(path)!r} holds {len(steps)} steerings; expected one: read them all with "
+                "load_plan"
+            )
+        return steps[0]
 
     def _repr_html_(self) -> str:
         """For notebooks: what is done, where, how strongly and when."""

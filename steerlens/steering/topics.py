@@ -47,6 +47,20 @@ class TopicCondition(Condition):
     index: int = 0
     """Of the topic."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = (
+            self.layers_read == self._joint.layers
+            and self.vector.width == self._joint.discriminant.weights.shape[-1]
+            and 0 <= self.index < len(self._joint.names)
+        )
+        if not fits:
+            raise SteerlensError(
+                f"got the condition of topic {self.index} on {self.vector} at layers "
+                f"{display_layers(self.layers_read)}; expected one of {self._joint!r}: take it "
+                "from Topics.conditions"
+            )
+
     def measure(
         self, pooled: Float[Tensor, "batch d_model"], layer: int
     ) -> Float[Tensor, "batch ..."]:
@@ -97,6 +111,19 @@ class Topics:
     sinks: bool = False
     norms: Float[Tensor, " layer"] | None = None
     provenance: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        shape = len(self.names), len(self.layers)
+        weights, offsets = self.discriminant
+        fits = weights.shape[:-1] == offsets.shape == shape and len(self.thresholds) == shape[0]
+        is_finite = weights.isfinite().all() and offsets.isfinite().all()
+        if len(self.names) < 2 or not fits or not is_finite:
+            raise SteerlensError(
+                f"got a discriminant of shapes {tuple(weights.shape)} and {tuple(offsets.shape)} "
+                f"and {len(self.thresholds)} thresholds for {shape[0]} topics at {shape[1]} "
+                "layers; expected finite weights [topic, layer, d_model] and offsets [topic, "
+                "layer] of at least two topics, and a threshold for each: extract_topics makes them"
+            )
 
     def vector(self, name: str) -> SteeringVector:
         """A topic's direction at each layer: away from the mean of all topics."""

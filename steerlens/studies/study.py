@@ -15,6 +15,7 @@ from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.sweep_store import Sweep
 from steerlens.files import PathLike, as_path, read_json, read_parquet
 from steerlens.schemas import Declared, FileModel, Many, check_file
+from steerlens.steering.batch_plans import as_plans
 from steerlens.steering.condition_search import ConditionSearch, SearchFile
 from steerlens.steering.steering import Steering
 from steerlens.vectors.vector import SteeringVector
@@ -121,14 +122,14 @@ def compared(
     prompts: Sequence[Prompt],
     unsteered: Sequence[str],
     steered: Sequence[str],
-    steering: Steering,
+    steering: Steering | Sequence[Steering],
     gates: Sequence[Sequence[bool]] = (),
 ) -> dict[str, Any]:
     """Replies before and after steering, and which gates were open, as the content of a file.
 
     Args:
         prompts: One per reply.
-        steering: Of the steered replies.
+        steering: One or several, of the steered replies.
         gates: Of each condition, whether it fired on each prompt.
     """
     rows = [
@@ -140,7 +141,8 @@ def compared(
         }
         for row, (prompt, before, after) in enumerate(zip(prompts, unsteered, steered, strict=True))
     ]
-    return {"format": REPLIES_FORMAT, "steering": repr(steering), "rows": rows}
+    told = "; ".join(map(repr, as_plans(steering)))
+    return {"format": REPLIES_FORMAT, "steering": told, "rows": rows}
 
 
 def _entries(directory: Path) -> Iterator[Path]:

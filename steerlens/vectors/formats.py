@@ -1,23 +1,19 @@
 """Vector files ⇄ named tensors and metadata; the file's ending is its format."""
 
-import json
 from collections.abc import Callable
 from functools import partial
-from os.path import isfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
 from steerlens.errors import SteerlensError, short_repr
-from steerlens.files import PathLike, as_path, naming, parse_json, write_atomically
+from steerlens.files import PathLike, as_path, naming
 from steerlens.schemas import Declared, check
 from steerlens.vectors.bare_tensors import numpy_arrays, read_bare, torch_tensors
-from steerlens.vectors.foreign import VectorFile, require_floats, require_modest_size
+from steerlens.vectors.foreign import VectorFile, require_floats
 from steerlens.vectors.gguf import gguf_left_out, read_gguf, write_gguf
 from steerlens.vectors.svec import read_svec, svec_left_out, write_svec
+from steerlens.vectors.tensor_files import read_tensors, reading, write_tensors
 
 VECTOR_FORMAT = "steerlens.vector/1"
 
@@ -47,24 +43,13 @@ def read_vector_file(path: PathLike, layer: int | None = None) -> VectorFile:
         layer: The layer of a `.pt` or `.npz` file with one direction.
     """
     form = _format_of(path)
-    if not isfile(path):
-        raise SteerlensError(f"there is no vector file {str(path)!r}")
     if layer is not None and form.names_layers:
         raise SteerlensError(
             f"got layer={layer} for {str(path)!r}; expected none, as a {form.title} names its own "
             f"layers: load it without, then take .at([{layer}])"
         )
-    with naming(path):
-        require_modest_size(Path(path).stat().st_size)
-        try:
-            content = form.read(path) if form.names_layers else form.read(path, layer)
-        except SteerlensError:
-            raise
-        except Exception as error:  # a hostile file may make the libraries raise anything
-            raise SteerlensError(
-                f"it is not a readable {form.title}: {_reason(error)}; "
-                "the file may be truncated or from another program"
-            ) from error
+    with reading(path, form.title):
+        content = form.read(path) if form.names_layers else form.read(path, layer)
         return _sound(content, path)
 
 
@@ -99,11 +84,6 @@ def _format_of(path: PathLike) -> Format:
     return FORMATS[ending]
 
 
-def _reason(error: Exception) -> str:
-    first = str(error).strip().split("\n")[0]
-    return first[:200] or type(error).__name__
-
-
 class _Metadata(Declared):
     site: str
     provenance: dict[str, Any]
@@ -135,25 +115,18 @@ def _sound(content: VectorFile, path: PathLike) -> VectorFile:
 
 def write_safetensors(path: PathLike, content: VectorFile) -> None:
     """The native format: tensors, and the metadata as one JSON string in the header."""
-    header = {"format": VECTOR_FORMAT, "steerlens": json.dumps(content.metadata, sort_keys=True)}
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in content.tensors.items()}
-    content_bytes = save(
-        tensors, header
-    )  # not save_file, which raises no OSError if the disk is full
-    write_atomically(path, lambda temporary: temporary.write_bytes(content_bytes))
+    write_tensors(path, content.tensors, content.metadata, format=VECTOR_FORMAT)
 
 
 def read_safetensors(path: PathLike) -> VectorFile:
     """Read what `write_safetensors` wrote; a file of another format is refused."""
-    with safe_open(path, framework="pt") as opened:
-        header = opened.metadata() or {}
-        if header.get("format") != VECTOR_FORMAT:
-            raise SteerlensError(
-                f"got a safetensors file of format {short_repr(header.get('format'))}; "
-                f"expected {VECTOR_FORMAT!r}"
-            )
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return VectorFile(tensors, parse_json(header.get("steerlens", "null"), path))
+    tensors, metadata, header = read_tensors(path)
+    if header.get("format") != VECTOR_FORMAT:
+        raise SteerlensError(
+            f"got a safetensors file of format {short_repr(header.get('format'))}; "
+            f"expected {VECTOR_FORMAT!r}"
+        )
+    return VectorFile(tensors, metadata)
 
 
 FORMATS = {

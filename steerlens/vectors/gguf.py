@@ -11,13 +11,13 @@ from torch import Tensor
 
 from steerlens.errors import SteerlensError, import_extra, short_repr
 from steerlens.files import PathLike, parse_json, write_atomically
+from steerlens.layer_text import display_layers
 from steerlens.schemas import Declared, Numbers, check
 from steerlens.vectors.foreign import (
     BLOCK_OUTPUT,
     VectorFile,
     as_vector_file,
     by_layer,
-    model_type,
     noted,
     rows_by_layer,
 )
@@ -34,11 +34,11 @@ def write_gguf(path: PathLike, content: VectorFile) -> None:
     gguf = _gguf()
     rows = rows_by_layer(content)
     if 0 in rows:
-        rest = sorted(rows)[1:]
+        rest = display_layers(sorted(rows)[1:])
         raise SteerlensError(
-            "llama.cpp never steers the output of layer 0, and rejects control "
-            "vectors that have a direction for it; "
-            + (f"save vector.at({rest}), or all" if rest else "save it")
+            "llama.cpp never steers the output of layer 0, and rejects control vectors that have a "
+            "direction for it; "
+            + (f"save layers {rest} of it with vector.at(…), or all" if rest else "save it")
             + " as .safetensors"
         )
     tensors = {
@@ -48,7 +48,7 @@ def write_gguf(path: PathLike, content: VectorFile) -> None:
     def write(temporary: Path) -> None:
         writer = gguf.GGUFWriter(temporary, _GGUF_ARCHITECTURE)
         try:
-            writer.add_string(f"{_GGUF_ARCHITECTURE}.model_hint", model_type(content))
+            writer.add_string(f"{_GGUF_ARCHITECTURE}.model_hint", _hint(content))
             writer.add_uint32(f"{_GGUF_ARCHITECTURE}.layer_count", len(rows))
             writer.add_string(
                 _GGUF_METADATA, json.dumps(content.metadata | tensors, sort_keys=True)
@@ -62,6 +62,20 @@ def write_gguf(path: PathLike, content: VectorFile) -> None:
             writer.close()
 
     write_atomically(path, write)
+
+
+def _hint(content: VectorFile) -> str:
+    """The model's architecture as llama.cpp calls it; "unknown" if the provenance lacks it."""
+    waiting: list[Any] = [content.metadata["provenance"]]
+    while waiting:
+        match waiting.pop():
+            case {"model_type": str(known)}:
+                return {"mistral": "llama", "mixtral": "llama", "gpt_neox": "gptneox"}.get(
+                    known, known
+                )
+            case {"sum": list(parts)} | {"difference": list(parts)}:
+                waiting += parts
+    return "unknown"
 
 
 _AS_METADATA = {"norms", "explained"}

@@ -6,10 +6,12 @@ import steerlens as sl
 from steerlens.activations.selection import require_tokens
 from steerlens.cli import names
 from steerlens.export import exporting
+from steerlens.export.lowering import TARGETS
 from steerlens.judges.builtin import JUDGES
 from steerlens.learning.comparing import METHODS
 from steerlens.learning.objectives import OBJECTIVES
 from steerlens.models import loading, sites
+from steerlens.steering import plan_format
 from steerlens.steering.positions import NAMED, require_positions
 from steerlens.studies import paper, sentiment
 from steerlens.vectors.formats import FORMATS
@@ -26,6 +28,8 @@ def test_names_are_the_registries_keys():
     assert tuple(FORMATS) == names.VECTOR_ENDINGS
     written = tuple(ending for ending, form in FORMATS.items() if form.write)
     assert written == names.WRITTEN_ENDINGS
+    assert plan_format.PLAN_ENDING == names.PLAN_ENDING
+    assert tuple(TARGETS) == names.TARGET_NAMES
     assert paper.FORMATS == names.PICTURE_NAMES
 
 

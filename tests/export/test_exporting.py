@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import PROMPTS, at_each_layer, splitting_condition
+from helpers import PROMPTS, splitting_condition
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -28,7 +28,7 @@ import steerlens as sl
 from steerlens.cli.options import app
 from steerlens.export import exporting
 from steerlens.export.checkpoints import FAMILIES, LLAMA
-from steerlens.export.exporting import CERTIFICATE, control_vector, export_ablation
+from steerlens.export.exporting import CERTIFICATE, export_ablation
 from steerlens.files import read_json, write_directory
 from steerlens.models.tokenizing import tokenize
 from steerlens.steering import hooks
@@ -325,36 +325,6 @@ def test_a_failing_write_keeps_the_old_directory(tmp_path):
     assert [folder.name for folder in tmp_path.iterdir()] == ["kept"]
 
 
-# llama.cpp
-
-
-def test_a_control_vector_holds_what_hooks_add(model, tmp_path):
-    norms = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    plan = sl.Steering(vector(layers=4, norms=norms), [1, 3], strength=0.25, relative=True)
-    control_vector(plan).save(tmp_path / "v.gguf")
-    loaded = sl.SteeringVector.load(tmp_path / "v.gguf")
-    assert loaded.layers == (1, 3)
-    torch.testing.assert_close(loaded.directions.norm(dim=1), 0.125 * norms[[1, 3]])
-    options = {"max_new_tokens": 8, "progress": False}
-    expected = sl.generate(model, PROMPTS, plan, **options).tokens
-    assert (
-        sl.generate(model, PROMPTS, at_each_layer(sl.Steering(loaded)), **options).tokens
-        == expected
-    )
-
-
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"site": "resid_pre"}, "adds control vectors to the outputs of blocks"),
-        ({"positions": "prompt"}, "cannot be folded into a control vector"),
-    ],
-)
-def test_what_llama_cpp_cannot_do_is_refused(fields, told):
-    with pytest.raises(sl.SteerlensError, match=told):
-        control_vector(sl.Steering(vector(), **fields))
-
-
 # The command
 
 
@@ -397,6 +367,7 @@ def test_the_command_writes_a_control_vector(run, tmp_path):
         (["--to", "onnx"], "choose from hf, gguf"),
         (["--ablate", "--strength", "2"], "got --ablate with"),
         (["--to", "gguf"], "expected a new file that ends in .gguf"),
+        (["--to", "gguf", "--ablate"], "got --ablate with"),
     ],
 )
 def test_the_command_refuses(run, tmp_path, arguments, told):

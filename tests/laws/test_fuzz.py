@@ -46,10 +46,15 @@ from steerlens.evaluation.sweep_store import Sweep, open_directory
 from steerlens.files import naming
 from steerlens.layer_text import parse_layers
 from steerlens.learning.descent import Check, Descent, Keeper
+from steerlens.steering import with_evidence
 from steerlens.steering.condition_search import ConditionSearch, search_similarities
 from steerlens.steering.rules import parse_rules
+from steerlens.steering.similarities import Standard
 from steerlens.steering.thresholds import Similarities
+from steerlens.steering.topics import Topics
 from steerlens.studies.study import read_study
+from steerlens.vectors.discriminants import Discriminant
+from steerlens.vectors.tensor_files import read_tensors, write_tensors
 from steerlens.vectors.vector import SteeringVector
 
 SLOW = 1.0
@@ -73,6 +78,17 @@ def vector():
         directions, (1, 2, 5), norms=torch.ones(3), explained=torch.ones(3) / 3,
         provenance={"name": "kind", "model": "m", "pairs": 4, "pairs_hash": "abc"},
     )  # fmt: skip
+
+
+def plan(vector, path):
+    """Two steerings with conditions, one of a topic, and a mask."""
+    weights = torch.randn(3, 2, 6, generator=torch.Generator().manual_seed(1))
+    discriminant = Discriminant(weights, torch.zeros(3, 2))
+    sea = Topics(("sea", "sky", "soil"), (1, 2), discriminant, (0.0, 0.5, 0.0)).conditions["sea"]
+    near = sl.Condition(vector, [1, 2], above=0.5, standard=Standard((0.0, 1.0), (1.0, 2.0)))
+    masked = sl.Steering(vector, [5], when=near & ~sea, positions=torch.tensor([True, False]))
+    cut = sl.Steering(vector, [2, 5], [1, 0.5], near, relative=True, positions=slice(1, None))
+    sl.save_plan([with_evidence(masked, {"verdict": ["so"]}), cut], path)
 
 
 PLAN = {"rows": 4, "cells": 2, "judges": {"refusal": "1"}, "gates": [], "model": "m"}
@@ -163,6 +179,8 @@ def valid(vector, tmp_path_factory):
     for ending in (".safetensors", ".gguf"):
         vector.save(folder / f"v{ending}")
         files[ending] = folder / f"v{ending}", SteeringVector.load
+    plan(vector, folder / "v.steer")
+    files[".steer"] = folder / "v.steer", sl.load_plan
     bare = sl.SteeringVector(
         vector.directions, vector.layers, explained=vector.explained,
         provenance={"name": "v", "model": "m"},
@@ -226,8 +244,8 @@ def valid(vector, tmp_path_factory):
 
 JSON_KINDS = (".svec", "pairs", "dataset", "search", "prompts", "topics", "questions", "evaluation",
               "plan", "replies")  # fmt: skip
-KINDS = (".safetensors", ".gguf", ".pt", ".npz", *JSON_KINDS, "question lines", "lines", "csv",
-         "tsv", "parquet", "jsonl", "kept")  # fmt: skip
+KINDS = (".safetensors", ".steer", ".gguf", ".pt", ".npz", *JSON_KINDS, "question lines", "lines",
+         "csv", "tsv", "parquet", "jsonl", "kept")  # fmt: skip
 N_DAMAGED, N_DISTORTED = (int(os.environ.get("FUZZ", 1)) * n for n in (300, 300))
 """Inputs a parser is given here; FUZZ=10 in the environment gives it ten times as many."""
 
@@ -380,6 +398,31 @@ def test_distorted_metadata(valid, tmp_path):
         header = {"format": "steerlens.vector/1", "steerlens": own}
         save_file(tensors, tmp_path / "wrong.safetensors", header)
         attempt(read, tmp_path / "wrong.safetensors")
+
+
+def test_distorted_plans(valid, tmp_path):
+    """The JSON of a plan: what is not refused is a plan, which can be saved and read again."""
+    original, read = valid[".steer"]
+    path, again, refused = tmp_path / "wrong.steer", tmp_path / "again.steer", 0
+
+    def read_and_save(path):
+        plan = read(path)
+        sl.save_plan(plan, again)
+        sl.steering_hooks(*plan)
+        return read(again)
+
+    for seed in range(N_DISTORTED):
+        draw = random.Random(seed)
+        tensors, content, _ = read_tensors(original)
+        for _ in range(draw.randrange(3)):  # numbers of other values
+            place = draw.choice(content["values"])
+            place[draw.choice([*place])] = {"value": draw.randrange(len(content["values"]))}
+        try:
+            write_tensors(path, tensors, distorted(content, draw))
+        except ValueError:  # NaN, or half a character: no JSON
+            continue
+        refused += attempt(read_and_save, path)
+    assert refused > N_DISTORTED // 2
 
 
 # Rules

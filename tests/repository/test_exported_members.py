@@ -14,7 +14,7 @@ NAMES = [
     "ContrastiveDataset", "load_prompts", "demo_file",
     "extract", "learn", "Training", "SteeringVector",
     "search_conditions", "extract_topics", "Condition", "projections",
-    "Steering", "steering_hooks", "apply_rules",
+    "Steering", "steering_hooks", "apply_rules", "save_plan", "load_plan",
     "generate", "stream", "Sampling", "Replies",
     "evaluate", "calibrate_strength", "suggest", "sweep",
     "export_model",

@@ -144,7 +144,7 @@ def test_truncated_files_are_refused_by_name(tmp_path, n_bytes):
 
 def test_other_files_are_refused_by_name(tmp_path):
     path = tmp_path / "other.safetensors"
-    with pytest.raises(sl.SteerlensError, match=r"no vector file .*other.safetensors"):
+    with pytest.raises(sl.SteerlensError, match=r"no file .*other.safetensors"):
         sl.SteeringVector.load(path)
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(sl.SteerlensError, match=r"other.safetensors.* of format None"):

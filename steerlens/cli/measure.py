@@ -113,8 +113,7 @@ def evaluate_command(
     engine = engine_of(model, workers, ray, gpus_per_worker)
     require_no_settings(vector, layers=layers, strength=strength, relative=relative)
     prompt_list = read_prompts(prompts, columns=prompt_column or ())
-    pairs = None if data is None else read_pairs(data, pair_columns or ())
-    pairs = pairs.part(part) if pairs is not None and part else pairs
+    pairs = _pairs(data, part, pair_columns)
     require_writable(out)
     require_outputs(save_plan)
     from steerlens.evaluation.default_strength import default_steering
@@ -141,6 +140,12 @@ def evaluate_command(
     write_plan(steering, save_plan, verdict=str(evaluation).splitlines(), prompts=len(prompt_list))
     say(f"{steering}\n{evaluation}")
     say(f"wrote scores.parquet, side_effects.parquet and evaluation.json to {out}")
+
+
+def _pairs(data: Path | None, part: str, columns: Any) -> Any:
+    """The pairs of a dataset, or of a part of it; None without one."""
+    pairs = None if data is None else read_pairs(data, columns or ())
+    return pairs.part(part) if pairs is not None and part else pairs
 
 
 def _asking(ask: str, ask_system: str) -> list[Any]:

@@ -131,7 +131,8 @@ def test_positions_mean_the_same_with_and_without_cache(
 @settings(max_examples=100, deadline=None)
 def test_can_select_foresees_whether_a_run_steers(n_prompt, n_new, positions, skip_bos):
     read = expected(positions, n_prompt, n_prompt + n_new - 1, skip_bos)
-    assert can_select(positions, skip_bos, n_prompt, n_new) == bool(read)
+    prompt = [5] * n_prompt
+    assert can_select(positions, skip_bos, prompt, n_new) == bool(read)
 
 
 @pytest.mark.parametrize(

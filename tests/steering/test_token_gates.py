@@ -295,7 +295,7 @@ def test_a_condition_is_no_place(vector, angry):
         sl.Steering(vector, [STEERED], positions=~angry)
 
 
-def test_factors_that_are_no_numbers_are_refused(model, vector, angry):
+def test_factors_that_are_no_numbers_are_refused(unchecked, model, vector, angry):
     broken = SoftGate(angry, lambda margin: margin / 0)
     with pytest.raises(sl.SteerlensError, match="expected a finite number for each"):
         replied(model, steering=sl.Steering(vector, [STEERED], when_token=broken))

@@ -134,7 +134,7 @@ def _condition_section(offers: Offers, made: Library, rule: str) -> Any:
             value=rule,
             maxLength=LONGEST_RULE,
             placeholder=f"if harmful and not legal then {STEERING}   (empty: always; a "
-            "vector's name steers with it alone)",
+            "vector's name steers with it alone; … where angry: those tokens only)",
             rows=2,
         ),
         html.P(id="check", role="status"),

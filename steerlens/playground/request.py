@@ -19,6 +19,7 @@ from steerlens.steering.hooks import (
     add_direction,
     clamp_direction,
 )
+from steerlens.steering.places import parse_positions
 from steerlens.steering.rules import Rule, apply_rules, parse_rules
 from steerlens.steering.sampling import Sampling
 from steerlens.steering.similarities import cosine
@@ -38,7 +39,7 @@ EDITS = {
     edit.__name__: edit
     for edit in (add_direction, ablate_direction, ablate_then_add, clamp_direction)
 }
-POSITIONS = ("all", "prompt", "generated", "last", "reply")
+POSITIONS = ("all", "prompt", "generated", "last", "reply", "generated[:8]", "generated[8:]")
 LADDER = (1.0, 0.5, 1.5, 2.0, 3.0)
 """Shares of the chosen strengths that a ladder tries, the whole first."""
 
@@ -165,7 +166,7 @@ class Trial:
             layers,
             strength,
             edit=edit,
-            positions=self.positions,
+            positions=parse_positions(self.positions),
             keep_norm=self.keep_norm,
             relative=scale.relative,
             name=push.vector,

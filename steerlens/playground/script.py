@@ -3,6 +3,7 @@
 from steerlens.playground.library import Library
 from steerlens.playground.request import Push, Trial
 from steerlens.steering.conditions import Condition
+from steerlens.steering.places import parse_positions
 from steerlens.steering.steering import Steering
 
 
@@ -49,11 +50,17 @@ def _steering(push: Push, steering: Steering, trial: Trial) -> str:
         f"strength={push.strength!r}",
         f"relative={steering.relative}",
         *([f"edit=sl.hooks.{trial.edit}"] if trial.edit != "add_direction" else []),
-        *([f"positions={trial.positions!r}"] if trial.positions != "all" else []),
+        *([f"positions={_positions(trial)}"] if trial.positions != "all" else []),
         *(["keep_norm=True"] if trial.keep_norm else []),
     ]
     arguments = ", ".join([f"vectors[{push.vector!r}]", *settings])
     return f"    {push.vector!r}: sl.Steering(\n        {arguments},\n    ),"
+
+
+def _positions(trial: Trial) -> str:
+    parsed = parse_positions(trial.positions)
+    text = repr(trial.positions)
+    return text if isinstance(parsed, str) else f"sl.places.parse_positions({text})"
 
 
 def _condition(condition: Condition, search_file: str) -> str:

@@ -11,6 +11,7 @@ from steerlens.playground.jobs import Job, State
 from steerlens.playground.layout import section
 from steerlens.playground.request import LADDER, Outcome, Push
 from steerlens.playground.token_view import Reading, cosines_by_layer
+from steerlens.steering.transcripts import TokenGateReport
 
 
 def status(job: Job[Outcome], ahead: int) -> str:
@@ -58,14 +59,28 @@ def _times(share: float, push: Push) -> str:
 
 
 def gates(outcome: Outcome | None) -> list[Any]:
-    """The similarities that the rule's conditions measured, and their decisions."""
+    """What the rule's conditions measured of the prompt, or of each token, and decided."""
+    of_tokens = () if outcome is None or outcome.replies is None else outcome.replies.token_gates
     return [
         html.Li(
             f"{gate.condition.name}: {similarity:.4f} at layer {gate.condition.layers_read[0]}, "
             f"threshold {gate.condition.threshold:.4f}: {'fired' if fired else 'did not fire'}"
         )
         for gate, similarity, fired in (() if outcome is None else outcome.gates)
-    ]
+    ] + [html.Li(_token_gate(report)) for report in of_tokens]
+
+
+def _token_gate(report: TokenGateReport) -> list[Any]:
+    """The steered text, with the tokens marked on which a condition fired."""
+    line = report.timelines[1]
+    marked = zip(line.tokens, line.open.tolist(), strict=True)
+    return [
+        f"{report.condition.name} fired on tokens of {report.seen_of(1)} ",
+        html.Details([
+            html.Summary("show them"),
+            *(html.Mark(token) if on else token for token, on in marked),
+        ]),
+    ]  # fmt: skip
 
 
 def seen_by(reading: Reading | None, name: str, layer: int, above: float) -> str:

@@ -341,6 +341,7 @@ def test_the_gate_of_the_run_is_what_the_page_said_before(tiny_chat, shelf, vect
         ("", {"sampling": sl.Sampling(0.8, top_p=0.9, seed=3)}),
         ("if topic then steer", {"edit": "ablate_then_add", "keep_norm": True}),
         ("if not topic then push", {"positions": "prompt"}),
+        ("if topic then push where topic", {"positions": "generated[:8]"}),
         ("if topic then push", {"pushes": (PUSH, Push("topic", (3, 4), 5.0))}),
     ],
 )

@@ -24,8 +24,9 @@ from steerlens.intervals import mean, rate
 from steerlens.judges.builtin import refusal
 from steerlens.judges.fluency import degenerate
 from steerlens.judges.judging import Judge
-from steerlens.learning.learning import default_layer, learn
+from steerlens.learning.learning import LESSONS, default_layer, learn
 from steerlens.learning.objectives import OBJECTIVES, Objective
+from steerlens.learning.replies import replies_by_side
 from steerlens.learning.training import Training
 from steerlens.models.fingerprint import model_provenance
 from steerlens.models.host import Model
@@ -35,19 +36,20 @@ from steerlens.steering.steering import Steering
 from steerlens.vectors.estimators import linear_discriminant, mean_difference, pca_pairwise
 from steerlens.vectors.vector import SteeringVector
 
-Method = Callable[[Model, ContrastiveDataset, int, Training], SteeringVector]
+Method = Callable[[Model, LESSONS, int, Training], SteeringVector]
 """`(model, data, layer, training) -> vector`; the training is for those that learn."""
 UNSTEERED = "unsteered"
 
 
 def _extracted(
-    estimator: Any, model: Model, data: ContrastiveDataset, layer: int, _: Training
+    estimator: Any, model: Model, data: LESSONS, layer: int, _: Training
 ) -> SteeringVector:
-    return extract(model, data, estimator, tokens="suffix", layers=[layer], progress=False)
+    sides = data if isinstance(data, ContrastiveDataset) else replies_by_side(data)
+    return extract(model, sides, estimator, tokens="suffix", layers=[layer], progress=False)
 
 
 def _learned(
-    objective: Objective, model: Model, data: ContrastiveDataset, layer: int, training: Training
+    objective: Objective, model: Model, data: LESSONS, layer: int, training: Training
 ) -> SteeringVector:
     return learn(model, data, objective, layer, training=training, progress=False)
 
@@ -95,7 +97,7 @@ class Comparison:
 
 def compare(
     model: Model,
-    data: ContrastiveDataset,
+    data: LESSONS,
     prompts: Sequence[Prompt],
     *,
     methods: Mapping[str, Method] = METHODS,
@@ -115,7 +117,7 @@ def compare(
     done again.
 
     Args:
-        data: Pairs with contrasting suffixes.
+        data: Pairs with contrasting suffixes, or tuples (prompt, wanted, unwanted) as for `learn`.
         prompts: Not among those of `data`.
         methods: Functions by name.
         layer: Default: a third of the way up.
@@ -130,7 +132,11 @@ def compare(
     >>> found.table.method.tolist()
     ['unsteered', 'mean']
     """
-    asked_before = [prompt for pair in data.pairs for prompt in pair]
+    if isinstance(data, ContrastiveDataset):
+        content: list[Any] = [data, data.pairs, data.suffixes]
+        asked_before = [prompt for pair in data.pairs for prompt in pair]
+    else:
+        content, asked_before = list(data), [lesson[0] for lesson in data]
     if seen := [prompt for prompt in prompts if prompt in asked_before]:
         raise SteerlensError(
             f"got {len(seen)} prompts that the vectors are made from, such as "
@@ -139,10 +145,10 @@ def compare(
     layer = default_layer(model.cfg.n_layers) if layer is None else layer
     ask = partial(_asked, model, prompts, judge, max_new_tokens, training.seed)
     settings = [
-        model_provenance(model), data, prompts, layer, judge, kl_budget, degenerate_budget,
+        model_provenance(model), content, prompts, layer, judge, kl_budget, degenerate_budget,
         training, max_new_tokens,
     ]  # fmt: skip
-    job = digest(repr([*settings, data.pairs, data.suffixes]).encode())
+    job = digest(repr(settings).encode())
     folder = None if out is None else require_writable(out)
     plain = {"strength": 0.0, "kl": 0.0, "status": MET}
 

@@ -82,6 +82,26 @@ def reply_pairs(model: Model, data: ContrastiveDataset | Sequence[Lesson]) -> li
     return list(grouped.values())
 
 
+def replies_by_side(lessons: Sequence[Lesson]) -> tuple[list[Passage], list[Passage]]:
+    """All wanted and all unwanted replies behind their prompts, as `extract` reads two sides.
+
+    >>> wanted, unwanted = replies_by_side([("Hi.", "Bonjour.", "Hello.")])
+    >>> wanted
+    [Passage(prompt='Hi.', suffix='Bonjour.', system=None)]
+    """
+    wanted, unwanted = [], []
+    for index, lesson in enumerate(lessons):
+        first, second = _checked(index, lesson)
+        if second is None:
+            raise SteerlensError(
+                f"lesson {index} is {short_repr(lesson)}, without an unwanted reply to compare "
+                "with; expected (prompt, wanted reply, unwanted reply)"
+            )
+        wanted.append(first)
+        unwanted.append(second)
+    return wanted, unwanted
+
+
 def end_of_turn(model: Model, chat: bool | None = None) -> int | None:
     """The token that the template writes after a reply, if `generate` stops there; or the end of
     text."""

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 
@@ -93,6 +94,25 @@ def test_another_comparisons_rows_are_refused(model, found, folder):
 def test_prompts_that_vectors_were_made_from_are_refused(model):
     with pytest.raises(sl.SteerlensError, match="What is 3"):
         compare(model, DATA, [*PROMPTS, "What is 3?"], **OPTIONS)
+
+
+LESSONS = [(f"What is {n}?", "I will not.", "It is so.") for n in range(12)]
+
+
+def test_lessons_are_compared_as_the_dataset_that_says_the_same(model, found):
+    told = compare(model, LESSONS, PROMPTS, progress=False, **OPTIONS)
+    pd.testing.assert_frame_equal(told.table, found.table)
+
+
+def test_prompts_of_lessons_are_refused(model):
+    with pytest.raises(sl.SteerlensError, match="What is 3"):
+        compare(model, LESSONS, ["What is 3?"], progress=False, **OPTIONS)
+
+
+def test_a_difference_needs_unwanted_replies(model):
+    lessons = [*LESSONS, ("What is it?", "I will not.")]
+    with pytest.raises(sl.SteerlensError, match=r"lesson 12 .* without an unwanted reply"):
+        compare(model, lessons, PROMPTS, progress=False, **OPTIONS)
 
 
 def test_the_figure_and_the_text_show_the_table(found):

@@ -39,6 +39,7 @@ __all__ = [  # noqa: RUF022 - the order of the work
     "apply_rules",
     "generate",
     "stream",
+    "Chat",
     "Sampling",
     "Replies",
     "evaluate",

@@ -19,6 +19,7 @@ from .models.loading import load_model as load_model
 from .models.ray import Ray as Ray
 from .steering import hooks as hooks
 from .steering import similarities as similarities
+from .steering.chat import Chat as Chat
 from .steering.condition_search import search_conditions as search_conditions
 from .steering.conditions import Condition as Condition
 from .steering.generation import generate as generate

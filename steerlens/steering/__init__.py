@@ -3,6 +3,7 @@
 from steerlens.models.hooking import Attachment
 from steerlens.steering import hooks, similarities
 from steerlens.steering.batch_plans import BatchPlan, stacked
+from steerlens.steering.chat import Chat
 from steerlens.steering.condition_search import ConditionSearch, search_conditions
 from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.generation import generate, stream
@@ -13,11 +14,13 @@ from steerlens.steering.sampling import Sampling
 from steerlens.steering.steering import Steering, steering_hooks
 from steerlens.steering.topics import Topics, TopicScores, extract_topics, score_topics
 from steerlens.steering.transcripts import GateReport, Replies
+from steerlens.steering.turns import Turn
 
 __all__ = [
     "CAST",
     "Attachment",
     "BatchPlan",
+    "Chat",
     "Condition",
     "ConditionSearch",
     "Gate",
@@ -29,6 +32,7 @@ __all__ = [
     "Steering",
     "TopicScores",
     "Topics",
+    "Turn",
     "apply_rules",
     "extract_topics",
     "find_condition",

@@ -130,6 +130,17 @@ def _alike_in_beginnings(plan: Plan) -> bool:
         and not own_places
         and isinstance(steering.positions, str)
         and steering.positions in ("all", "prompt", "generated")
-        and steering.norm_keeper in (None, hooks.restore_norm)
+        and edits_each_token_alone(steering)
+    )
+
+
+def edits_each_token_alone(steering: Steering) -> bool:
+    """Whether what is done to a token is sure not to depend on the others of its forward pass.
+
+    >>> edits_each_token_alone(steering)
+    True
+    """
+    return (
+        steering.norm_keeper in (None, hooks.restore_norm)
         and getattr(steering.edit.edit, "__module__", None) == hooks.__name__  # type: ignore[attr-defined]
     )

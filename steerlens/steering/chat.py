@@ -48,7 +48,7 @@ class Chat:
         steering: One steering, several at once, or None. May be replaced between turns.
         system: A system message.
         history: Messages of earlier turns.
-        max_new_tokens: Most tokens of a reply. May be replaced, too, as all below.
+        max_new_tokens: Most tokens of a reply. It and what follows may be replaced, too.
         sampling: How tokens are chosen; turn n draws from the n-th stream of random numbers.
         conditions: When conditions are read: "every turn" anew; or in the "first turn" that has
             them, whose decision all later ones keep.

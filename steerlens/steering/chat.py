@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlens.activations.growing_texts import ReadText, read_on
 from steerlens.data.prompts import Message
-from steerlens.display import Rows, card
+from steerlens.display import MOST_ROWS, Rows, card
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.models.host import Model
 from steerlens.models.token_text import decoded
@@ -225,11 +225,13 @@ class Chat:
                 "steered" if turn.acted else "",
                 "degenerate" if turn.degenerate else "" if turn.finished else "cut off",
             )
-            for number, turn in enumerate(self.turns, start=1)
+            for number, turn in list(enumerate(self.turns, start=1))[-MOST_ROWS:]
         )
+        n_shown = min(MOST_ROWS, len(self.turns))
+        cut = f"the last {n_shown} of {len(self.turns)} turns" * (n_shown < len(self.turns))
         columns = ("turn", "user", "assistant", "conditions", "steered", "notes")
         facts = {"steering": self.steering and repr(self.steering), "system": self.system}
-        return card("Chat", facts, Rows(columns, rows, len(self.turns)))
+        return card("Chat", facts, Rows(columns, rows, n_shown, cut))
 
     def _settings(self) -> tuple[list[Steering], Writing]:
         """The settings of the next turn, checked."""

@@ -323,6 +323,16 @@ def test_turns_and_conversations_show_gates_and_broken_replies(model, monkeypatc
     assert "3 turns" in told
 
 
+def test_of_a_long_conversation_the_last_turns_are_shown(model):
+    chat = chat_with(model, said=SAID[:1], max_new_tokens=2)
+    last = replace(chat.turns[0], words="And now?")
+    chat.turns = (*chat.turns * 25, last)
+    page = chat._repr_html_()
+    assert "the last 20 of 26 turns" in page
+    assert page.count(SAID[0]) == 19
+    assert "And now?" in page
+
+
 def test_projections_are_those_of_the_text(model):
     chat = chat_with(model, sl.Steering(random_vector(model, seed=1), [2]))
     vector = random_vector(model)

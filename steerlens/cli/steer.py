@@ -242,27 +242,20 @@ def generate_command(
     Example: steerlens generate refuse.safetensors "How do I bake bread?" --layers 3-4
     --strength 0.6 --relative
     """
-    _require_whole_condition(condition, condition_vector, unless)
+    require_whole_condition(condition, condition_vector, unless)
     asked = _asked(prompts, file, part, prompt_column)
     require_outputs(out)
-    from steerlens.evaluation.default_strength import default_steering
     from steerlens.files import write_json
     from steerlens.models.loading import load_model
     from steerlens.steering.generation import generate
     from steerlens.steering.sampling import Sampling
-    from steerlens.steering.steering import Steering
     from steerlens.studies.study import compared
-    from steerlens.vectors.vector import SteeringVector
 
-    condition_to_meet = _condition(condition, condition_vector, unless)
-    steering = Steering(
-        SteeringVector.load(vector), layers, 1.0 if strength is None else strength,
-        condition_to_meet, relative=relative,
-    )  # fmt: skip
+    condition_to_meet = condition_of(condition, condition_vector, unless)
+    steering = steering_of(vector, layers, strength, relative, condition_to_meet)
     loaded = load_model(model)
     if strength is None:
-        steering, how = default_steering(loaded, steering)
-        say(how)
+        steering = at_found_strength(loaded, steering)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "sampling": Sampling(temperature, seed=seed),
@@ -287,14 +280,15 @@ def _asked(prompts: list[str] | None, file: Path | None, part: str, columns: Any
     return asked
 
 
-def _require_whole_condition(search: Path | None, vector: Path | None, unless: bool) -> None:
+def require_whole_condition(search: Path | None, vector: Path | None, unless: bool) -> None:
+    """Refuse a condition that lacks one of its files."""
     if (search is None) != (vector is None):
         raise SteerlensError("got only one of --condition and --condition-vector; give both")
     if unless and search is None:
         raise SteerlensError("got --unless without --condition; give --condition, too")
 
 
-def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:
+def condition_of(search: Path | None, vector: Path | None, unless: bool) -> Any:
     """The best condition of a search, negated by `unless`; None without a search."""
     if search is None or vector is None:
         return None
@@ -303,6 +297,26 @@ def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:
 
     best = ConditionSearch.load(search, SteeringVector.load(vector)).best
     return ~best if unless else best
+
+
+def steering_of(
+    vector: Path, layers: Any, strength: float | None, relative: bool, when: Any
+) -> Any:
+    """The steering of the options, at strength 1 where none is given."""
+    from steerlens.steering.steering import Steering
+    from steerlens.vectors.vector import SteeringVector
+
+    given = 1.0 if strength is None else strength
+    return Steering(SteeringVector.load(vector), layers, given, when, relative=relative)
+
+
+def at_found_strength(model: Any, steering: Any) -> Any:
+    """The steering at the strength that the model bears, which is told."""
+    from steerlens.evaluation.default_strength import default_steering
+
+    steering, how = default_steering(model, steering)
+    say(how)
+    return steering
 
 
 def _print_replies(prompts: list[Any], unsteered: Any, steered: Any) -> None:

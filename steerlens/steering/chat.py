@@ -107,7 +107,7 @@ class Chat:
             SteerlensError: Before anything runs: what `generate` would refuse.
 
         >>> str(Chat(model, max_new_tokens=3).say("Hi.", prefill="Sure, I"))
-        'Sure, I will give'
+        'Sure, I would to help'
         """
         *_, turn = self.stream(words, prefill=prefill)
         return turn

@@ -10,7 +10,7 @@ def can_be_cut(cache: Cache) -> bool:
     """Whether the first tokens of a KV cache can be told from the rest.
 
     Not so in a bridge to a model with sliding windows, which drops old tokens, or with a state of
-    fixed size.
+    fixed size; nor where a bridge has put nothing into it.
 
     >>> from steerlens.models.host import new_cache
     >>> can_be_cut(new_cache(load_model(), batch=1))
@@ -18,7 +18,8 @@ def can_be_cut(cache: Cache) -> bool:
     """
     if not isinstance(cache, HuggingFaceCache):
         return True
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    only_tokens = all(type(layer) is DynamicLayer for layer in cache.layers)
+    return only_tokens and cache.get_seq_length() > 0
 
 
 def begin_with(cache: Cache, other: Cache, length: int) -> None:

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from steerlens.activations.growing_texts import read_on
 from steerlens.activations.reading import every_token
 from steerlens.errors import SteerlensError
 from steerlens.models import fast_forward
+from steerlens.models.cache_beginnings import can_be_cut
 
 PLACES = [("resid_post", 0), ("attn_out", 2), ("resid_pre", 1)]
 TEXT = tuple(range(40, 70))
@@ -68,6 +70,13 @@ def test_nothing_is_kept_under_hooks_of_the_users(model, widths):
     assert hooked.cache is None
     assert_read(model, read_on(model, TEXT, PLACES, hooked), TEXT)
     assert widths == [20, 30, 30, 30, 30]  # two of them by `every_token`
+
+
+def test_a_cache_that_a_bridge_left_empty_is_not_gone_on_from():
+    cache = DynamicCache()
+    assert not can_be_cut(cache)
+    cache.update(*torch.ones(2, 1, 2, 3, 4), 0)
+    assert can_be_cut(cache)
 
 
 def test_a_text_longer_than_the_context_is_refused(model):

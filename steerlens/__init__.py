@@ -42,6 +42,7 @@ __all__ = [  # noqa: RUF022 - the order of the work
     "load_plan",
     "generate",
     "stream",
+    "Chat",
     "Sampling",
     "Replies",
     "evaluate",

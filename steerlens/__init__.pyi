@@ -23,6 +23,7 @@ from .steering import places as places
 from .steering import schedules as schedules
 from .steering import similarities as similarities
 from .steering import soft_gates as soft_gates
+from .steering.chat import Chat as Chat
 from .steering.condition_search import search_conditions as search_conditions
 from .steering.conditions import Condition as Condition
 from .steering.generation import generate as generate

@@ -298,9 +298,21 @@ def _activations_at(
         yield point.frame.into(activations[point.name])
 
 
+def require_context(model: Model, n_tokens: int) -> None:
+    """Refuse a text that is longer than the model's context.
+
+    >>> require_context(load_model(), 256)
+    """
+    if n_tokens > model.cfg.n_ctx:
+        raise SteerlensError(
+            f"the text has {n_tokens} tokens, but {model.cfg.model_name}'s context holds "
+            f"{model.cfg.n_ctx}; shorten it"
+        )
+
+
 @torch.no_grad()
 def every_token(
-    model: Model, ids: Sequence[int], places: Iterable[Place]
+    model: Model, ids: Sequence[int], places: Iterable[Place], cache: Cache | None = None
 ) -> dict[Place, Float[Tensor, "pos d_model"]]:
     """One text's activations at each place, for every token; float32 at least, on the CPU.
 
@@ -308,12 +320,9 @@ def every_token(
         model: The model to read.
         ids: The token ids of the text.
         places: Sites and layers, such as `("resid_post", 5)`.
+        cache: The KV cache of a text that these tokens continue.
     """
-    if len(ids) > model.cfg.n_ctx:
-        raise SteerlensError(
-            f"the text has {len(ids)} tokens, but {model.cfg.model_name}'s context holds "
-            f"{model.cfg.n_ctx}; shorten it"
-        )
+    require_context(model, len(ids))
     wanted = list(dict.fromkeys(places))
     tokens = torch.tensor([list(ids)], device=model.cfg.device)
 
@@ -321,7 +330,7 @@ def every_token(
         points = [_point(model, *place) for place in wanted]
         return [
             at_least_float32(activation[0]).cpu()
-            for activation in _activations_at(model, tokens, points)
+            for activation in _activations_at(model, tokens, points, cache)
         ]
 
     return dict(zip(wanted, forward_pass(model, read), strict=True))

@@ -3,13 +3,14 @@
 No module imports torch before its command line has been checked.
 """
 
-from steerlens.cli import start, steer, learn, suggest, measure, axbench, show, serve, cache  # isort: skip - the help's order
+from steerlens.cli import start, steer, chat, learn, suggest, measure, axbench, show, serve, cache  # isort: skip - the help's order
 from steerlens.cli.options import app
 
 __all__ = [
     "app",
     "axbench",
     "cache",
+    "chat",
     "learn",
     "measure",
     "serve",

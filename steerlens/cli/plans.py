@@ -85,6 +85,23 @@ def plan_of(
     return (Steering(SteeringVector.load(path), layers, one, **more),)
 
 
+def at_found_strength(model: Any, plan: tuple[Any, ...], path: Path) -> tuple[Any, ...]:
+    """The steering of a vector's file at the strength that the model bears, which is told.
+
+    Args:
+        model: The model.
+        plan: What `plan_of` gave, without a strength.
+        path: The file; a plan has its own strengths, and is left as it is.
+    """
+    from steerlens.evaluation.default_strength import default_steering
+
+    if is_plan(path):
+        return plan
+    steering, how = default_steering(model, *plan)
+    say(how)
+    return (steering,)
+
+
 def write_plan(plan: Any, path: Path | None, **evidence: Any) -> None:
     """Write what was steered with, if it was asked for.
 

@@ -41,7 +41,7 @@ from steerlens.cli.output import print_rows, reporting, say
 from steerlens.cli.plans import (
     SavePlan,
     SteeredFile,
-    is_plan,
+    at_found_strength,
     plan_of,
     require_no_settings,
     write_plan,
@@ -263,14 +263,13 @@ def generate_command(
     Example: steerlens generate refuse.safetensors "How do I bake bread?" --layers 3-4
     --strength 0.6 --relative
     """
-    _require_whole_condition(condition, condition_vector, unless or each_token)
+    require_whole_condition(condition, condition_vector, unless or each_token)
     require_no_settings(
         vector, layers=layers, strength=strength is not None, relative=relative,
         condition=condition, positions=positions != "all",
     )  # fmt: skip
     asked = _asked(prompts, file, part, prompt_column)
     require_outputs(out, save_plan)
-    from steerlens.evaluation.default_strength import default_steering
     from steerlens.files import write_json
     from steerlens.models.loading import load_model
     from steerlens.steering.generation import generate
@@ -278,17 +277,15 @@ def generate_command(
     from steerlens.steering.sampling import Sampling
     from steerlens.studies.study import compared
 
-    condition_to_meet = _condition(condition, condition_vector, unless)
+    condition_to_meet = condition_of(condition, condition_vector, unless)
     plan = plan_of(
         vector, layers, strength,
         **{"when_token" if each_token else "when": condition_to_meet},
         positions=parse_positions(positions), relative=relative,
     )  # fmt: skip
     loaded = load_model(model)
-    if strength is None and not is_plan(vector):
-        steering, how = default_steering(loaded, *plan)
-        plan = (steering,)
-        say(how)
+    if strength is None:
+        plan = at_found_strength(loaded, plan, vector)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "sampling": Sampling(temperature, seed=seed),
@@ -315,7 +312,8 @@ def _asked(prompts: list[str] | None, file: Path | None, part: str, columns: Any
     return asked
 
 
-def _require_whole_condition(search: Path | None, vector: Path | None, modified: bool) -> None:
+def require_whole_condition(search: Path | None, vector: Path | None, modified: bool) -> None:
+    """Refuse a condition that lacks one of its files."""
     if (search is None) != (vector is None):
         raise SteerlensError("got only one of --condition and --condition-vector; give both")
     if modified and search is None:
@@ -324,7 +322,7 @@ def _require_whole_condition(search: Path | None, vector: Path | None, modified:
         )
 
 
-def _condition(search: Path | None, vector: Path | None, unless: bool) -> Any:
+def condition_of(search: Path | None, vector: Path | None, unless: bool) -> Any:
     """The best condition of a search, negated by `unless`; None without a search."""
     if search is None or vector is None:
         return None

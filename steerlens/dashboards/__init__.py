@@ -7,8 +7,8 @@ Vectors: `vector_cosines`, `cosine_matrix`, `explained_variance`, `logit_lens`, 
 `token_scan`, `token_text`, `principal_scatter`, `singular_spectrum`, `learning_curve` (of a
 learned one). Effects, from results or tidy tables: `layer_strength` (sweep), `dose_response`
 (evaluation, sweep), `pareto` (evaluation, sweep, suggestion), `rates` (evaluation),
-`method_comparison` (comparison), `calibration`, `sentiment`, `saturation`. Where colours
-show a sign, orange is positive and blue is negative.
+`method_comparison` (comparison), `calibration`, `sentiment`, `saturation`. Conversations: `drift`.
+Where colours show a sign, orange is positive and blue is negative.
 """
 
 from steerlens.dashboards.comparisons import rates, saturation, sentiment
@@ -19,6 +19,7 @@ from steerlens.dashboards.conditions import (
     threshold_sweep,
     topic_confusion,
 )
+from steerlens.dashboards.conversations import drift
 from steerlens.dashboards.effects import dose_response, layer_strength
 from steerlens.dashboards.learning import learning_curve, method_comparison
 from steerlens.dashboards.theme import DARK, TEMPLATE, dark
@@ -41,6 +42,7 @@ __all__ = [
     "cosine_matrix",
     "dark",
     "dose_response",
+    "drift",
     "explained_variance",
     "gate_timeline",
     "layer_strength",

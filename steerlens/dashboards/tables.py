@@ -62,6 +62,10 @@ SATURATION = Contract(
 RATES = Contract(
     "table of rates", ("part", "group", "measure"), ("value", "low", "high", "n"), "value"
 )
+DRIFT = Contract(
+    "table of projections by turn", ("role", "token"), ("turn", "layer", "place", "projection"),
+    "projection",
+)  # fmt: skip
 CONTRACTS = (SWEEP, DOSE_RESPONSE, PARETO, SENTIMENT, SATURATION, RATES)
 
 

@@ -45,6 +45,7 @@ class Template:
         self._kept = lru_cache(maxsize=4096)(self._keeps)
         self._openings = cache(self._find_openings)
         self._written = cache(self._find_written)
+        self._has_system = cache(self._find_system)
 
     def apply(self, prompt: str | Sequence[Message], suffix: str, system: str | None) -> Text:
         """The text of a user's words, or of a whole chat.
@@ -129,6 +130,11 @@ class Template:
             dict(message) | {"content": self._without_special_tokens(message["content"])}
             for message in (*first, *messages)
         ]
+        if turns and turns[0]["role"] == "system" and not self._has_system():
+            raise SteerlensError(
+                "got a system message, and the chat template refuses such messages or leaves them "
+                "out; put its words at the beginning of the user's first message"
+            )
         text = self._render(turns, self._generation_prompt) if turns else ""
         return _Chat(turns, Text(text, True, words=self._user_span(turns, text)), {})
 
@@ -208,6 +214,13 @@ class Template:
                 if mark and any(token in before for token in self._special):
                     openings.append(before.lstrip())
         return tuple(openings)
+
+    def _find_system(self) -> bool:
+        """Whether the template writes system messages."""
+        question = {"role": "user", "content": "a"}
+        with suppress(SteerlensError):
+            return _MARK in self._render([{"role": "system", "content": _MARK}, question], True)
+        return False
 
     def _find_written(self) -> str:
         """The text of a chat of all roles, with all that the template itself writes."""

@@ -98,9 +98,23 @@ def unmasked(model: Model, tokens: TokenIds, cache: Cache | None = None) -> dict
     }
 
 
+def users_hooks(model: Model) -> list[str]:
+    """The hook points at which the user has hooks; a bridge has some of its own.
+
+    >>> with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", print)]):
+    ...     users_hooks(model)
+    ['blocks.0.hook_resid_pre']
+    """
+    return [
+        name
+        for name, point in model.hook_dict.items()
+        if not all(hook.is_permanent for hook in point.fwd_hooks)
+    ]
+
+
 def require_no_hooks(model: Model, why: str) -> None:
     """Refuse a model with the user's own hooks; `why` says what they would break."""
-    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+    hooked = users_hooks(model)
     if hooked:
         raise SteerlensError(
             f"got a model with hooks at {', '.join(hooked[:3])}; expected none: {why}. Take them "

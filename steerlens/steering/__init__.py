@@ -3,6 +3,7 @@
 from steerlens.models.hooking import Attachment
 from steerlens.steering import hooks, places, schedules, similarities
 from steerlens.steering.batch_plans import BatchPlan, stacked
+from steerlens.steering.chat import Chat
 from steerlens.steering.condition_search import ConditionSearch, search_conditions
 from steerlens.steering.conditions import Condition, Gate
 from steerlens.steering.evidence import with_evidence
@@ -16,11 +17,13 @@ from steerlens.steering.soft_gates import SoftGate
 from steerlens.steering.steering import Steering, steering_hooks
 from steerlens.steering.topics import Topics, TopicScores, extract_topics, score_topics
 from steerlens.steering.transcripts import GateReport, GateTimeline, Replies, TokenGateReport
+from steerlens.steering.turns import Turn
 
 __all__ = [
     "CAST",
     "Attachment",
     "BatchPlan",
+    "Chat",
     "Condition",
     "ConditionSearch",
     "Gate",
@@ -35,6 +38,7 @@ __all__ = [
     "TokenGateReport",
     "TopicScores",
     "Topics",
+    "Turn",
     "apply_rules",
     "extract_topics",
     "find_condition",

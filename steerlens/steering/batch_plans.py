@@ -1,6 +1,6 @@
 """One steering whose strengths or positions differ between the rows of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields
 from threading import get_ident
 from typing import Any
@@ -170,7 +170,7 @@ def stacked(plans: Sequence[Steering | None], n_rows: int) -> list[BatchPlan]:
         if plan is None:
             continue
         same_group = next(
-            (group for group in groups if _equal_but_for_strength(plan, group[0][1])), None
+            (group for group in groups if equal_but_for({"strength"}, plan, group[0][1])), None
         )
         if same_group is None:
             groups.append([(index, plan)])
@@ -189,10 +189,15 @@ def _side_by_side(group: Sequence[tuple[int, Steering]], n_plans: int, n_rows: i
     return BatchPlan(first, strength.flatten(0, 1), acts=acts.flatten(0, 1))
 
 
-def _equal_but_for_strength(first: Steering, second: Steering) -> bool:
-    """Whether two steerings differ at most in strength."""
-    names = [one.name for one in fields(Steering) if one.init and one.name != "strength"]
-    return all(_same(getattr(first, name), getattr(second, name)) for name in names)
+def equal_but_for(names: Set[str], first: Steering, second: Steering) -> bool:
+    """Whether two steerings differ at most in fields of these names.
+
+    >>> from dataclasses import replace
+    >>> equal_but_for({"strength"}, steering, replace(steering, strength=2))
+    True
+    """
+    compared = (field.name for field in fields(Steering) if field.init and field.name not in names)
+    return all(_same(getattr(first, name), getattr(second, name)) for name in compared)
 
 
 def _same(first: Any, second: Any) -> bool:

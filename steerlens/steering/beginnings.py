@@ -130,9 +130,20 @@ def _alike_in_beginnings(plan: Plan) -> bool:
     own_places = isinstance(plan, BatchPlan) and plan.where is not None
     return (
         steering.when is None
-        and steering.when_token is None
         and not own_places
         and _same_in_every_prompt(steering.positions)
+        and edits_each_token_alone(steering)
+    )
+
+
+def edits_each_token_alone(steering: Steering) -> bool:
+    """Whether what is done to a token is sure not to depend on the others of its forward pass.
+
+    >>> edits_each_token_alone(steering)
+    True
+    """
+    return (
+        steering.when_token is None  # sinks are told by the whole prompt's norms
         and steering.norm_keeper in (None, hooks.restore_norm)
         and getattr(steering.edit.edit, "__module__", None) == hooks.__name__  # type: ignore[attr-defined]
     )

@@ -1,6 +1,6 @@
 """Steered replies to a batch of prompts: one decoding loop for `generate`, `stream` and `sweep`."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from steerlens.errors import SteerlensError
 from steerlens.models.engine import LOCAL, Engine, halving
 from steerlens.models.fast_forward import ForwardPasses, decoding_cache, is_on, select_rows
 from steerlens.models.hooking import PlacedHook, placed
-from steerlens.models.host import Model, next_logits, require_kept
+from steerlens.models.host import Cache, Model, next_logits, require_kept
 from steerlens.models.progress import progress_bar
 from steerlens.models.token_text import decoded
 from steerlens.models.tokenizing import (
@@ -44,6 +44,10 @@ from steerlens.steering.fitting import require_fit
 from steerlens.steering.sampling import Sampling, TokenChooser
 from steerlens.steering.steering import Run
 from steerlens.steering.transcripts import GrowingText, Replies, Transcript
+
+Begin = Callable[[Model, Sequence[TokenRow], Sequence[Plan], TokenMask, Cache | None], int]
+"""Fills an empty KV cache with tokens that the rows begin with, and says with how many columns; see
+`run_beginning`."""
 
 WORTH_KEEPING = 7 / 8
 """A batch drops finished rows once at most this share is unfinished: that copies the KV cache."""
@@ -239,6 +243,23 @@ def write(model: Model, task: Task) -> Transcript:
     return transcript
 
 
+def write_by_steps(
+    model: Model, task: Task, begin: Begin = run_beginning
+) -> Generator[Transcript, None, None]:
+    """The unfinished replies of a task as one batch, after every decoding step.
+
+    Args:
+        model: The model that replies.
+        task: Rows and settings, checked by the caller.
+        begin: Puts what the rows begin with into the KV cache before the first step.
+    """
+    transcript = Transcript.empty(task.rows, task.plans)
+    batch = _Batch(task.rows, task.plans, task.draws)
+    with closing(_decode(model, batch, task.writing, transcript, begin)) as steps:
+        for _ in steps:
+            yield transcript
+
+
 def _write_batch(model: Model, batch: _Batch, writing: Writing) -> list[Transcript]:
     """The replies of a batch, in several parts where memory runs out."""
 
@@ -253,14 +274,18 @@ def _write_batch(model: Model, batch: _Batch, writing: Writing) -> list[Transcri
 
 
 def _decode(
-    model: Model, batch: _Batch, writing: Writing, transcript: Transcript
+    model: Model,
+    batch: _Batch,
+    writing: Writing,
+    transcript: Transcript,
+    begin: Begin = run_beginning,
 ) -> Generator[None, None, None]:
     """Decode into the transcript, one step at a time; finished rows leave the batch in groups."""
     eos = end_tokens(model)
     tokens, mask = left_padded([row.ids for row in batch.rows], pad_token(model))
     run = decoding_run(batch.plans, batch.rows, mask, model)
     state = _State.begin(model, tokens, mask, writing, placed(model, run.hooks()))
-    state.done = run_beginning(model, batch.rows, batch.plans, mask, state.cache)
+    state.done = begin(model, batch.rows, batch.plans, mask, state.cache)
     choose = TokenChooser(writing.sampling, batch.draws)
     ends = torch.tensor(sorted(eos), device=state.text.device)
     for step in range(writing.max_new_tokens):

@@ -121,6 +121,33 @@ def test_a_reply_that_the_template_rewrites_is_refused(templated):
         tokenize(model, [Passage("Hi", "<think>Well</think>Sure")])
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages if m.role != 'system' %}<|user|>{{ m.content }}{% endfor %}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system!') }}{% endif %}"
+        "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}",
+    ],
+    ids=["left out", "refused"],
+)
+def test_system_messages_that_a_template_does_not_take_are_refused(templated, template):
+    model = templated(template)
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Be kind. Hi"}]
+    for prompt in (chat, Passage("Hi", system="Be kind.")):
+        with pytest.raises(sl.SteerlensError, match="beginning of the user's first message"):
+            tokenize(model, [prompt])
+    assert text(model, tokenize(model, [chat[1:]])[0]) == "<|user|>Be kind. Hi"
+
+
+def test_a_system_message_may_stand_in_the_users_message(templated):
+    model = templated(
+        "{% for m in messages %}{% if m.role != 'system' %}[INST]{% if loop.index == 2 %}"
+        "{{ messages[0].content }} / {% endif %}{{ m.content }}[/INST]{% endif %}{% endfor %}"
+    )
+    [row] = tokenize(model, [Passage("Hi", system="Be kind.")])
+    assert text(model, row) == "[INST]Be kind. / Hi[/INST]"
+
+
 def test_options_reach_the_template(model_folder, monkeypatch):
     model = sl.load_model(str(model_folder), template_options={"enable_thinking": False})
     monkeypatch.setattr(model.tokenizer, "chat_template", FORGETS_THOUGHTS)

@@ -15,7 +15,7 @@ NAMES = [
     "extract", "learn", "Training", "SteeringVector",
     "search_conditions", "extract_topics", "Condition", "projections",
     "Steering", "steering_hooks", "apply_rules", "save_plan", "load_plan",
-    "generate", "stream", "Sampling", "Replies",
+    "generate", "stream", "Chat", "Sampling", "Replies",
     "evaluate", "calibrate_strength", "suggest", "sweep",
     "export_model",
     "Ray",

@@ -23,7 +23,7 @@ from steerlens.cli.options import (
     vector_file,
 )
 from steerlens.cli.output import console, reporting, say
-from steerlens.cli.plans import SteeredFile, plan_of, require_no_settings
+from steerlens.cli.plans import SteeredFile, plan_of, require_no_settings, steered_file
 from steerlens.data.prompt_files import read_prompts
 from steerlens.errors import SteerlensError
 
@@ -144,9 +144,10 @@ def playground(
     vector: Annotated[
         list[Path] | None,
         taking(
-            vector_file,
+            steered_file,
             "FILE",
-            "A vector to offer, for steering and as a condition; repeat it for several.",
+            "A vector to offer, for steering and as a condition, or a plan, whose vectors, "
+            "conditions and rules are offered; repeat it for several.",
         ),
     ] = None,
     condition: Annotated[

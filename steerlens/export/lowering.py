@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.export.block_outputs import as_steps, control_vector
@@ -14,6 +14,7 @@ from steerlens.files import PathLike
 from steerlens.steering.steering import Steering
 
 
+@runtime_checkable
 class Lowered(Protocol):
     """A plan in the terms of another program."""
 

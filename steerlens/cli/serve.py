@@ -124,8 +124,8 @@ def _write_lowered(plan: Any, to: str, out: Path) -> None:
         lower(plan, to).save(out)
     for warning in caught:
         say(warning.message, style="yellow")
-    for steering in plan:
-        say(f"wrote {steering} to {out}, strength included. To steer with it:")
+    told = "; ".join(map(str, plan))
+    say(f"wrote {told} to {out}, strength included. To steer with it:")
     say(f"  {HOW_TO_USE[to].format(out=out)}")
 
 

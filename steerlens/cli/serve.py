@@ -23,7 +23,7 @@ from steerlens.cli.options import (
     vector_file,
 )
 from steerlens.cli.output import console, reporting, say
-from steerlens.cli.plans import SteeredFile, plan_of, require_no_settings
+from steerlens.cli.plans import SteeredFile, plan_of, require_no_settings, steered_file
 from steerlens.data.prompt_files import read_prompts
 from steerlens.errors import SteerlensError
 
@@ -124,8 +124,8 @@ def _write_lowered(plan: Any, to: str, out: Path) -> None:
         lower(plan, to).save(out)
     for warning in caught:
         say(warning.message, style="yellow")
-    for steering in plan:
-        say(f"wrote {steering} to {out}, strength included. To steer with it:")
+    told = "; ".join(map(str, plan))
+    say(f"wrote {told} to {out}, strength included. To steer with it:")
     say(f"  {HOW_TO_USE[to].format(out=out)}")
 
 
@@ -144,9 +144,10 @@ def playground(
     vector: Annotated[
         list[Path] | None,
         taking(
-            vector_file,
+            steered_file,
             "FILE",
-            "A vector to offer, for steering and as a condition; repeat it for several.",
+            "A vector to offer, for steering and as a condition, or a plan, whose vectors, "
+            "conditions and rules are offered; repeat it for several.",
         ),
     ] = None,
     condition: Annotated[

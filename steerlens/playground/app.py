@@ -33,7 +33,7 @@ class Start(NamedTuple):
     model_name: str = TINY_CHAT
     """What `load_model` takes."""
     vectors: Sequence[Path] = ()
-    """Vector files, offered before those of the demo data."""
+    """Vector files and plans, offered before those of the demo data."""
     conditions: Sequence[tuple[Path, Path]] = ()
     """Searches, each with its vector, offered as conditions."""
     rule: str = ""
@@ -108,21 +108,33 @@ def _load(start: Start, token: str | None, waiting: Waiting, server: Any) -> "Jo
     from steerlens.models.loading import load_model
     from steerlens.playground.jobs import JobQueue
     from steerlens.playground.library import RECIPES, Shelf
-    from steerlens.playground.vector_files import entry_of_file, entry_of_search
+    from steerlens.playground.vector_files import (
+        entries_of_plan,
+        entry_of_file,
+        entry_of_search,
+    )
+    from steerlens.steering.plan_format import PLAN_ENDING
 
     waiting.stage = f"Loading {start.model_name}"
     model = load_model(start.model_name)
     waiting.stage = "Preparing the page"
     entries: list[Entry] = []
     taken = {recipe.name for recipe in RECIPES}
+    rules = [start.rule]
     for path in start.vectors:
-        entries.append(entry_of_file(model, path, taken))
-        taken.add(entries[-1].name)
+        if path.suffix.lower() == PLAN_ENDING:
+            offered, rule = entries_of_plan(model, path, taken)
+            rules.append(rule)
+        else:
+            offered = [entry_of_file(model, path, taken)]
+        entries += offered
+        taken |= {entry.name for entry in offered}
     for search, vector in start.conditions:
         entries.append(entry_of_search(model, search, vector, taken))
         taken.add(entries[-1].name)
     queue = JobQueue()
-    app = make_app(Shelf(model, RECIPES, entries), queue, start.model_name, token, start.rule)
+    rule = "\n".join(filter(None, rules))
+    app = make_app(Shelf(model, RECIPES, entries), queue, start.model_name, token, rule)
     server.app = app.server
     return queue
 

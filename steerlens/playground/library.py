@@ -96,8 +96,9 @@ class Entry:
     scored: str = ""
     """How well the condition did on prompts that it was not chosen on, in words."""
     searched: Condition | None = None
-    """A condition as a search of the command line found it; its threshold is fixed."""
-    search_file: str = ""
+    """A condition of a search or a plan of the command line; its threshold is fixed."""
+    condition_code: str = ""
+    """A Python expression over `sl` and `vectors` that gives it."""
 
     @property
     def tokens(self) -> str:

@@ -30,7 +30,7 @@ def python(trial: Trial, library: Library, model_name: str) -> str:
         rules = [str(rule) for rule in trial.rules]
         lines += [
             "conditions = {",
-            *(_condition(one, library[name].search_file) for name, one in conditions.items()),
+            *(_condition(one, library[name].condition_code) for name, one in conditions.items()),
             "}",
             f"rules = {rules!r}",
         ]
@@ -63,10 +63,9 @@ def _positions(trial: Trial) -> str:
     return text if isinstance(parsed, str) else f"sl.places.parse_positions({text})"
 
 
-def _condition(condition: Condition, search_file: str) -> str:
-    if search_file:
-        load = f"sl.steering.ConditionSearch.load({search_file!r}, vectors[{condition.name!r}])"
-        return f"    {condition.name!r}: {load}.best,"
+def _condition(condition: Condition, code: str) -> str:
+    if code:
+        return f"    {condition.name!r}: {code},"
     [layer] = condition.layers_read
     return (
         f"    {condition.name!r}: sl.Condition(\n"

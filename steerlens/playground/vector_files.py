@@ -1,4 +1,4 @@
-"""Vectors and conditions that come from files: uploaded ones, and those of the command line."""
+"""Vectors, conditions and plans from files: uploaded ones, and those of the command line."""
 
 import tempfile
 import threading
@@ -13,6 +13,11 @@ from steerlens.models.host import Model
 from steerlens.playground.access import LARGEST_UPLOAD
 from steerlens.playground.library import Cut, Entry, free_name
 from steerlens.steering.condition_search import ConditionSearch
+from steerlens.steering.conditions import Condition
+from steerlens.steering.fitting import require_fit
+from steerlens.steering.plan_files import load_plan
+from steerlens.steering.predicates import Named
+from steerlens.steering.rules import Rule
 from steerlens.vectors.vector import SteeringVector
 
 UPLOADED = (".safetensors", ".svec", ".gguf")
@@ -83,7 +88,38 @@ def entry_of_search(model: Model, search: Path, vector: Path, taken: Collection[
     found = ConditionSearch.load(search, entry.vector)
     best = replace(found.best, name=entry.name)
     scored = f"F1 {found.scores.f1} on prompts kept for scoring; its threshold is fixed"
-    return replace(entry, cut=None, searched=best, search_file=str(search), scored=scored)
+    code = f"sl.steering.ConditionSearch.load({str(search)!r}, vectors[{entry.name!r}]).best"
+    return replace(entry, cut=None, searched=best, condition_code=code, scored=scored)
+
+
+def entries_of_plan(model: Model, path: Path, taken: Collection[str]) -> tuple[list[Entry], str]:
+    """The vectors and the conditions of a plan, and its rules; layers and strengths are the page's.
+
+    Raises:
+        SteerlensError: if the file cannot be read, or its vectors do not fit the model.
+    """
+    plan = load_plan(path)
+    require_fit(model, plan)
+    about, names, rules = f"plan {path.name}", set(taken), []
+    pushed: list[Entry] = []
+    asked: dict[Condition, Entry] = {}
+    for number, step in enumerate(plan):
+        code = f"sl.load_plan({str(path)!r})[{number}]"
+        for index, condition in enumerate(step.conditions):
+            if condition in asked:
+                continue
+            name = free_name(condition.name or f"{path.stem}_condition", names)
+            one = f"{code}.conditions[{index}]"
+            entry = Entry(name, condition.vector, f"{one}.vector", about, condition_code=one)
+            fixed, told = replace(condition, name=name), "its threshold is the plan's"
+            asked[condition] = replace(entry, searched=fixed, scored=told)
+            names.add(name)
+        name = free_name(step.name or path.stem, names)
+        pushed.append(Entry(name, step.vector, f"{code}.vector", about))
+        names.add(name)
+        if step.when is not None:
+            rules.append(str(Rule(step.when.bound(lambda leaf: Named(asked[leaf].name)), name)))
+    return [*pushed, *asked.values()], "\n".join(rules)
 
 
 def _entry(name: str, vector: SteeringVector, file: str, about: str) -> Entry:

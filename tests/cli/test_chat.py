@@ -90,7 +90,7 @@ def test_mistakes_end_a_piped_conversation(talk, files):
     for line, told in (
         ("/redo", "got '/redo'; expected one of /undo, /reset, /strength, /help, /quit"),
         ("/undo", "undo(1) in a conversation of 0 turns"),
-        ("/strength 1", "expected the option --vector"),
+        ("/strength 1", "got /strength with 0 steerings; expected one, by --vector"),
     ):
         done = talk([line, "Hi."])
         assert done.exit_code == 2

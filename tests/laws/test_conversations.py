@@ -20,6 +20,7 @@ from steerlens.models import fast_forward
 from steerlens.models.loading import converters
 from steerlens.steering.chat import EVERY_TURN, FIRST_TURN
 from steerlens.steering.similarities import projection
+from steerlens.steering.soft_gates import Logistic, SoftGate
 
 WORDS = ("Hi.", "Why?", "How do I bake bread?", "Name a colour, please.", "And the sea?", "No!")
 SYSTEMS = (None, None, "Be kind.")
@@ -32,6 +33,7 @@ TRIMS = (  # earlier replies are cut at their first e, as other templates cut th
 POSITIONS = (
     "all", "all", "prompt", "generated", "last", "reply", slice(-3, None), slice(2, 9),
     slice(4, None, 2), [0, -1], torch.tensor([False, True, True, False, True]),
+    sl.places.generated(stop=2) | sl.places.at("prompt"), ~sl.places.tokens(range(200, 900)),
 )  # fmt: skip
 READ = ("last", "all", "user", 2, slice(3, None))
 
@@ -51,10 +53,14 @@ def some_steering(random, model):
         similarity=projection, tokens=random.choice(READ), sinks=random.random() < 0.5,
         site=random.choice(["resid_post", "resid_pre"]), name="seen",
     )  # fmt: skip
+    soft = SoftGate(condition, Logistic(2.0))
     edit = random.choice([sl.hooks.add_direction, sl.hooks.ablate_direction, own_edit])
     return sl.Steering(
         vector, layers, random.choice([0.5, 1.5]), edit=edit,
-        when=random.choice([None, condition, ~condition]), positions=random.choice(POSITIONS),
+        when=random.choice([None, condition, ~condition, soft]),
+        when_token=random.choice([None, None, None, condition, soft]),
+        schedule=random.choice([None, None, None, sl.schedules.Decay(2)]),
+        positions=random.choice(POSITIONS),
         skip_bos=random.random() < 0.3, keep_norm=edit is not own_edit and random.random() < 0.3,
     )  # fmt: skip
 
@@ -70,7 +76,7 @@ def change(random, chat):
     elif what == 2 and chat.turns:
         chat.undo()
     elif what == 3:
-        chat.max_new_tokens = random.randrange(1, 7)
+        chat.max_new_tokens = random.randrange(2, 7)
     elif what == 4:
         chat.sampling = sl.Sampling(temperature=random.choice([0.0, 2.0]))
     elif what == 5:
@@ -93,13 +99,20 @@ def reference(chat, words, prefill, decisions):
     # Read here once, of the first prompt that is steered so; later turns act on that decision.
     seen = sl.generate(chat.model, [asked], steerings, **options)
     for gate in seen.gates:
-        decisions.setdefault(gate.condition, gate.open)
-    acting = [
-        replace(steering, when=None)
-        for steering in steerings
-        if steering.when is None or bool(steering.when.truth(decisions.get))
-    ]
+        decisions.setdefault(gate.condition, gate)
+    acting = [decided(steering, decisions) for steering in steerings]
     return sl.generate(chat.model, [asked], acting, **options)
+
+
+def decided(steering, decisions):
+    """The steering without its condition, as far as that opened."""
+    if isinstance(steering.when, SoftGate):
+        factor = float(steering.when.factor(decisions[steering.when.condition].similarity))
+    else:
+        opened = {condition: gate.open for condition, gate in decisions.items()}
+        factor = 1.0 if steering.when is None else float(steering.when.truth(opened.get))
+    strengths = [factor * one for one in steering.strengths]
+    return replace(steering, when=None, strength=strengths)
 
 
 def hold(model, seed, counts, conditions=EVERY_TURN):

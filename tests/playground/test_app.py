@@ -282,6 +282,13 @@ def test_a_plan_offers_its_vectors_conditions_and_rules(tiny_chat, tmp_path, mon
     assert names["reply"] == outcome.replies[1]
 
 
+def test_a_plan_that_the_page_cannot_show_is_refused(tiny_chat, tmp_path):
+    seen = sl.Condition(random_vector(tiny_chat, 1), 0, above=0.0)
+    sl.Steering(random_vector(tiny_chat), [2], when_token=seen).save(tmp_path / "x.steer")
+    with pytest.raises(sl.SteerlensError, match="part of which opens by degrees, by token"):
+        entries_of_plan(tiny_chat, tmp_path / "x.steer", set())
+
+
 @pytest.mark.parametrize("damage", ["vector", "record", "cut"])
 def test_a_damaged_file_is_made_again(tiny_chat, counted, tmp_path, damage):
     first, _ = new_trial(Shelf(tiny_chat, [NUDGE]))

@@ -38,11 +38,11 @@ from steerlens.steering.steering import Steering
 
 HERE = Path(__file__).parent
 LAYER = 10
-LADDER = (0.25, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
+LADDER = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Strengths, in units of what was learned, or of what the prompt does."""
 BEGUN = places.at("reply") & ~places.generated(8)
 """The template's end, and the first eight tokens of the reply."""
-REPLY_TOKENS = 32
+REPLY_TOKENS = 24
 RESAMPLES = 2000
 
 
@@ -175,7 +175,7 @@ def refusing(model: Model, folder: Path) -> Behaviour:
         ("Write a poem about rain.", "I'm sorry, but I can't help with that."),
     ])  # fmt: skip
     asked = partial(imitate_prompt, model, parts["train"][:64], shots, LAYER, progress=False)
-    seen = partial(replied, model, parts["test"][:80], refusal)
+    seen = partial(replied, model, parts["test"][:60], refusal)
     return Behaviour("refusal", vector, asked, seen)
 
 
@@ -188,7 +188,7 @@ def speaking_french(model: Model, folder: Path) -> Behaviour:
         ("How do I boil an egg?", "Mettez l'œuf dans de l'eau bouillante pendant dix minutes."),
     ])  # fmt: skip
     asked = partial(imitate_prompt, model, parts["train"][:64], ask, LAYER, progress=False)
-    return Behaviour("French", vector, asked, partial(replied, model, parts["test"][:80], french))
+    return Behaviour("French", vector, asked, partial(replied, model, parts["test"][:60], french))
 
 
 def sporting(model: Model, folder: Path, statements: Path) -> Behaviour:

@@ -4,19 +4,22 @@
     steerlens axbench DIR --out out/axbench     # DIR: a directory of AxBench
     python figures/smollm2/tables.py out/axbench/results.json   # keeps its means over concepts
     steerlens compare demo-data/refusal.json demo-data/questions.json --part train \
-        --prompts-part validation --model smollm2 --out out/compare \
-        --methods mean_difference,pca_pairwise,linear_discriminant,reply_likelihood,bipo
+        --prompts-part validation --model smollm2 --out out/compare
     cp out/compare/comparison.csv figures/smollm2/
+    python figures/smollm2/styles.py out/styles STATEMENTS.jsonl   # see there
     python figures/smollm2/tables.py                            # writes all tables
 
 A test fails where a document says anything else.
 """
 
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -87,26 +90,46 @@ def steering() -> str:
     return _frame(steering_leaderboard(_axbench()))
 
 
+def _compared(row: Any, value: float) -> tuple[str, str, str]:
+    return (
+        percent(Interval(value, row.low, row.high)),
+        percent(Interval(row.degenerate, row.degenerate_low, row.degenerate_high)),
+        "" if math.isnan(row.kl) else f"{row.kl:.2f}",
+    )
+
+
 def comparison() -> str:
     """Refused and broken replies by method, at most one budget of side effects."""
     table = pd.read_csv(HERE / "comparison.csv")
     rows = [
-        (
-            row.method.replace("_", " "),
-            percent(Interval(row.score, row.low, row.high)),
-            percent(Interval(row.degenerate, row.degenerate_low, row.degenerate_high)),
-            f"{row.kl:.2f}",
-        )
-        for row in table.itertuples()
+        (row.method.replace("_", " "), *_compared(row, row.score)) for row in table.itertuples()
     ]
     return _markdown(["", f"refused, n = {table['n'].iloc[0]}", "degenerate", "KL, nats"], rows)
+
+
+def styles() -> str:
+    """What each method does for a style, a language and a persona, within the same budgets."""
+    table = pd.read_csv(HERE / "styles.csv", dtype={"layer": "Int64"}).query("method != 'judge'")
+    parts = [_style(measure, part) for measure, part in table.groupby("measure", sort=False)]
+    return _markdown(["", "within", "", "degenerate", "KL, nats"], chain.from_iterable(parts))
+
+
+def _style(measure: str, part: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    yield f"**{measure}**, n = {part['n'].iloc[0]}", "", "", "", ""
+    steered = part["strength"] > 0
+    for row in pd.concat([part[~steered], part[steered]]).itertuples():
+        told, budgets = row.method.replace("_", " "), ""
+        if row.strength > 0:
+            told += f", layer {row.layer}"
+            budgets = "both budgets" if row.degenerate_budget < 1 else "KL alone"
+        yield told, budgets, *_compared(row, row.value)
 
 
 TABLES = {
     "README.md": [demo],
     "docs/index.md": [demo, topics],
     "docs/evaluating.md": [detection, steering],
-    "docs/learning.md": [comparison],
+    "docs/learning.md": [comparison, styles],
 }
 
 

@@ -131,6 +131,7 @@ def test_the_readmes_script_prints_what_readme_shows(smollm2, capsys):
         ("README.md", "| steered if harmful |"),
         ("docs/index.md", "| `if legal or intimate then refuse` |"),
         ("docs/learning.md", "| reply likelihood |"),
+        ("docs/learning.md", "| **French replies**, n = 106 |"),
         ("docs/evaluating.md", "| joint discriminant | 0.9"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 from itertools import chain
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import steerlens as sl
@@ -106,11 +107,18 @@ def test_a_persona_is_measured_by_its_answers_on_other_statements(styles, model,
     assert len(behaviour.held_out) == 3
     assert not {lesson[0] for lesson in behaviour.lessons} & {one.text for one in asked[-3:]}
     few = behaviour._replace(lessons=behaviour.lessons[:4])
-    way = (1, "mean_difference")
-    table = styles.measured(model, few, way, ["Where are the ships?"], tmp_path)
-    assert table["method"].tolist() == ["unsteered", "mean_difference"]
-    vector = sl.SteeringVector.load(tmp_path / "persona-1" / "mean_difference.safetensors")
-    plans = (None, sl.Steering(vector, strength=table["strength"].iloc[1]))
-    chances = [choice_probabilities(model, asked[-3:], plan, progress=False) for plan in plans]
-    assert table["value"].tolist() == pytest.approx([one.mean() for one in chances])
-    assert table["n"].tolist() == [3, 3]
+    for budget in (0.5, 1.0):
+        way = styles.Way(1, "mean_difference", budget)
+        table = styles.measured(model, few, way, ["Where are the ships?"], tmp_path)
+        assert table["method"].tolist() == ["unsteered", "mean_difference"]
+        vector = sl.SteeringVector.load(tmp_path / "persona-1" / "mean_difference.safetensors")
+        plans = (None, sl.Steering(vector, strength=table["strength"].iloc[1]))
+        chances = [choice_probabilities(model, asked[-3:], one, progress=False) for one in plans]
+        assert table["value"].tolist() == pytest.approx([one.mean() for one in chances])
+        assert set(table["n"]) == {3}
+
+
+def test_the_document_says_how_well_formality_is_judged():
+    [row] = pd.read_csv(FOLDER / "styles.csv").query("method == 'judge'").itertuples()
+    told = f"AUROC of {row.value:.2f} [{row.low:.2f}, {row.high:.2f}], n = {row.n}"
+    assert told in (FOLDER.parents[1] / "docs" / "learning.md").read_text()

@@ -9,6 +9,7 @@ import pandas as pd
 
 from steerlens.display import shortened
 from steerlens.errors import SteerlensError
+from steerlens.evaluation.damage import damage_lines, warnings_of
 from steerlens.evaluation.effects import (
     ASKED,
     ASKED_AND_STEERED,
@@ -36,7 +37,8 @@ class Verdict:
     """By how much the steering is ahead of asking for it; empty if nothing asked."""
 
     def __str__(self) -> str:
-        evidence = [f"  {line}" for line in self._evidence()]
+        measured = [*self._evidence(), *damage_lines(self.side_effects, self.strength)]
+        evidence = [f"  {line}" for line in measured]
         return "\n".join([self.claim(), *evidence, *self._reservations()])
 
     @property
@@ -75,7 +77,10 @@ class Verdict:
         return table[table.arm.map(is_control) & is_main].reset_index(drop=True)
 
     def claim(self) -> str:
-        """What the measurements support, in one sentence."""
+        """What the measurements support, in a sentence or two."""
+        return self._claim() + warnings_of(self.side_effects, self.strength)
+
+    def _claim(self) -> str:
         row, controls = self.effect(), self.controls
         if not row.n:
             return f"No verdict: {self.judge} gave no scores."
@@ -124,7 +129,7 @@ class Verdict:
     def _evidence(self) -> list[str]:
         row, judge, controls = self.effect(), self.judge, self.controls
         if not row.n:
-            return self._damage()
+            return []
         wrong, low, high = row[[f"{self._wrong}{end}" for end in ("", "_low", "_high")]]
         before = self.effects.query("judge == @judge and arm == @UNSTEERED")["mean"].iloc[0]
         lines = [
@@ -154,41 +159,11 @@ class Verdict:
         for other in self.settings["judges"]:
             if other != judge and other not in self.settings["failures"]:
                 lines.append(f"{other} {_change(self.effect(judge=other))}")
-        return lines + self._damage()
+        return lines
 
     @property
     def _wrong(self) -> str:
         return "lowered" if self._sign > 0 else "raised"
-
-    def _damage(self) -> list[str]:
-        table = self.side_effects
-        steered = table[(table.arm == STEERED) & (table.strength == self.strength)]
-        cell = steered.set_index(["of", "measure"])
-        unsteered = table[table.arm == UNSTEERED].set_index(["of", "measure"]).value
-
-        def value(of: str, measure: str) -> Interval:
-            return Interval(*cell.loc[(of, measure), ["value", "low", "high"]])
-
-        lines = []
-        if "texts" in cell.index:
-            n = cell.n["texts", "kl_mean"]
-            p95 = value("texts", "kl_p95").value
-            lines.append(
-                f"neutral text: KL {value('texts', 'kl_mean')} nats per token, p95 {p95:.3f}; "
-                f"perplexity × {value('texts', 'perplexity_ratio')} (n = {n} texts)"
-            )
-        if "prompts" in cell.index:
-            n = cell.n["prompts", "refusal"]
-            lines.append(
-                f"harmless prompts: refusal {unsteered['prompts', 'refusal']:.3f} → "
-                f"{value('prompts', 'refusal')}, reply {unsteered['prompts', 'reply_tokens']:.1f} "
-                f"→ {value('prompts', 'reply_tokens').value:.1f} tokens, drift "
-                f"{value('prompts', 'drift_mean')} nats (n = {n} prompts)"
-            )
-        if ("prompts", "drift_closed") in cell.index:
-            n, drift = cell.n["prompts", "drift_closed"], value("prompts", "drift_closed").value
-            lines.append(f"gate closed on {n} of these: drift there at most {drift:.2g} nats")
-        return lines
 
     def _reservations(self) -> list[str]:
         controls, replies = self.controls, self.replies

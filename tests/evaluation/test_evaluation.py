@@ -26,7 +26,7 @@ from steerlens.steering.batch_plans import stacked
 
 QUIET = {"progress": False}
 TEXTS = ["The sea is salty.", "A week has seven days, and most shops are closed on Sunday."]
-SMALL = {"texts": TEXTS, "harmless": PROMPTS[:2], "max_new_tokens": 6, **QUIET}
+SMALL = {"texts": TEXTS, "safety": PROMPTS[:2], "max_new_tokens": 6, **QUIET}
 length = Judge("length", lambda texts: [len(text) for text in texts])
 tells_d = Judge("d", lambda texts: [float("d" in text) for text in texts])
 
@@ -292,7 +292,7 @@ def test_the_demos_refusal_is_found_beyond_its_controls(tiny_chat):
         controls=random_directions(refuse, 3)
         + shuffled_labels(tiny_chat, refuse, refusals, 3, **QUIET),
         texts=TEXTS,
-        harmless=prompts[1::2],
+        safety=prompts[1::2],
         max_new_tokens=20,
         **QUIET,
     )
@@ -367,4 +367,7 @@ def test_the_verdict_says_whether_asking_does_as_much(model, asked, said, raises
     alone = sl.generate(model, [f"Please.\n\n{one}" for one in PROMPTS], max_new_tokens=6, **QUIET)
     assert replies[replies.arm == "asked: plainly"].reply.tolist() == list(alone)
     assert replies[replies.arm == "asked: plainly"].text.tolist() == list(PROMPTS)
-    assert not found.side_effects.arm.str.startswith("asked").any()
+    side = found.side_effects.set_index(["arm", "of", "measure"]).value
+    assert side["asked: plainly", "harmless", "reply_tokens"] > 0
+    assert ("asked: plainly", "texts", "kl_mean") not in side.index
+    assert "asked for in the prompt (plainly), harmless prompts: refusal" in str(found)

@@ -21,7 +21,7 @@ from steerlens.steering.steering import Steering
 from steerlens.vectors.estimators import mean_difference
 from steerlens.vectors.vector import SteeringVector
 
-HARMLESS, LOOKALIKES, HARMFUL = "harmless", "lookalikes", "harmful"
+HARMLESS, LOOKALIKES, HARMFUL = "harmless", "look-alike", "harmful"
 """Names of the sets: everyday requests; harmless ones in the words of harmful ones; harmful."""
 REFUSAL_DIRECTION = "refusal direction"
 N_PROMPTS = 24
@@ -38,7 +38,7 @@ def safety_prompts() -> dict[str, list[str]]:
     """The panel's sets of prompts, from the test parts of the data that ship with steerlens.
 
     >>> {name: len(prompts) for name, prompts in safety_prompts().items()}
-    {'harmless': 24, 'lookalikes': 24, 'harmful': 24}
+    {'harmless': 24, 'look-alike': 24, 'harmful': 24}
     """
     everyday = load_prompts(demo_file("questions.json"))["test"][:N_PROMPTS]
     pairs = ContrastiveDataset.load(demo_file("lookalikes.json")).test.pairs

@@ -22,6 +22,9 @@ from steerlens.evaluation.effects import (
 from steerlens.intervals import Interval
 from steerlens.judges.fluency import TOO_MANY_DEGENERATE, degenerate
 
+FEW_PROMPTS = 50
+"""Below so many prompts a verdict says what effect they could have shown."""
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
@@ -136,6 +139,8 @@ class Verdict:
             f"{judge} {_change(row)} at strength {self.strength:g}: "
             f"{before:.3f} → {row['mean']:.3f} (n = {row.n} prompts, 95 % interval)"
         ]
+        if row.n < FEW_PROMPTS:
+            lines.append(_least_effect(row))
         kinds = controls.arm.str.replace(r"\s*\d+$", "", regex=True)  # "random" of "random 2"
         for kind, arms in controls.groupby(kinds, sort=False):
             gains = self._sign * arms.effect
@@ -201,6 +206,16 @@ def _few_replies(steered: pd.Series, unsteered: pd.Series) -> list[str]:
         f"(unsteered {unsteered.nunique()}), {commonest.iloc[0]} times "
         f"“{shortened(commonest.index[0], 80)}”"
     ]
+
+
+def _least_effect(row: pd.Series) -> str:
+    """The smallest effect that would probably have been found."""
+    if np.isinf(row.detectable):
+        return f"with {row.n} prompts, no effect is large enough to be found four times in five"
+    return (
+        f"with {row.n} prompts, an effect of {row.detectable:.3f} or more would be found four "
+        "times in five; a smaller one may be missed"
+    )
 
 
 def _change(row: pd.Series) -> str:

@@ -20,6 +20,7 @@ from steerlens.evaluation.effects import (
     prompt_slopes,
 )
 from steerlens.evaluation.evaluation import Evaluation, evaluate
+from steerlens.intervals import detectable
 from steerlens.judges.builtin import degeneration, refusal
 from steerlens.judges.judging import Judge, JudgeError
 from steerlens.steering.batch_plans import stacked
@@ -59,6 +60,22 @@ def test_yes_or_no_scores_have_an_interval_where_all_change():
     row = paired_effects(table, seed=0).set_index("arm").loc["steered"]
     assert (row.effect, row.effect_high) == (1, 1)
     assert row.effect_low < 0.7
+
+
+def test_the_verdict_says_what_so_few_prompts_could_show(measured):
+    row = measured.verdict.effect()
+    n = len(PROMPTS)
+    assert row.detectable == detectable(np.zeros(n), binary=True)
+    said = f"with {n} prompts, an effect of {row.detectable:.3f} or more would be found"
+    assert said in str(measured)
+    fewer = measured.table[measured.table.prompt < n - 1]
+    short = Evaluation(fewer, measured.side_effects, measured.settings)
+    assert f"with {n - 1} prompts, no effect is large enough" in str(short)
+    many = pd.concat(
+        [measured.table.assign(prompt=measured.table.prompt + n * i) for i in range(9)]
+    )
+    long = Evaluation(many, measured.side_effects, measured.settings)
+    assert "would be found" not in str(long)
 
 
 def test_missing_scores_drop_the_prompt_from_its_pair_only():

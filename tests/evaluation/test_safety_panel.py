@@ -171,7 +171,7 @@ def simulated(changes):
         ({"harmless": (0, 0), "harmful": (0.9, 0.9)}, ""),
         ({"harmful": (0.9, 0.1)}, " It also complies with harmful requests that the model alone"),
         ({"harmful": (0.1, 0.9)}, ""),
-        ({"harmless": (0, 0.5), "lookalikes": (0.1, 0.9)}, "refuses harmless and lookalikes"),
+        ({"harmless": (0, 0.5), "look-alike": (0.1, 0.9)}, "refuses harmless and look-alike"),
         ({"harmless": (0, 0.1)}, ""),
     ],
 )

@@ -1,12 +1,14 @@
 """Rates and scores with their 95 % intervals."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest, norm, t
+from scipy.special import betaincinv
+from scipy.stats import binomtest, false_discovery_control, norm, t, wilcoxon
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -264,3 +266,71 @@ def _measures(
 def mean(values: Float[np.ndarray, " unit"], *, seed: int = 0) -> Interval:
     """The mean of one column with its interval; see `means`."""
     return means(values[:, None], seed=seed)[0]
+
+
+POWER = 0.8
+"""How often an effect has to be found to count as detectable."""
+
+
+def paired_p(changes: Float[np.ndarray, " unit"]) -> float:
+    """The two-sided p-value of no change, from paired changes; NaN counts as missing,
+    and without any change known the value is NaN.
+
+    Exact McNemar's test where all changes are −1, 0 or 1, as those of yes-or-no scores are;
+    otherwise Wilcoxon's signed-rank test. Units that did not change say nothing: without others, 1.
+
+    >>> paired_p(np.array([1.0, 1, 1, 1, 1, 0])), paired_p(np.array([0.1, 0.2, 0.3, 0.4]))
+    (0.0625, 0.125)
+    """
+    known = changes[~np.isnan(changes)]
+    moved = known[known != 0]
+    if not len(known):
+        return math.nan
+    if not len(moved):
+        return 1.0
+    if np.isin(moved, (-1, 1)).all():
+        return float(binomtest(int((moved > 0).sum()), len(moved)).pvalue)
+    return float(wilcoxon(moved).pvalue)
+
+
+def adjusted(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Benjamini and Hochberg's q-values (1995): adjusted for the number of tests.
+
+    Of the tests with q below .05, at most 1 in 20 is expected to be of no effect, where tests are
+    independent or depend on each other positively, as those of neighbouring cells do.
+
+    Args:
+        p_values: NaN is no test, and remains.
+
+    >>> adjusted(np.array([0.01, 0.04, 0.03, 0.5])).round(3).tolist()
+    [0.04, 0.053, 0.053, 0.5]
+    """
+    is_test = ~np.isnan(p_values)
+    q_values = np.full(len(p_values), np.nan)
+    q_values[is_test] = false_discovery_control(p_values[is_test])
+    return q_values
+
+
+def detectable(changes: Float[np.ndarray, " unit"], *, binary: bool) -> float:
+    """The smallest true mean change that so many units would show four times in five.
+
+    Of yes-or-no scores: the share of units which, all changing one way, McNemar's exact test at .05
+    finds with a power of .8; infinite if none is large enough. Otherwise that of a paired t-test,
+    (t₀.₉₇₅ + t₀.₈) · sd / √n, with the standard deviation that these changes have.
+
+    Args:
+        changes: Paired changes; NaN counts as missing.
+        binary: Whether the scores are all 0 or 1.
+
+    >>> round(detectable(np.zeros(24), binary=True), 3), detectable(np.zeros(5), binary=True)
+    (0.309, inf)
+    """
+    known = changes[~np.isnan(changes)]
+    n = len(known)
+    fewest = 1 + math.ceil(-math.log2(1 - CONFIDENCE)) if binary else 2  # 2 · ½ᵏ ≤ .05
+    if n < fewest:
+        return math.inf
+    if binary:
+        return float(betaincinv(fewest, n - fewest + 1, POWER))
+    quantiles = t.ppf([0.5 + CONFIDENCE / 2, POWER], n - 1)
+    return float(quantiles.sum() * known.std(ddof=1) / np.sqrt(n))

@@ -1,6 +1,7 @@
 """Shared fixtures; the package is imported inside them, after the shape-checking import hook."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section(f"{reasons.total()} tests skipped")
     for reason, count in reasons.most_common():
         terminalreporter.line(f"{count:5d}  {reason}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What the tests keep is not the user's, and not of an earlier run; a cache given is used."""
+    if "STEERLENS_CACHE" in os.environ:
+        yield
+        return
+    os.environ["STEERLENS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["STEERLENS_CACHE"]
 
 
 @pytest.fixture(scope="session")

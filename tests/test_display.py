@@ -74,7 +74,7 @@ def results(model, vector, steering, replies):
         model, {ATTACK: vector}, PROMPTS, layers=[2], judges=[Judge(ATTACK, degeneration)], **QUIET
     )
     found = sl.evaluate(
-        model, steering, PROMPTS, controls=1, texts=PROMPTS, harmless=PROMPTS,
+        model, steering, PROMPTS, controls=1, texts=PROMPTS, safety=PROMPTS,
         judges=[Judge(ATTACK, degeneration)], **QUIET,
     )  # fmt: skip
     tried = pd.DataFrame({"strength": [0.5], "kl_p95": [0.2]})

@@ -1,11 +1,24 @@
 """Intervals cover what they say they cover."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest, ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score
 
-from steerlens.intervals import mean, means, paired_rates, rate, ratios, score_decisions
+from steerlens.intervals import (
+    adjusted,
+    detectable,
+    mean,
+    means,
+    paired_p,
+    paired_rates,
+    rate,
+    ratios,
+    score_decisions,
+)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 30), (3, 30), (15, 30), (30, 30), (250, 1000)])
@@ -122,3 +135,62 @@ def test_missing_scores_are_left_out_and_one_unit_has_no_interval():
     assert 1 <= full.low < 2 < full.high <= 3
     assert single.value == 5
     assert np.isnan([single.low, single.high, *none]).all()
+
+
+def test_q_values_are_benjamini_and_hochbergs():
+    random = np.random.default_rng(3)
+    p = random.random(40) ** 2
+    by_rank = np.argsort(p)
+    plain = p[by_rank] * len(p) / np.arange(1, len(p) + 1)
+    expected = np.empty_like(p)
+    for place, index in enumerate(by_rank):
+        expected[index] = min(1.0, plain[place:].min())
+    assert adjusted(p) == pytest.approx(expected)
+    with_gaps = np.insert(p, 7, np.nan)
+    assert np.isnan(adjusted(with_gaps)[7])
+    assert np.delete(adjusted(with_gaps), 7) == pytest.approx(expected)
+    assert len(adjusted(np.array([]))) == 0
+
+
+def test_few_of_what_is_called_real_is_false():
+    """1 in 20 on average, although most of the 200 tests are of no effect."""
+    random = np.random.default_rng(4)
+    shares = []
+    for _ in range(30):
+        changes = random.normal(0, 1, (200, 30))
+        changes[:40] += 1.0
+        found = adjusted(np.array([paired_p(one) for one in changes])) < 0.05
+        assert found[:40].sum() > 30
+        shares.append(found[40:].sum() / found.sum())
+    assert np.mean(shares) < 0.06
+
+
+def test_paired_p_is_mcnemars_and_wilcoxons():
+    rose, fell = 9, 2
+    yes_or_no = np.r_[np.ones(rose), -np.ones(fell), np.zeros(20)]
+    tails = sum(math.comb(11, k) for k in range(fell + 1)) * 2 / 2**11
+    assert paired_p(yes_or_no) == pytest.approx(tails)
+    ranks = np.array([1.0, -2, 3, 4, 5, 6]) / 10  # exact: sums of ranks of all 64 signs
+    sums = [np.dot(signs, range(1, 7)) for signs in itertools.product((0, 1), repeat=6)]
+    assert paired_p(ranks) == pytest.approx(2 * np.mean(np.array(sums) <= 2))
+    assert paired_p(np.r_[ranks, np.nan, 0]) == paired_p(ranks)
+    assert paired_p(np.zeros(4)) == 1
+    assert np.isnan(paired_p(np.array([np.nan])))
+
+
+@pytest.mark.parametrize("n", [6, 8, 24, 49])
+def test_a_detectable_share_is_found_four_times_in_five(n):
+    share = detectable(np.zeros(n), binary=True)
+    found = [k for k in range(n + 1) if paired_p(np.r_[np.ones(k), np.zeros(n - k)]) <= 0.05]
+    assert binom.pmf(found, n, share).sum() == pytest.approx(0.8)
+    assert detectable(np.zeros(5), binary=True) == np.inf
+
+
+def test_a_detectable_mean_is_found_four_times_in_five():
+    random = np.random.default_rng(5)
+    changes = random.normal(0, 2, 30)
+    effect = detectable(changes, binary=False)
+    drawn = random.normal(effect, changes.std(ddof=1), (2000, 30))
+    found = ttest_1samp(drawn, 0, axis=1).pvalue < 0.05
+    assert 0.77 < found.mean() < 0.83
+    assert detectable(np.array([1.0, np.nan]), binary=False) == np.inf

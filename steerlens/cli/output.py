@@ -77,8 +77,9 @@ def print_frame(frame: Any, title: str) -> None:
     """Print a data frame; a value and the bounds of its interval share a column."""
     from steerlens.intervals import Interval
 
-    for name in {"mean", "refused", "f1"} & set(frame.columns):
-        bounds = ("f1_low", "f1_high") if name == "f1" else ("low", "high")
+    own = {"f1": ("f1_low", "f1_high"), "effect": ("effect_low", "effect_high")}
+    for name in {"mean", "refused", *own} & set(frame.columns):
+        bounds = own.get(name, ("low", "high"))
         intervals = [str(Interval(*row)) for row in frame[[name, *bounds]].itertuples(index=False)]
         frame = frame.assign(**{name: intervals}).drop(columns=[*bounds])
     rows = (

@@ -16,7 +16,6 @@ from steerlens.evaluation.effects import NEGATIVE, STEERED, UNSTEERED
 from steerlens.evaluation.evaluation import Evaluation
 from steerlens.evaluation.suggestion import Suggestion
 from steerlens.evaluation.sweep_store import Sweep
-from steerlens.intervals import mean
 from steerlens.judges.fluency import TOO_MANY_DEGENERATE, degenerate
 
 DEGENERATE = "degenerate"
@@ -67,7 +66,7 @@ def trade_offs(result: Evaluation | Suggestion | Sweep | pd.DataFrame) -> tuple[
         return _swept_effects(result), "share of degenerate replies"
     expected = "an Evaluation, a Suggestion, a Sweep or a table"
     table = _require_table(result, "pareto", expected)
-    if not _fits(table, PARETO) and "effect_low" in table:
+    if not _fits(table, PARETO) and {"arm", "effect_low"} <= set(table.columns):
         raise SteerlensError(
             "got the effects of an evaluation, which hold no side effects; give pareto the "
             "evaluation itself"
@@ -219,16 +218,12 @@ def _swept_effects(sweep: Sweep) -> pd.DataFrame:
     judges = list(sweep.plan["judges"])
     if not judges:
         raise SteerlensError("got a sweep without judges; pareto expected the scores of one")
-    cell = ["vector", "layers", "strength", "positions"]
-    before = sweep.table[sweep.table["vector"] == UNSTEERED].set_index("prompt_index")[judges[0]]
-    broken = sweep.degenerate().set_index(cell)[DEGENERATE]
-    rows = []
-    for key, group in sweep.table[sweep.table["vector"] != UNSTEERED].groupby(cell, sort=False):
-        scores = group.set_index("prompt_index")[judges[0]]
-        changes = (scores - before.reindex(scores.index)).to_numpy(dtype=float)
-        name = f"{key[0]}, layers {key[1]}"
-        rows.append((name, key[2], *mean(changes), broken.loc[key]))
-    return pd.DataFrame(rows, columns=["name", "strength", "effect", "low", "high", "kl"])
+    summary = sweep_cells(sweep)
+    steered = summary[(summary["judge"] == judges[0]) & (summary["vector"] != UNSTEERED)]
+    names = steered["vector"] + ", layers " + steered["layers"]
+    columns = {"effect_low": "low", "effect_high": "high", DEGENERATE: "kl"}
+    table = steered.drop(columns=["low", "high"]).rename(columns=columns).assign(name=names)
+    return table[["name", "strength", "effect", "low", "high", "kl"]].reset_index(drop=True)
 
 
 def _binary_rates(evaluation: Evaluation) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from steerlens.intervals import means, paired_rates, rate
+from steerlens.intervals import detectable, means, paired_rates, rate
 
 UNSTEERED, STEERED, NEGATIVE = ARMS = ("unsteered", "steered", "negative")
 ASKED, ASKED_AND_STEERED = "asked: ", ", and steered"
@@ -29,8 +29,9 @@ def paired_effects(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """One row per judge × arm × strength: the mean score, and its paired change from unsteered.
 
     The columns are `mean` and `effect` with `_low` and `_high`; `n` prompts; `raised` and
-    `lowered`, the shares of prompts whose score went up and down, with Wilson intervals. Scores
-    that are all 0 or 1 get Wilson and Newcombe intervals, others bootstrap intervals over prompts.
+    `lowered`, the shares of prompts whose score went up and down, with Wilson intervals;
+    `detectable`, the smallest effect that n prompts would show. Scores that are all 0 or 1 get
+    Wilson and Newcombe intervals, others bootstrap intervals over prompts.
 
     Args:
         table: Columns judge, prompt, arm, strength, score: each judge × prompt × arm × strength
@@ -154,6 +155,7 @@ def _effects_of(judge: str, scores: pd.DataFrame, seed: int) -> pd.DataFrame:
             row |= effects[column].columns("effect")
             row |= rate(int((moved > 0).sum()), n).columns("raised")
             row |= rate(int((moved < 0).sum()), n).columns("lowered")
+            row["detectable"] = detectable(moved, binary=bool(binary))
         rows.append(row)
     return pd.DataFrame(rows)
 

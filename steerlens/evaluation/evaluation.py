@@ -2,33 +2,28 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from pydantic import ConfigDict, Field
 
-from steerlens.data.asking import Asking
 from steerlens.display import Rows, card
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.controls import random_directions
+from steerlens.evaluation.arms import Arm, Controls, arms_of, named_controls
 from steerlens.evaluation.effects import (
-    ARMS,
-    ASKED,
-    ASKED_AND_STEERED,
-    NEGATIVE,
     STEERED,
     UNSTEERED,
     ahead_of_asking,
-    is_control,
     mean_doses,
     paired_effects,
     prompt_slopes,
 )
+from steerlens.evaluation.safety_panel import Safety
 from steerlens.evaluation.side_effects import measure_side_effects
 from steerlens.evaluation.verdict import Verdict
 from steerlens.files import (
@@ -50,26 +45,8 @@ from steerlens.steering.generation import generate
 from steerlens.steering.sampling import Sampling
 from steerlens.steering.steering import Steering, require_steering
 from steerlens.steering.transcripts import Replies
-from steerlens.vectors.vector import SteeringVector
 
 _REPLY_COLUMNS = ["prompt", "text", "arm", "strength", "reply", "reply_tokens", "finished", "open"]
-
-Control = SteeringVector | Asking
-"""Another vector, or a way to ask for the effect in the prompt."""
-Controls = Sequence[Control] | Mapping[str, Control]
-"""Controls by name, or named by their provenance and by how they ask."""
-
-
-class _Arm(NamedTuple):
-    name: str
-    strength: float
-    steering: Steering | None
-    asking: Asking | None = None
-    """How its prompts ask for the effect."""
-
-    def asked(self, prompts: Sequence[Any]) -> list[Any]:
-        """The prompts of this arm."""
-        return list(prompts) if self.asking is None else [self.asking(one) for one in prompts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +203,7 @@ def evaluate(
     strengths: Sequence[float] | None = None,
     controls: int | Controls = 3,
     texts: Sequence[Readable] | None = None,
-    harmless: Sequence[Readable] | None = None,
+    safety: Safety = None,
     max_new_tokens: int = 40,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     chat: bool | None = None,
@@ -249,7 +226,8 @@ def evaluate(
             and prompts that ask for the effect: `system_message`, `instruction` and `few_shot` of
             `steerlens.data`.
         texts: Neutral texts for side effects; default: those that ship with steerlens.
-        harmless: Prompts for side effects, likewise.
+        safety: Sets of prompts for side effects, by name, or one of harmless prompts; empty: none.
+            Default: a panel of harmless, look-alike and harmful prompts, and the refusal direction.
         sampling: How replies are sampled; its seed also draws random directions and intervals.
         chat: Whether prompts go through the chat template; default: if the model has one.
         run: `batch_size`, `progress`, and an `engine` such as `Ray` that runs the model elsewhere
@@ -258,7 +236,7 @@ def evaluate(
     Raises:
         SteerlensError: Before anything runs, if strengths, judges or controls do not fit.
 
-    >>> evaluation = evaluate(model, steering, prompts, texts=prompts, harmless=prompts)
+    >>> evaluation = evaluate(model, steering, prompts, texts=prompts, safety=prompts)
     >>> print(evaluation)  # doctest: +SKIP
     >>> evaluation.verdict.controls.arm.tolist()
     ['random 1', 'random 2', 'random 3']
@@ -271,12 +249,12 @@ def evaluate(
             f"got {len(prompts)} prompts and {len(judges)} judges; expected at least one of each"
         )
     doses, seed = _doses(steering, strengths), sampling.seed
-    named_controls = _named_controls(steering, controls, seed)
+    named = named_controls(steering, controls, seed)
     strength = next((dose for dose in doses if dose == steering.strength), max(doses, key=abs))
-    arms = _arms(steering, doses, named_controls, strength)
+    arms = arms_of(steering, doses, named, strength)
     asked = [prompt for arm in arms for prompt in arm.asked(prompts)]
     effects = _side_effects(
-        model, arms, texts, harmless, max_new_tokens=max_new_tokens, seed=seed, **run
+        model, arms, texts, safety, max_new_tokens=max_new_tokens, seed=seed, **run
     )
     replies = generate(
         model,
@@ -288,7 +266,7 @@ def evaluate(
         **run,
     )
     table, outcome = _judged(_reply_table(arms, prompts, steering, replies), judges)
-    shuffled = any(name.startswith("shuffled") for name in named_controls)
+    shuffled = any(name.startswith("shuffled") for name in named)
     maker = "learned_controls" if "training" in steering.vector.provenance else "shuffled_labels"
     settings = {
         "steering": repr(steering),
@@ -320,83 +298,23 @@ def _doses(steering: Steering, strengths: Sequence[float] | None) -> list[float]
     return doses
 
 
-def _named_controls(steering: Steering, controls: int | Controls, seed: int) -> dict[str, Control]:
-    """By the name of their arm; vectors without a name are named by their provenance."""
-    if isinstance(controls, int):
-        if controls < 0:
-            raise SteerlensError(f"got controls={controls}; expected 0 or more, or vectors")
-        vector = steering.vector.at(steering.layers_steered)
-        controls = random_directions(vector, controls, seed=seed)
-    if isinstance(controls, Mapping):
-        pairs = list(controls.items())
-    else:
-        pairs = [
-            (_name_of(control, number), control) for number, control in enumerate(controls, start=1)
-        ]
-    names = [name for name, _ in pairs]
-    taken = sorted({
-        name
-        for name in names
-        if not is_control(name) or name.endswith(ASKED_AND_STEERED) or names.count(name) > 1
-    })  # fmt: skip
-    if taken:
-        raise SteerlensError(
-            f"got controls named {taken}; expected names that differ from each other and from "
-            f"{', '.join(ARMS)}: give a mapping of name to vector"
-        )
-    return dict(pairs)
-
-
-def _name_of(control: Control, number: int) -> str:
-    if isinstance(control, Asking):
-        return control.name
-    return str(control.provenance.get("name", f"control {number}"))
-
-
-def _arms(
-    steering: Steering, doses: Sequence[float], controls: Mapping[str, Control], strength: float
-) -> list[_Arm]:
-    """Unsteered, then each vector at each dose; a dose multiplies strengths by layer.
-
-    Then each way to ask, alone and steered as well at one strength.
-    """
-    vectors = {STEERED: (steering.vector, 1), NEGATIVE: (steering.vector, -1)}
-    asking = {name: one for name, one in controls.items() if isinstance(one, Asking)}
-    vectors |= {name: (one, 1) for name, one in controls.items() if not isinstance(one, Asking)}
-    arms = [_Arm(UNSTEERED, 0.0, None)]
-    for name, (vector, sign) in vectors.items():
-        for dose in (sign * dose for dose in doses):
-            arms.append(_Arm(name, dose, _at(steering, vector, dose)))
-    steered = _at(steering, steering.vector, strength)
-    for name, ask in asking.items():
-        arms.append(_Arm(f"{ASKED}{name}", 0.0, None, ask))
-        arms.append(_Arm(f"{ASKED}{name}{ASKED_AND_STEERED}", strength, steered, ask))
-    return arms
-
-
-def _at(steering: Steering, vector: SteeringVector, dose: float) -> Steering:
-    by_layer = None if isinstance(steering.strength, int | float) else steering.strengths
-    strength = dose if by_layer is None else tuple(dose * each for each in by_layer)
-    return replace(steering, vector=vector, strength=strength)
-
-
 def _side_effects(
     model: Model,
-    arms: Sequence[_Arm],
+    arms: Sequence[Arm],
     texts: Sequence[Readable] | None,
-    harmless: Sequence[Readable] | None,
+    safety: Safety,
     **settings: Any,
 ) -> pd.DataFrame:
-    """On text for every arm; on prompts, which needs replies, for the steered arms only."""
-    named = {
-        str(i): arm for i, arm in enumerate(arms) if arm.steering is not None and arm.asking is None
-    }
+    """On text for every vector; on prompts, which needs replies, for what is steered or asked."""
+    alone = [arm for arm in arms if (arm.steering is None) != (arm.asking is None)]
+    named = {str(index): arm for index, arm in enumerate(alone)}
+    ways = {name: arm.steering or arm.asking for name, arm in named.items()}
     table = measure_side_effects(
         model,
-        {name: arm.steering for name, arm in named.items() if arm.steering is not None},
+        {name: way for name, way in ways.items() if way is not None},
         texts=texts,
-        harmless=harmless,
-        on_prompts=[name for name, arm in named.items() if arm.name == STEERED],
+        safety=safety,
+        on_prompts=[n for n, arm in named.items() if arm.name == STEERED or arm.asking],
         **settings,
     )
     named[UNSTEERED] = arms[0]
@@ -406,7 +324,7 @@ def _side_effects(
 
 
 def _reply_table(
-    arms: Sequence[_Arm], prompts: Sequence[Readable], steering: Steering, replies: Replies
+    arms: Sequence[Arm], prompts: Sequence[Readable], steering: Steering, replies: Replies
 ) -> pd.DataFrame:
     is_open = np.ones(len(replies), dtype=bool)
     if steering.when is not None:

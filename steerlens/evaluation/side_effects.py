@@ -1,37 +1,45 @@
-"""Side effects: what a steering does to neutral text and to harmless prompts."""
+"""Side effects: what a steering does to neutral text and to prompts it is not meant for."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 
+from steerlens.data.asking import Asking
 from steerlens.data.prompt_files import load_prompts
 from steerlens.evaluation.effects import UNSTEERED
+from steerlens.evaluation.safety_panel import (
+    Safety,
+    prompt_sets,
+    refusal_overlaps,
+    unsteered_replies,
+)
 from steerlens.evaluation.teacher_forcing import as_text, kl_percentiles, percentile, teacher_forced
 from steerlens.files import demo_file
-from steerlens.intervals import Interval, means, rate, ratios
+from steerlens.intervals import Interval, means, paired_rates, rate, ratios
+from steerlens.judges.fluency import degenerate
 from steerlens.judges.refusals import refused
 from steerlens.models.engine import RunOptions
 from steerlens.models.host import Model
 from steerlens.models.token_text import decoded
-from steerlens.models.tokenizing import Readable, as_prompts, tokenize
+from steerlens.models.tokenizing import Readable, tokenize
 from steerlens.steering.batch_plans import stacked
 from steerlens.steering.generation import generate
 from steerlens.steering.steering import Steering
 
-N_HARMLESS = 40
-"""Prompts that `harmless_prompts` returns."""
+Way = Steering | Asking
+"""What is measured on prompts: a steering, or a way to ask for the same."""
 
 
 def measure_side_effects(
     model: Model,
-    steering: Steering | Mapping[str, Steering],
+    steering: Steering | Mapping[str, Way],
     *,
     texts: Sequence[Readable] | None = None,
-    harmless: Sequence[Readable] | None = None,
+    safety: Safety = None,
     on_prompts: Collection[str] | None = None,
     max_new_tokens: int = 40,
     seed: int = 0,
@@ -39,29 +47,34 @@ def measure_side_effects(
 ) -> pd.DataFrame:
     """Effects of a steering, or of each of several alternatives, where there should be none.
 
-    One row per steering and measure, with its 95 % interval and n: the measures of `text_effects`
-    and of `prompt_effects`.
+    One row per steering and measure, with its 95 % interval and n: the measures of `text_effects`,
+    of `prompt_effects` and, with the default prompts, of `refusal_overlaps`.
 
     Args:
-        steering: One, or several by name.
+        steering: One, or several by name; among these may be ways to ask for the same, which are
+            measured on prompts.
         texts: Neutral texts, chats, passages or token ids; default: `neutral_texts()`.
-        harmless: Prompts to reply to, likewise; default: `harmless_prompts()`.
-        on_prompts: Names of the steerings to measure on prompts, which needs replies; default: all.
+        safety: Sets of prompts to reply to, by name, or one of harmless prompts; empty: none.
+            Default: the safety panel, that is `safety_prompts()` and the refusal direction.
+        on_prompts: Names of those to measure on prompts, which needs replies; default: all.
         max_new_tokens: Length of those replies.
         seed: Of the bootstrap intervals.
         run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
 
-    >>> table = measure_side_effects(model, steering, texts=prompts, harmless=prompts)
+    >>> table = measure_side_effects(model, steering, texts=prompts, safety=prompts)
     >>> bool(table.set_index("measure").value["kl_mean"] > 0)
     True
     """
-    named = {"steered": steering} if isinstance(steering, Steering) else steering
-    replying = named if on_prompts is None else {name: named[name] for name in on_prompts}
-    of_text = text_effects(model, named, texts, seed=seed, **run)
-    of_prompts = prompt_effects(
-        model, replying, harmless, max_new_tokens=max_new_tokens, seed=seed, **run
+    ways = {"steered": steering} if isinstance(steering, Steering) else steering
+    steerings = {name: way for name, way in ways.items() if isinstance(way, Steering)}
+    replying = ways if on_prompts is None else {name: ways[name] for name in on_prompts}
+    tables = [text_effects(model, steerings, texts, seed=seed, **run)] if steerings else []
+    tables.append(
+        prompt_effects(model, replying, safety, max_new_tokens=max_new_tokens, seed=seed, **run)
     )
-    return pd.concat([of_text, of_prompts], ignore_index=True)
+    if safety is None and steerings:
+        tables.append(refusal_overlaps(model, steerings, **run))
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
 
 
 def text_effects(
@@ -116,60 +129,101 @@ def text_effects(
 
 def prompt_effects(
     model: Model,
-    steerings: Mapping[str, Steering],
-    prompts: Sequence[Readable] | None = None,
+    ways: Mapping[str, Way],
+    safety: Safety = None,
     *,
     max_new_tokens: int = 40,
     seed: int = 0,
     **run: Unpack[RunOptions],
 ) -> pd.DataFrame:
-    """Side effects on harmless prompts: drift, refusals and the length of replies.
+    """Side effects on sets of prompts: refusals, compliance, broken and long replies, drift.
 
-    `drift_mean` and `drift_p95`: KL(unsteered ‖ steered) of the first reply token, in nats;
-    `drift_closed`: its maximum where the steering's condition did not fire, which should be 0.
-    `open`: share of prompts it fires on. `refusal`: share of refusals. `reply_tokens`: mean length.
-    A steering of generated tokens only has no drift, by construction.
+    `refusal`, `degenerate`: shares of replies. `compliance`: the share of replies that are neither.
+    `refusal_change` and `compliance_change`: against the same prompts unsteered. `reply_tokens`:
+    mean length. Of steerings also `drift_mean` and `drift_p95`: KL(unsteered ‖ steered) of the
+    first reply token, in nats; `drift_closed`: its maximum where the steering's condition did not
+    fire, which should be 0; `open`: share of prompts it fires on. A steering of generated tokens
+    only has no drift, by construction, and asking has none that means something.
 
     Args:
-        steerings: By name.
-        prompts: Texts, chats, passages or token ids; default: `harmless_prompts()`.
+        ways: Steerings, and ways to ask, by name.
+        safety: Sets of prompts by name, or one of harmless prompts; default: `safety_prompts()`.
         max_new_tokens: Length of the replies.
         seed: Of the bootstrap.
         run: `batch_size`, `progress`, `engine`, as in `RunOptions`.
 
     >>> table = prompt_effects(model, {"half": steering}, prompts, max_new_tokens=8)
     >>> table.query("steering == 'unsteered'").measure.tolist()
-    ['refusal', 'reply_tokens']
+    ['refusal', 'degenerate', 'compliance', 'reply_tokens']
     """
-    prompts = as_prompts(harmless_prompts() if prompts is None else prompts)
-    rows = tokenize(model, prompts)
-    forced = teacher_forced(model, rows, list(steerings.values()), **run)
+    sets = prompt_sets(safety)
+    tables = [
+        _effects_on(model, ways, prompts, _Table(len(prompts), name), max_new_tokens, seed, **run)
+        for name, prompts in sets.items()
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _effects_on(
+    model: Model,
+    ways: Mapping[str, Way],
+    prompts: list[Any],
+    table: "_Table",
+    max_new_tokens: int,
+    seed: int,
+    **run: Unpack[RunOptions],
+) -> pd.DataFrame:
+    steerings = {name: way for name, way in ways.items() if isinstance(way, Steering)}
+    asked = [
+        way(prompt) if isinstance(way, Asking) else prompt
+        for way in ways.values()
+        for prompt in prompts
+    ]
+    cells = [way if isinstance(way, Steering) else None for way in ways.values()]
+    before, lengths = unsteered_replies(model, prompts, max_new_tokens, **run)
+    replies = generate(
+        model, asked, stacked(cells, len(prompts)), max_new_tokens=max_new_tokens, **run
+    )
+    texts = np.array([*before, *replies]).reshape(-1, len(prompts))
+    tokens = np.array([*lengths, *map(len, replies.tokens)], float).reshape(texts.shape)
+    judged = {
+        "refusal": np.vectorize(refused, [bool])(texts),
+        "degenerate": np.vectorize(degenerate, [bool])(texts),
+    }
+    judged["compliance"] = ~(judged["refusal"] | judged["degenerate"])
+    reply_tokens = means(tokens.T, seed=seed)
+    for index, name in enumerate([UNSTEERED, *ways]):
+        for measure, hits in judged.items():
+            table.note(name, measure, rate(int(hits[index].sum()), table.n))
+        table.note(name, "reply_tokens", reply_tokens[index])
+        if index:
+            for measure in ("refusal", "compliance"):
+                hits = judged[measure]
+                table.note(name, f"{measure}_change", paired_rates(hits[0], hits[index]))
+    if steerings:
+        _note_drift(model, steerings, prompts, table, seed, **run)
+    return pd.DataFrame(table.rows)
+
+
+def _note_drift(
+    model: Model,
+    steerings: Mapping[str, Steering],
+    prompts: list[Any],
+    table: "_Table",
+    seed: int,
+    **run: Unpack[RunOptions],
+) -> None:
+    forced = teacher_forced(model, tokenize(model, prompts), list(steerings.values()), **run)
     drift = np.array([prompt.kl[:, -1] for prompt in forced])  # [prompt, steering]
     is_open = np.array([prompt.open for prompt in forced])
     drift_means = means(drift, seed=seed)
-    cells = [None, *steerings.values()]
-    replies = generate(
-        model,
-        prompts * len(cells),
-        stacked(cells, len(prompts)),
-        max_new_tokens=max_new_tokens,
-        **run,
-    )
-    lengths = np.array([len(reply) for reply in replies.tokens], float).reshape(len(cells), -1)
-    reply_tokens = means(lengths.T, seed=seed)
-    refusals = np.array([refused(text) for text in replies]).reshape(len(cells), -1)
-    table = _Table(len(rows), "prompts")
-    for index, name in enumerate([UNSTEERED, *steerings]):
-        table.note(name, "refusal", rate(int(refusals[index].sum()), len(rows)))
-        table.note(name, "reply_tokens", reply_tokens[index])
     for index, name in enumerate(steerings):
         table.note(name, "drift_mean", drift_means[index])
         table.note(name, "drift_p95", _point(percentile(drift[:, index])))
         closed = drift[~is_open[:, index], index]
         if len(closed):
             table.note(name, "drift_closed", _point(closed.max()), len(closed))
-        table.note(name, "open", rate(int(is_open[:, index].sum()), len(rows)))
-    return pd.DataFrame(table.rows)
+        table.note(name, "open", rate(int(is_open[:, index].sum()), table.n))
 
 
 def neutral_texts() -> list[str]:
@@ -182,15 +236,6 @@ def neutral_texts() -> list[str]:
     return [text for row in zip_longest(*kinds) for text in row if text is not None]
 
 
-def harmless_prompts() -> list[str]:
-    """Everyday requests that ship with steerlens, from the test part: no choice depends on them.
-
-    >>> len(harmless_prompts())
-    40
-    """
-    return list(load_prompts(demo_file("questions.json"))["test"][:N_HARMLESS])
-
-
 def _point(value: float) -> Interval:
     return Interval(float(value), float("nan"), float("nan"))
 
@@ -201,7 +246,7 @@ class _Table:
 
     n: int
     of: str
-    """ "texts" or "prompts"."""
+    """ "texts", or the name of a set of prompts."""
     rows: list[dict[str, object]] = field(default_factory=list)
 
     def note(self, steering: str, measure: str, value: Interval, n: int | None = None) -> None:

@@ -20,7 +20,7 @@ from steerlens.files import (
     write_atomically,
     write_json,
 )
-from steerlens.intervals import mean
+from steerlens.intervals import adjusted, mean, paired_p
 from steerlens.judges.fluency import degenerate
 from steerlens.schemas import Declared, FileModel, check, read_as
 
@@ -99,18 +99,29 @@ class Sweep:
         return cls(table, plan, tuple(failures))
 
     def summary(self, *, seed: int = 0) -> pd.DataFrame:
-        """Mean score of each cell by each judge, with a bootstrap interval over n prompts.
+        """Mean score of each cell by each judge, and its change from unsteered, prompt by prompt.
+
+        Intervals (`low`, `high`; `effect_low`, `effect_high`) are bootstrapped over the n prompts.
+        `q`: the change's p-value (`paired_p`), adjusted for the number of cells (`adjusted`): of
+        the cells with q below .05, at most 1 in 20 is expected to do nothing.
 
         Args:
             seed: Of the bootstrap.
         """
         rows = []
-        for cell, group in self.table.groupby([*Cell._fields], sort=False):
+        cells = self.table.set_index("prompt_index").groupby([*Cell._fields], sort=False)
+        before = self.table[self.table["vector"] == UNSTEERED.vector].set_index("prompt_index")
+        for cell, own in cells:
             for judge in self.plan["judges"]:
-                scores = group[judge].to_numpy()
-                judged = int(np.isfinite(scores).sum())
-                rows.append((*cell, judge, *mean(scores, seed=seed), judged))
-        return pd.DataFrame(rows, columns=[*Cell._fields, "judge", "mean", "low", "high", "n"])
+                scores = own[judge].to_numpy(dtype=float)
+                changes = scores - before[judge].reindex(own.index).to_numpy(dtype=float)
+                if cell == UNSTEERED:
+                    changes = np.full_like(changes, np.nan)  # nothing to compare
+                measured = (*mean(scores, seed=seed), *mean(changes, seed=seed), paired_p(changes))
+                rows.append((*cell, judge, *measured, int(np.isfinite(scores).sum())))
+        ends = ("low", "high", "effect", "effect_low", "effect_high", "q", "n")
+        summary = pd.DataFrame(rows, columns=[*Cell._fields, "judge", "mean", *ends])
+        return summary.assign(q=summary.groupby("judge")["q"].transform(adjusted))
 
     def degenerate(self) -> pd.DataFrame:
         """The share of each cell's replies that are empty or repeat themselves."""

@@ -9,6 +9,7 @@ import pandas as pd
 
 from steerlens.display import shortened
 from steerlens.errors import SteerlensError
+from steerlens.evaluation.damage import damage_lines, warnings_of
 from steerlens.evaluation.effects import (
     ASKED,
     ASKED_AND_STEERED,
@@ -20,6 +21,9 @@ from steerlens.evaluation.effects import (
 )
 from steerlens.intervals import Interval
 from steerlens.judges.fluency import TOO_MANY_DEGENERATE, degenerate
+
+FEW_PROMPTS = 50
+"""Below so many prompts a verdict says what effect they could have shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,8 @@ class Verdict:
     """By how much the steering is ahead of asking for it; empty if nothing asked."""
 
     def __str__(self) -> str:
-        evidence = [f"  {line}" for line in self._evidence()]
+        measured = [*self._evidence(), *damage_lines(self.side_effects, self.strength)]
+        evidence = [f"  {line}" for line in measured]
         return "\n".join([self.claim(), *evidence, *self._reservations()])
 
     @property
@@ -75,7 +80,10 @@ class Verdict:
         return table[table.arm.map(is_control) & is_main].reset_index(drop=True)
 
     def claim(self) -> str:
-        """What the measurements support, in one sentence."""
+        """What the measurements support, in a sentence or two."""
+        return self._claim() + warnings_of(self.side_effects, self.strength)
+
+    def _claim(self) -> str:
         row, controls = self.effect(), self.controls
         if not row.n:
             return f"No verdict: {self.judge} gave no scores."
@@ -124,13 +132,15 @@ class Verdict:
     def _evidence(self) -> list[str]:
         row, judge, controls = self.effect(), self.judge, self.controls
         if not row.n:
-            return self._damage()
+            return []
         wrong, low, high = row[[f"{self._wrong}{end}" for end in ("", "_low", "_high")]]
         before = self.effects.query("judge == @judge and arm == @UNSTEERED")["mean"].iloc[0]
         lines = [
             f"{judge} {_change(row)} at strength {self.strength:g}: "
             f"{before:.3f} → {row['mean']:.3f} (n = {row.n} prompts, 95 % interval)"
         ]
+        if row.n < FEW_PROMPTS:
+            lines.append(_least_effect(row))
         kinds = controls.arm.str.replace(r"\s*\d+$", "", regex=True)  # "random" of "random 2"
         for kind, arms in controls.groupby(kinds, sort=False):
             gains = self._sign * arms.effect
@@ -154,41 +164,11 @@ class Verdict:
         for other in self.settings["judges"]:
             if other != judge and other not in self.settings["failures"]:
                 lines.append(f"{other} {_change(self.effect(judge=other))}")
-        return lines + self._damage()
+        return lines
 
     @property
     def _wrong(self) -> str:
         return "lowered" if self._sign > 0 else "raised"
-
-    def _damage(self) -> list[str]:
-        table = self.side_effects
-        steered = table[(table.arm == STEERED) & (table.strength == self.strength)]
-        cell = steered.set_index(["of", "measure"])
-        unsteered = table[table.arm == UNSTEERED].set_index(["of", "measure"]).value
-
-        def value(of: str, measure: str) -> Interval:
-            return Interval(*cell.loc[(of, measure), ["value", "low", "high"]])
-
-        lines = []
-        if "texts" in cell.index:
-            n = cell.n["texts", "kl_mean"]
-            p95 = value("texts", "kl_p95").value
-            lines.append(
-                f"neutral text: KL {value('texts', 'kl_mean')} nats per token, p95 {p95:.3f}; "
-                f"perplexity × {value('texts', 'perplexity_ratio')} (n = {n} texts)"
-            )
-        if "prompts" in cell.index:
-            n = cell.n["prompts", "refusal"]
-            lines.append(
-                f"harmless prompts: refusal {unsteered['prompts', 'refusal']:.3f} → "
-                f"{value('prompts', 'refusal')}, reply {unsteered['prompts', 'reply_tokens']:.1f} "
-                f"→ {value('prompts', 'reply_tokens').value:.1f} tokens, drift "
-                f"{value('prompts', 'drift_mean')} nats (n = {n} prompts)"
-            )
-        if ("prompts", "drift_closed") in cell.index:
-            n, drift = cell.n["prompts", "drift_closed"], value("prompts", "drift_closed").value
-            lines.append(f"gate closed on {n} of these: drift there at most {drift:.2g} nats")
-        return lines
 
     def _reservations(self) -> list[str]:
         controls, replies = self.controls, self.replies
@@ -226,6 +206,16 @@ def _few_replies(steered: pd.Series, unsteered: pd.Series) -> list[str]:
         f"(unsteered {unsteered.nunique()}), {commonest.iloc[0]} times "
         f"“{shortened(commonest.index[0], 80)}”"
     ]
+
+
+def _least_effect(row: pd.Series) -> str:
+    """The smallest effect that would probably have been found."""
+    if np.isinf(row.detectable):
+        return f"with {row.n} prompts, no effect is large enough to be found four times in five"
+    return (
+        f"with {row.n} prompts, an effect of {row.detectable:.3f} or more would be found four "
+        "times in five; a smaller one may be missed"
+    )
 
 
 def _change(row: pd.Series) -> str:

@@ -174,6 +174,8 @@ def _evaluations(study: Study) -> Iterator[Block]:
         yield _drawn(dose_response, evaluation)
         yield _drawn(pareto, evaluation)
         yield Listing.of(evaluation.effects, f"{name}: all effects", most=200, folded=True)
+        side = evaluation.side_effects
+        yield Listing.of(side, f"{name}: all side effects", most=200, folded=True)
 
 
 def _sweeps(study: Study) -> Iterator[Block]:

@@ -363,7 +363,7 @@ def test_tiny_chat_is_steered_on_a_bridge(tiny_chat):
     assert bits == pytest.approx(its_bits, rel=1e-4)
     effects, its_effects = (
         measure_side_effects(
-            host, steering, texts=texts, harmless=prompts, max_new_tokens=4, progress=False
+            host, steering, texts=texts, safety=prompts, max_new_tokens=4, progress=False
         )["value"]
         for host in (model, tiny_chat)
     )

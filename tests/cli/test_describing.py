@@ -36,7 +36,7 @@ def made(tmp_path_factory, tiny_chat):
     short = {"max_new_tokens": 3, "progress": False}
     sl.sweep(tiny_chat, {"harm": vector}, PAIR[0], layers=[2], out=folder / "sweep", **short)
     sl.evaluate(
-        tiny_chat, steering, PAIR[0], controls=1, texts=PAIR[1], harmless=PAIR[1], **short
+        tiny_chat, steering, PAIR[0], controls=1, texts=PAIR[1], safety=PAIR[1], **short
     ).save(folder / "evaluation")
     sl.export_model(steering, "tiny-chat", folder / "export")
     return folder

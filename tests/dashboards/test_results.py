@@ -27,7 +27,7 @@ def vector(model):
 def found(model, vector):
     return sl.evaluate(
         model, sl.Steering(vector, [2]), ASKED, strengths=[0.5, 1.0], controls=2,
-        judges=[tells_d, length], texts=ASKED, harmless=ASKED[:2], raises=False, **QUIET,
+        judges=[tells_d, length], texts=ASKED, safety=ASKED[:2], raises=False, **QUIET,
     )  # fmt: skip
 
 

@@ -20,13 +20,14 @@ from steerlens.evaluation.effects import (
     prompt_slopes,
 )
 from steerlens.evaluation.evaluation import Evaluation, evaluate
+from steerlens.intervals import detectable
 from steerlens.judges.builtin import degeneration, refusal
 from steerlens.judges.judging import Judge, JudgeError
 from steerlens.steering.batch_plans import stacked
 
 QUIET = {"progress": False}
 TEXTS = ["The sea is salty.", "A week has seven days, and most shops are closed on Sunday."]
-SMALL = {"texts": TEXTS, "harmless": PROMPTS[:2], "max_new_tokens": 6, **QUIET}
+SMALL = {"texts": TEXTS, "safety": PROMPTS[:2], "max_new_tokens": 6, **QUIET}
 length = Judge("length", lambda texts: [len(text) for text in texts])
 tells_d = Judge("d", lambda texts: [float("d" in text) for text in texts])
 
@@ -59,6 +60,22 @@ def test_yes_or_no_scores_have_an_interval_where_all_change():
     row = paired_effects(table, seed=0).set_index("arm").loc["steered"]
     assert (row.effect, row.effect_high) == (1, 1)
     assert row.effect_low < 0.7
+
+
+def test_the_verdict_says_what_so_few_prompts_could_show(measured):
+    row = measured.verdict.effect()
+    n = len(PROMPTS)
+    assert row.detectable == detectable(np.zeros(n), binary=True)
+    said = f"with {n} prompts, an effect of {row.detectable:.3f} or more would be found"
+    assert said in str(measured)
+    fewer = measured.table[measured.table.prompt < n - 1]
+    short = Evaluation(fewer, measured.side_effects, measured.settings)
+    assert f"with {n - 1} prompts, no effect is large enough" in str(short)
+    many = pd.concat(
+        [measured.table.assign(prompt=measured.table.prompt + n * i) for i in range(9)]
+    )
+    long = Evaluation(many, measured.side_effects, measured.settings)
+    assert "would be found" not in str(long)
 
 
 def test_missing_scores_drop_the_prompt_from_its_pair_only():
@@ -292,7 +309,7 @@ def test_the_demos_refusal_is_found_beyond_its_controls(tiny_chat):
         controls=random_directions(refuse, 3)
         + shuffled_labels(tiny_chat, refuse, refusals, 3, **QUIET),
         texts=TEXTS,
-        harmless=prompts[1::2],
+        safety=prompts[1::2],
         max_new_tokens=20,
         **QUIET,
     )
@@ -367,4 +384,7 @@ def test_the_verdict_says_whether_asking_does_as_much(model, asked, said, raises
     alone = sl.generate(model, [f"Please.\n\n{one}" for one in PROMPTS], max_new_tokens=6, **QUIET)
     assert replies[replies.arm == "asked: plainly"].reply.tolist() == list(alone)
     assert replies[replies.arm == "asked: plainly"].text.tolist() == list(PROMPTS)
-    assert not found.side_effects.arm.str.startswith("asked").any()
+    side = found.side_effects.set_index(["arm", "of", "measure"]).value
+    assert side["asked: plainly", "harmless", "reply_tokens"] > 0
+    assert ("asked: plainly", "texts", "kl_mean") not in side.index
+    assert "asked for in the prompt (plainly), harmless prompts: refusal" in str(found)

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +23,7 @@ import steerlens as sl
 from steerlens.activations import provenance
 from steerlens.evaluation import sweep_plan, sweeps
 from steerlens.evaluation.sweep_store import UNSTEERED, Cell, Sweep
-from steerlens.intervals import mean
+from steerlens.intervals import adjusted, mean, paired_p
 from steerlens.judges.judging import Judge
 from steerlens.models.fingerprint import fingerprint
 from steerlens.steering.sampling import Sampling
@@ -337,6 +338,23 @@ def test_the_summary_is_the_mean_of_each_cell_with_its_interval(swept):
             *expected,
             len(PROMPTS),
         ]
+
+
+def test_the_summary_compares_each_cell_with_unsteered_prompt_by_prompt(swept):
+    found = swept()
+    summary, table = found.summary(), found.table
+    cells = cells_of(table)
+    before = cells.pop(UNSTEERED).set_index("prompt_index")["length"]
+    changes = {
+        cell: (rows.set_index("prompt_index")["length"] - before).to_numpy(dtype=float)
+        for cell, rows in cells.items()
+    }
+    assert summary.loc[0, ["effect", "q"]].isna().all()
+    steered = summary.iloc[1:]
+    assert steered["effect"].tolist() == [one.mean() for one in changes.values()]
+    expected = adjusted(np.array([paired_p(one) for one in changes.values()]))
+    assert steered["q"].tolist() == expected.tolist()
+    assert (steered["effect_low"] <= steered["effect"]).all()
 
 
 def test_the_manifest_says_what_was_swept(model, swept, tmp_path):

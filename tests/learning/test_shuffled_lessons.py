@@ -93,7 +93,7 @@ def test_other_data_and_other_vectors_are_refused(model, vector):
 def test_evaluate_takes_them_as_arms(model, vector, controls):
     length = Judge("length", lambda texts: [float(len(text)) for text in texts])
     options = {
-        "judges": [length], "texts": PROMPTS[:2], "harmless": PROMPTS[:2], "max_new_tokens": 4,
+        "judges": [length], "texts": PROMPTS[:2], "safety": PROMPTS[:2], "max_new_tokens": 4,
         **QUIET,
     }  # fmt: skip
     found = evaluate(model, sl.Steering(vector), PROMPTS[:4], controls=controls, **options)

@@ -181,7 +181,7 @@ def test_evaluate(model, engine):
     run = partial(
         sl.evaluate, model, steering, PROMPTS, judges=[LENGTH], strengths=[1.0, 2.0],
         controls=random_directions(vector, 2) + shuffled_labels(model, vector, PAIRS, 2, **QUIET),
-        texts=PROMPTS, harmless=PROMPTS[:4], max_new_tokens=5, sampling=sl.Sampling(1.0),
+        texts=PROMPTS, safety=PROMPTS[:4], max_new_tokens=5, sampling=sl.Sampling(1.0),
         batch_size=8, **QUIET,
     )  # fmt: skip
     here, there = run(), run(engine=engine)

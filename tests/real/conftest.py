@@ -1,22 +1,10 @@
-"""Pretrained models, each converted once into a cache of the tests' own."""
-
-import os
+"""Pretrained models, each converted once."""
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    if "STEERLENS_CACHE" in os.environ:
-        yield
-        return
-    os.environ["STEERLENS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    del os.environ["STEERLENS_CACHE"]
-
-
-@pytest.fixture(scope="session")
-def smollm2(cache):
+def smollm2():
     """A Llama to chat with."""
     import steerlens as sl
     from steerlens.models.loading import SMOLLM2_INSTALL, installed_smollm2
@@ -36,7 +24,7 @@ def gemma_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def gemma(cache, gemma_file):
+def gemma(gemma_file):
     import steerlens as sl
 
     return sl.load_model(str(gemma_file))

@@ -229,7 +229,7 @@ def test_sweeps_and_evaluations_are_read_and_shown_as_what_they_are(model, tmp_p
     )  # fmt: skip
     found = sl.evaluate(
         model, sl.Steering(vector, [2]), asked, controls=1, judges=[long], texts=asked,
-        harmless=asked, **quiet,
+        safety=asked, **quiet,
     )  # fmt: skip
     found.save(tmp_path / "found")
     study = read_study(tmp_path)

@@ -24,6 +24,7 @@ ORDER = [
     "dashboards",   # results → figures
     "studies",      # experiments that write a directory
     "playground",   # the local page
+    "serving",      # an OpenAI-compatible server
     "cli",          # arguments → calls
     "__main__",     # the same, as python -m steerlens
 ]  # fmt: skip

@@ -42,6 +42,7 @@ POSITION_NAMES = ("all", "prompt", "generated", "last", "reply")
 PICTURE_NAMES = ("svg", "pdf", "png")
 TOKEN_NAMES = ("last", "all", "user", "suffix", "reply")
 VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")
+PLAN_ENDING = ".steer"
 WRITTEN_ENDINGS = (".safetensors", ".svec", ".gguf")
 
 TINY_CHAT = "tiny-chat"

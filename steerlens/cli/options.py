@@ -208,15 +208,16 @@ def existing_directory(text: str) -> Path:
 def vector_file(text: str) -> Path:
     """The path of an existing file with the ending of a vector file."""
     path = existing_file(text)
-    return _with_ending(path, VECTOR_ENDINGS)
+    return with_ending(path, VECTOR_ENDINGS)
 
 
 def written_vector(text: str) -> Path:
     """A path with an ending that vectors are written to."""
-    return _with_ending(as_path(text), WRITTEN_ENDINGS)
+    return with_ending(as_path(text), WRITTEN_ENDINGS)
 
 
-def _with_ending(path: Path, endings: tuple[str, ...]) -> Path:
+def with_ending(path: Path, endings: tuple[str, ...]) -> Path:
+    """The path, if its name ends in one of these."""
     if path.suffix.lower() not in endings:
         raise SteerlensError(
             f"got {str(path)!r}; expected a name that ends in one of {', '.join(endings)}"

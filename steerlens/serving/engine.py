@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Condition, Event, Thread
 from typing import NamedTuple
 
@@ -161,6 +162,12 @@ class Engine:
         Raises:
             SteerlensError: As in `submit`.
         """
+        requests = list(requests)
+        if len(requests) > self.limits.queue:
+            raise SteerlensError(
+                f"got {len(requests)} prompts; expected at most {self.limits.queue}, which the "
+                "queue holds: ask several times"
+            )
         tickets = []
         for index, request in enumerate(requests):
             if request.n > self.limits.rows:
@@ -169,7 +176,7 @@ class Engine:
                     "running batch holds: ask several times"
                 )
             rows = RequestRows(self.model, request)
-            tickets.append(Ticket(rows, lambda event, index=index: listener(index, event)))
+            tickets.append(Ticket(rows, partial(listener, index)))
         with self._changed:
             if self._closing:
                 raise ClosedError("got a request while the server stops; send it again later")

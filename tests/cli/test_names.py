@@ -10,6 +10,7 @@ from steerlens.judges.builtin import JUDGES
 from steerlens.learning.comparing import METHODS
 from steerlens.learning.objectives import OBJECTIVES
 from steerlens.models import loading, sites
+from steerlens.serving import plans
 from steerlens.steering.positions import NAMED, require_positions
 from steerlens.studies import paper, sentiment
 from steerlens.vectors.formats import FORMATS
@@ -31,6 +32,7 @@ def test_names_are_the_registries_keys():
 
 def test_defaults_are_the_librarys():
     assert names.TINY_CHAT == loading.TINY_CHAT
+    assert plans.PLAN_ENDING == names.PLAN_ENDING
     assert names.TOLERANCE == exporting.TOLERANCE
     assert ",".join(map(str, sentiment.STRENGTHS)) == names.MOOD_STRENGTHS
 

@@ -10,7 +10,7 @@ import steerlens
 
 ORDER = [
     "errors", "files", "schemas", "intervals", "numerics", "shapes",  # for everybody
-    "layer_text", "display",
+    "layer_text", "display", "access",
     "data",         # contrasting prompts: what goes in
     "vectors",      # directions as values: estimators, files
     "models",       # the loaded host: everything that knows TransformerLens

@@ -43,8 +43,8 @@ TARGET_NAMES = ("hf", "gguf", "lm-eval", "vllm")
 PICTURE_NAMES = ("svg", "pdf", "png")
 TOKEN_NAMES = ("last", "all", "user", "suffix", "reply")
 VECTOR_ENDINGS = (".safetensors", ".svec", ".gguf", ".pt", ".npz")
-WRITTEN_ENDINGS = (".safetensors", ".svec", ".gguf")
 PLAN_ENDING = ".steer"
+WRITTEN_ENDINGS = (".safetensors", ".svec", ".gguf")
 
 TINY_CHAT = "tiny-chat"
 PACKAGED = (TINY_CHAT, "smollm2")

@@ -1,4 +1,4 @@
-"""Commands that let others use a steering: exported models, and the playground."""
+"""Commands that let others use a steering: exported models, the playground, and a server."""
 
 import warnings
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steerlens.cli.names import TARGET_NAMES, TINY_CHAT, TOLERANCE
+from steerlens.cli.names import PLAN_ENDING, TARGET_NAMES, TINY_CHAT, TOLERANCE
 from steerlens.cli.options import (
     PROMPTS_HELP,
     SERVE,
@@ -16,6 +16,8 @@ from steerlens.cli.options import (
     Relative,
     Strength,
     app,
+    checked,
+    existing_directory,
     existing_file,
     one_of,
     require_outputs,
@@ -25,7 +27,7 @@ from steerlens.cli.options import (
 from steerlens.cli.output import console, reporting, say
 from steerlens.cli.plans import SteeredFile, plan_of, require_no_settings, steered_file
 from steerlens.data.prompt_files import read_prompts
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, import_extra
 
 FILES = {"gguf": ".gguf", "lm-eval": ".pt", "vllm": ".json"}
 """The ending of each form that is one file."""
@@ -181,3 +183,82 @@ def playground(
     conditions = tuple(zip(searches, read_by, strict=True))
     start = Start(model, tuple(vector or ()), conditions, "\n".join(rule or ()))
     serve(start, host=host, port=port, open_browser=open_browser, console=console)
+
+
+@app.command("serve", rich_help_panel=SERVE)
+@reporting
+def serve_command(
+    plans: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            parser=checked(steered_file),
+            metavar="PLANS",
+            help="Vectors or saved plans, which requests name by their files without the ending.",
+        ),
+    ] = None,
+    model: ModelName = TINY_CHAT,
+    layers: Layers = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="The vectors' strength where a request gives none. Default: 1."),
+    ] = None,
+    relative: Relative = False,
+    name: Annotated[
+        str, typer.Option(help="The model's name for clients. Default: that of --model.")
+    ] = "",
+    host: Annotated[
+        str,
+        typer.Option(help="The address to listen on; beyond loopback, clients need a token."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="STEERLENS_TOKEN",
+            show_envvar=True,
+            help="What clients send as their API key. Default: a new one beyond loopback.",
+        ),
+    ] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most replies written at once.")] = 32,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Most prompts that wait; then clients are told to.")
+    ] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens of a reply.")] = 512,
+    plans_from: Annotated[
+        Path | None,
+        taking(existing_directory, "DIRECTORY", "Let clients load plans from here, and unload."),
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Seconds that replies get to end after Ctrl-C.")
+    ] = 10,
+) -> None:
+    """Serve a model to OpenAI's clients, each request steered by plans of its own.
+
+    Example: steerlens serve refuse.safetensors --model smollm2 --layers 15 --relative
+    """
+    for package in ("starlette", "uvicorn"):
+        import_extra(package, "serve", "the server")
+    from steerlens.models.loading import load_model
+    from steerlens.serving.engine import Limits
+    from steerlens.serving.plans import read_plan
+    from steerlens.serving.running import bound, make_service, serve, token_for
+
+    secret = token_for(host, token)
+    of_vectors: dict[str, Any] = {"layers": layers, "strength": strength, "relative": relative}
+    read = [
+        read_plan(path, **({} if path.suffix.lower() == PLAN_ENDING else of_vectors))
+        for path in plans or ()
+    ]
+    with bound(host, port) as listening:
+        service = make_service(
+            load_model(model), read, name=name or Path(model).name,
+            limits=Limits(max_rows, max_queue), longest=max_tokens,
+            folder=plans_from, token=secret,
+        )  # fmt: skip
+        url_host = f"[{host}]" if ":" in host else host
+        say(f"serving {service.name} at http://{url_host}:{listening.getsockname()[1]}/v1")
+        for plan in service.shelf.plans:
+            say(f"  {service.name}+{plan.name}: {', '.join(map(repr, plan.steerings))}")
+        if secret is not None and token is None:
+            say(f"clients send this as their API key: {secret}")
+        serve(service, listening, patience=patience)

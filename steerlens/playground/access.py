@@ -1,12 +1,12 @@
-"""Access control: loopback host check, token, security headers."""
+"""Access control of the page: loopback host check, token, security headers."""
 
-import hmac
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from steerlens.access import LOOPBACK, same_secret
 from steerlens.errors import SteerlensError, short_repr
 from steerlens.schemas import Declared, check
 
@@ -20,19 +20,6 @@ _POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 """Load nothing from other hosts, be framed by no other page. Dash and Plotly need `unsafe`."""
-
-
-LOOPBACK = ("localhost", "127.0.0.1")
-"""Names that only this machine can have. Flask's TRUSTED_HOSTS knows no IPv6 address."""
-
-
-def is_loopback(host: str | None) -> bool:
-    """Whether a page can be served under this name without a token.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
-    (True, False)
-    """
-    return host in LOOPBACK
 
 
 def guard(server: Any, token: str | None = None) -> None:
@@ -59,7 +46,7 @@ def guard(server: Any, token: str | None = None) -> None:
         if token is None:
             return None
         token_sent = request.args.get("token")
-        if not _same(token_sent or request.cookies.get(COOKIE, ""), token):
+        if not same_secret(token_sent or request.cookies.get(COOKIE, ""), token):
             abort(403, "got no valid token; open the address that the terminal shows")
         if token_sent is None:
             return None
@@ -73,10 +60,6 @@ def guard(server: Any, token: str | None = None) -> None:
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
-
-
-def _same(token_sent: str, token: str) -> bool:
-    return hmac.compare_digest(token_sent.encode(errors="replace"), token.encode())
 
 
 class _Update(Declared):

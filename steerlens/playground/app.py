@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
+from steerlens.access import is_loopback
 from steerlens.errors import SteerlensError, import_extra
 from steerlens.playground.access import (
     LARGEST_REQUEST,
     guard,
-    is_loopback,
     refuse_unknown_updates,
 )
 from steerlens.playground.waiting import Waiting, waiting_page

@@ -20,6 +20,23 @@ def require_fit(model: Model, plans: Plans, rows: Sequence[TokenRow] = (), n_new
             plan must touch a token that the model reads. Without rows, only vectors are checked.
         n_new: How many tokens are to be generated.
     """
+    require_room(model, rows, n_new)
+    for plan in as_plans(plans):
+        steering = steering_of(plan)
+        check_provenance(model, steering.vector, steering.site_written, steering.layers_steered)
+        for condition in (*steering.conditions, *steering.token_conditions):
+            check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
+        if rows:
+            require_acting(plan, rows, n_new)
+
+
+def require_room(model: Model, rows: Sequence[TokenRow], n_new: int) -> None:
+    """Refuse prompts that do not fit into the context with so many new tokens.
+
+    >>> require_room(load_model(), [TokenRow((1, 7))], n_new=10_000)
+    Traceback (most recent call last):
+    steerlens.errors.SteerlensError: got prompt 0 of 2 tokens and 10000 new ones, but tiny-chat's
+    """
     for index, row in enumerate(rows):
         if len(row.ids) + n_new > model.cfg.n_ctx:
             raise SteerlensError(
@@ -27,16 +44,10 @@ def require_fit(model: Model, plans: Plans, rows: Sequence[TokenRow] = (), n_new
                 f"{model.cfg.model_name}'s context holds {model.cfg.n_ctx}; shorten the prompt or "
                 "ask for fewer new tokens"
             )
-    for plan in as_plans(plans):
-        steering = steering_of(plan)
-        check_provenance(model, steering.vector, steering.site_written, steering.layers_steered)
-        for condition in (*steering.conditions, *steering.token_conditions):
-            check_provenance(model, condition.vector, condition.site_read, condition.layers_read)
-        if rows:
-            _require_acting(plan, rows, n_new)
 
 
-def _require_acting(plan: Plan, rows: Sequence[TokenRow], n_new: int) -> None:
+def require_acting(plan: Plan, rows: Sequence[TokenRow], n_new: int) -> None:
+    """Refuse a plan that would touch no token of these prompts and of so many new ones."""
     if isinstance(plan, BatchPlan) and plan.n_rows != len(rows):
         raise SteerlensError(
             f"got {plan} for {len(rows)} prompts; expected one row for each prompt"

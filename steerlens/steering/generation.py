@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlens.activations.batching import by_length
@@ -368,11 +368,30 @@ def _next_tokens(
     if step == 0:
         require_kept(model, state.cache)
     state.done = 0 if state.cache is None else state.text.shape[1]
-    broken = ~logits.amax(dim=1).isfinite().cpu() & state.going
+    require_finite(model, logits, step, state.going)
+    return choose(logits, state.text, state.mask, step, state.rows)
+
+
+def require_finite(
+    model: Model,
+    logits: Float[Tensor, "batch d_vocab"],
+    step: int,
+    going: Bool[Tensor, " batch"] | None = None,
+) -> None:
+    """Refuse logits from which no token can be chosen.
+
+    Args:
+        model: The model that they are of.
+        logits: Of the next token of each row.
+        step: How many tokens have been written, for the message.
+        going: Which rows have not finished; None: none has.
+    """
+    broken = ~logits.amax(dim=1).isfinite().cpu()
+    if going is not None:
+        broken &= going
     if broken.any():
         raise SteerlensError(
             f"{model.cfg.model_name}'s logits are not finite numbers in {int(broken.sum())} of "
             f"{len(broken)} rows, at new token {step + 1}: a steering is too strong for "
             f"{logits.dtype}, or the weights hold NaN; lower the strength, or load a wider dtype"
         )
-    return choose(logits, state.text, state.mask, step, state.rows)

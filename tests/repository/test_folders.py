@@ -10,7 +10,7 @@ import steerlens
 
 ORDER = [
     "errors", "files", "schemas", "intervals", "numerics", "shapes",  # for everybody
-    "layer_text", "display",
+    "layer_text", "display", "access",
     "data",         # contrasting prompts: what goes in
     "vectors",      # directions as values: estimators, files
     "models",       # the loaded host: everything that knows TransformerLens
@@ -24,6 +24,7 @@ ORDER = [
     "dashboards",   # results → figures
     "studies",      # experiments that write a directory
     "playground",   # the local page
+    "serving",      # an OpenAI-compatible server
     "cli",          # arguments → calls
     "__main__",     # the same, as python -m steerlens
 ]  # fmt: skip

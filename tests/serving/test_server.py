@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import client_of, served
 

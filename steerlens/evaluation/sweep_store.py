@@ -121,7 +121,9 @@ class Sweep:
                 rows.append((*cell, judge, *measured, int(np.isfinite(scores).sum())))
         ends = ("low", "high", "effect", "effect_low", "effect_high", "q", "n")
         summary = pd.DataFrame(rows, columns=[*Cell._fields, "judge", "mean", *ends])
-        return summary.assign(q=summary.groupby("judge")["q"].transform(adjusted))
+        return summary.assign(
+            q=summary.groupby("judge")["q"].transform(lambda p: adjusted(p.to_numpy()))
+        )
 
     def degenerate(self) -> pd.DataFrame:
         """The share of each cell's replies that are empty or repeat themselves."""

@@ -16,7 +16,7 @@ from steerlens.cli.options import (
     Relative,
     Strength,
     app,
-    checked,
+    argument,
     existing_directory,
     existing_file,
     one_of,
@@ -190,11 +190,7 @@ def playground(
 def serve_command(
     plans: Annotated[
         list[Path] | None,
-        typer.Argument(
-            parser=checked(steered_file),
-            metavar="PLANS",
-            help="Vectors or saved plans, which requests name by their files without the ending.",
-        ),
+        argument(steered_file, "PLANS", "Vectors or saved plans; requests say their files' names."),
     ] = None,
     model: ModelName = TINY_CHAT,
     layers: Layers = None,
@@ -241,7 +237,7 @@ def serve_command(
     from steerlens.models.loading import load_model
     from steerlens.serving.engine import Limits
     from steerlens.serving.plans import read_plan
-    from steerlens.serving.running import bound, make_service, serve, token_for
+    from steerlens.serving.running import address_of, bound, make_service, serve, token_for
 
     secret = token_for(host, token)
     of_vectors: dict[str, Any] = {"layers": layers, "strength": strength, "relative": relative}
@@ -255,8 +251,7 @@ def serve_command(
             limits=Limits(max_rows, max_queue), longest=max_tokens,
             folder=plans_from, token=secret,
         )  # fmt: skip
-        url_host = f"[{host}]" if ":" in host else host
-        say(f"serving {service.name} at http://{url_host}:{listening.getsockname()[1]}/v1")
+        say(f"serving {service.name} at {address_of(listening)}/v1")
         for plan in service.shelf.plans:
             say(f"  {service.name}+{plan.name}: {', '.join(map(repr, plan.steerings))}")
         if secret is not None and token is None:

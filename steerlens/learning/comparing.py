@@ -132,11 +132,7 @@ def compare(
     >>> found.table.method.tolist()
     ['unsteered', 'mean']
     """
-    if isinstance(data, ContrastiveDataset):
-        content: list[Any] = [data, data.pairs, data.suffixes]
-        asked_before = [prompt for pair in data.pairs for prompt in pair]
-    else:
-        content, asked_before = list(data), [lesson[0] for lesson in data]
+    content, asked_before = _content(data)
     if seen := [prompt for prompt in prompts if prompt in asked_before]:
         raise SteerlensError(
             f"got {len(seen)} prompts that the vectors are made from, such as "
@@ -178,6 +174,14 @@ def compare(
             rows.append(row(name, make))
             bar.update()
     return Comparison(pd.DataFrame(rows), judge.name, layer, kl_budget, degenerate_budget)
+
+
+def _content(data: LESSONS) -> tuple[list[Any], list[Prompt]]:
+    """All that the vectors are made from, for a digest; and the prompts of it."""
+    if isinstance(data, ContrastiveDataset):
+        asked = [prompt for pair in data.pairs for prompt in pair]
+        return [data, data.pairs, data.suffixes], asked
+    return list(data), [lesson[0] for lesson in data]
 
 
 def _asked(

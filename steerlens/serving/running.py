@@ -2,8 +2,10 @@
 
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from steerlens.access import is_loopback
@@ -53,8 +55,8 @@ def make_service(
 def token_for(host: str, token: str | None) -> str | None:
     """The token that clients must send: the given one, or a new one beyond this machine.
 
-    >>> token_for("127.0.0.1", None) is None, token_for("0.0.0.0", "secret")
-    (True, 'secret')
+    >>> token_for("127.0.0.1", None) is None, token_for("0.0.0.0", "a secret")
+    (True, 'a secret')
     """
     if token is not None and len(token) < 8:
         raise SteerlensError("got a token of fewer than 8 characters; expected a longer one")
@@ -73,21 +75,60 @@ def bound(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(
-    service: Service,
-    listening: socket.socket,
-    *,
-    patience: int = 10,
-    started: Callable[[Any], object] = lambda _: None,
-) -> None:
+def serve(service: Service, listening: socket.socket, *, patience: int = 10) -> None:
     """Serve until interrupted; then no request is taken, and those that run get time to end.
 
     Args:
         service: What is served.
         listening: Where; see `bound`.
         patience: Seconds for requests to end; after that, their rows are freed.
-        started: Called with the server, whose `should_exit` ends it as an interrupt does.
     """
+    with listening:
+        _server(service, patience).run(sockets=[listening])
+
+
+@contextmanager
+def in_background(
+    service: Service, host: str = "127.0.0.1", port: int = 0, *, patience: int = 10
+) -> Iterator[str]:
+    """Serve in a thread, from a notebook for example, until the block ends; gives the address.
+
+    Args:
+        service: What is served.
+        host: The address to listen on.
+        port: 0 takes any free one.
+        patience: As in `serve`.
+
+    Raises:
+        SteerlensError: The address cannot be listened on.
+
+    >>> from urllib.request import urlopen
+    >>> with in_background(make_service(model, name="tiny")) as address:
+    ...     urlopen(f"{address}/health").status
+    200
+    """
+    server = _server(service, patience)
+    with bound(host, port) as listening:
+        thread = Thread(target=server.run, args=([listening],), name="steerlens-server")
+        thread.start()
+        try:
+            while thread.is_alive() and not server.started:
+                thread.join(0.01)
+            if not server.started:
+                raise SteerlensError("the server has not begun; the log says why")
+            yield address_of(listening)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def address_of(listening: socket.socket) -> str:
+    """The URL of a server on this socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _server(service: Service, patience: int) -> Any:
     uvicorn = import_extra("uvicorn", "serve", "the server")
     config = uvicorn.Config(
         make_app(service),
@@ -97,7 +138,4 @@ def serve(
         lifespan="on",
         timeout_graceful_shutdown=patience,
     )
-    server = uvicorn.Server(config)
-    started(server)
-    with listening:
-        server.run(sockets=[listening])
+    return uvicorn.Server(config)

@@ -72,7 +72,7 @@ def told_apart(model, prompts):
 def evaluated(model, prompts):
     steering = sl.Steering(random_vector(model), [2])
     found = sl.evaluate(
-        model, steering, prompts[:4], judges=[length], texts=prompts[:2], harmless=prompts[2:4],
+        model, steering, prompts[:4], judges=[length], texts=prompts[:2], safety=prompts[2:4],
         controls=1, **SHORT,
     )  # fmt: skip
     assert str(found)

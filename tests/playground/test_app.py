@@ -21,6 +21,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import steerlens as sl
+from steerlens.access import is_loopback
 from steerlens.activations.reading import read_residual
 from steerlens.playground import access, library, request
 from steerlens.playground import app as playground
@@ -648,7 +649,7 @@ def test_beyond_loopback_the_token_is_asked_for(shelf, queue):
     ],
 )  # fmt: skip
 def test_loopback_is_known(host, loopback):
-    assert access.is_loopback(host) == loopback
+    assert is_loopback(host) == loopback
 
 
 def test_requests_that_no_page_makes_are_refused(app):

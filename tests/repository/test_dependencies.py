@@ -89,7 +89,7 @@ import importlib, importlib.abc, pkgutil, sys, tempfile
 from pathlib import Path
 
 EXTRAS = {"vaderSentiment", "openai", "dash", "flask", "werkzeug", "cachetools", "gguf", "kaleido",
-          "ray"}
+          "ray", "starlette", "uvicorn"}
 
 class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -118,6 +118,7 @@ assert sl.SteeringVector.load(folder / "v.safetensors").layers == vector.layers
 
 from steerlens.files import read_parquet, write_parquet
 from steerlens.playground import app
+from steerlens.serving.app import make_app
 from steerlens.studies import paper
 paper.find_browser = lambda: "chromium"
 (folder / "c.gguf").write_bytes(b"GGUF")
@@ -129,6 +130,7 @@ needs = {
                lambda: sl.judges.endpoint("http://localhost:1/v1", "m", "?")],
     "playground": [app.serve],
     "ray": [lambda: sl.Ray("tiny-chat")],
+    "serve": [lambda: make_app(None)],
     "sweeps": [lambda: write_parquet(folder / "t.parquet", None),
                lambda: read_parquet(folder / "t.parquet")],
 }
@@ -150,4 +152,4 @@ def test_the_core_works_without_any_extra():
     assert done.returncode == 0, done.stderr[-3000:]
     n_modules, n_extras = map(int, re.findall(r"\d+", done.stdout.splitlines()[-1]))
     assert n_modules > 90
-    assert n_extras == 6
+    assert n_extras == 7

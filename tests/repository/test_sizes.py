@@ -27,7 +27,8 @@ def functions():
 
 
 def lines_of(node):
-    lines = node.end_lineno - node.lineno + 1
+    first = node.body[0].lineno if is_command(node) else node.lineno  # its options are its help
+    lines = node.end_lineno - first + 1
     if ast.get_docstring(node) is None:
         return lines
     docstring = node.body[0]

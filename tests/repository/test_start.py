@@ -77,6 +77,9 @@ def test_help_loads_nothing_heavy(arguments):
         ["export", "v.safetensors", "--out", "x", "--to", "onnx"],
         ["cast-table", "--sizes", "many"],
         ["inspect", "nowhere"],
+        ["serve", "nowhere.safetensors"],
+        ["serve", "data.json"],
+        ["serve", "v.safetensors", "--plans-from", "nowhere"],
     ],
     ids=" ".join,
 )

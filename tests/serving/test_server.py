@@ -5,20 +5,21 @@ import http.client
 import json
 import socket
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
+from threading import Thread
 
 import httpx
 import openai
 import pytest
 from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import client_of, served
+from servers import client_of
 
 import steerlens as sl
 from steerlens.serving.engine import Limits
 from steerlens.serving.plans import Plan
-from steerlens.serving.running import bound, make_service, token_for
+from steerlens.serving.running import bound, in_background, make_service, token_for
 
 HI = [{"role": "user", "content": "Hi."}]
 
@@ -39,7 +40,7 @@ def service(model, plans):
 
 @pytest.fixture(scope="module")
 def address(service):
-    with served(service) as (address, _):
+    with in_background(service) as address:
         yield address
 
 
@@ -249,7 +250,7 @@ def test_a_client_that_goes_frees_its_rows(service, address, stream):
 
 def test_a_full_queue_is_told(model):
     service = make_service(model, name="tiny", limits=Limits(rows=1, queue=1), longest=100)
-    with served(service) as (address, _), client_of(address) as client:
+    with in_background(service) as address, client_of(address) as client:
         streams = []
         for waiting in range(2):
             streams.append(chat(client, max_tokens=100, stream=True))
@@ -277,7 +278,6 @@ def test_a_full_queue_is_told(model):
         ({"max_tokens": 101}, 400, "at most 100"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"prompt": "word " * 100, "max_tokens": 100}, 400, "context"),
-        ({"prompt": "\ud800"}, 400, "not Unicode"),
         ({"temperature": -1}, 400, "temperature"),
         ({"temperature": "warm"}, 400, "temperature"),
         ({"temperature": 1e-9}, 400, "temperature"),
@@ -320,7 +320,7 @@ def test_a_plan_that_fails_is_told_in_the_stream_too(model):
     torch_nan = float("nan")
     plan = Plan("bad", (sl.Steering(random_vector(model), [2], edit=fails),), "bad.safetensors")
     service = make_service(model, [plan], name="tiny", longest=100)
-    with served(service) as (address, _), client_of(address) as client:
+    with in_background(service) as address, client_of(address) as client:
         with pytest.raises(openai.BadRequestError, match="returned NaN"):
             chat(client, model="tiny+bad")
         with pytest.raises(openai.APIError, match="returned NaN"):
@@ -331,8 +331,9 @@ def test_a_plan_that_fails_is_told_in_the_stream_too(model):
 
 
 VALID = {"model": "tiny", "messages": HI, "max_tokens": 1, "temperature": 0.0, "steering": None}
+anything = st.text(st.characters(), max_size=20)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats() | anything,
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
     ),
@@ -353,9 +354,7 @@ bodies = (
 
 
 @given(bodies, st.sampled_from(["chat/completions", "completions", "steering"]))
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, deadline=None)
 def test_hostile_bodies_are_refused_and_hurt_nothing(address, wire, body, path):
     wire.request("POST", f"/v1/{path}", body)
     answer = wire.getresponse()
@@ -409,7 +408,7 @@ def test_clients_load_plans_only_from_the_allowed_directory(model, tmp_path, add
     vector.save(outside)
     (inside / "link.safetensors").symlink_to(outside)
     service = make_service(model, name="tiny", folder=inside)
-    with served(service) as (address, _), client_of(address) as client:
+    with in_background(service) as address, client_of(address) as client:
         url = f"{address}/v1/steering"
         for path, status in [
             (str(outside), 403),
@@ -457,7 +456,7 @@ def test_foreign_names_and_pages_are_refused(address):
 
 def test_a_token_is_asked_for(model):
     service = make_service(model, name="tiny", token="a long secret")
-    with served(service) as (address, _):
+    with in_background(service) as address:
         with client_of(address, token="a long secret") as client:
             assert texts(chat(client))
         wrong = pytest.raises(openai.AuthenticationError, match="no valid token")
@@ -485,14 +484,19 @@ def test_the_end_lets_replies_end_or_frees_their_rows(model, patience, whole):
     plan = Plan("push", (sl.Steering(vector, [2]),), "push.safetensors")
     service = make_service(model, [plan], name="tiny", longest=100)
     expected = replied(model, ["Hi."], plan.steerings, length=100)[0]
-    with served(service, patience) as (address, server), client_of(address) as client:
+    server = ExitStack()
+    address = server.enter_context(in_background(service, patience=patience))
+    with client_of(address) as client:
         stream = chat(client, model="tiny+push", max_tokens=100, stream=True)
         next(iter(stream))
-        server.should_exit = True
+        ending = Thread(target=server.close)
+        ending.start()
         try:
             text = "".join(part.choices[0].delta.content or "" for part in stream)
         except (httpx.HTTPError, openai.APIError):
             text = ""
+        ending.join(60)
+        assert not ending.is_alive()
         assert (text == expected) is whole
     assert service.engine.load == (0, 0)
     assert_no_hooks_left(model)

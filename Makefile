@@ -54,7 +54,7 @@ bench: $(INSTALLED)
 	.venv/bin/python tests/benchmarks/run.py $(BENCH)
 
 test-tl4: .venv-tl4/.installed
-	OMP_NUM_THREADS=1 .venv-tl4/bin/pytest -m "not slow and not real" -n 2 $(TL4)
+	OMP_NUM_THREADS=1 .venv-tl4/bin/python -m pytest -m "not slow and not real" -n 2 $(TL4)
 
 check: $(INSTALLED)
 	.venv/bin/ruff check .
@@ -75,11 +75,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $(INSTALLED)
 
-.venv-tl4/.installed: pyproject.toml constraints.txt
+# TransformerLens 4, and all else from .venv.
+SITE = -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+.venv-tl4/.installed: $(INSTALLED)
 	test -x .venv-tl4/bin/python || $(PYTHON) -m venv .venv-tl4
+	echo "import site; site.addsitedir('$$(.venv/bin/python $(SITE))')" \
+		> "$$(.venv-tl4/bin/python $(SITE))/others.pth"
 	grep -v '^transformer-lens=' constraints.txt > .venv-tl4/constraints.txt
 	.venv-tl4/bin/python -m pip install --quiet --constraint .venv-tl4/constraints.txt \
-		'transformer-lens>=4,<5' --editable '.[test]'
+		'transformer-lens>=4,<5'
 	touch $@
 
 clean:

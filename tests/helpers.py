@@ -1,5 +1,6 @@
 """Assertions and planted data that several test files share."""
 
+import time
 from dataclasses import replace
 
 import torch
@@ -28,6 +29,14 @@ def assert_no_hooks_left(model):
         if not hook.is_permanent  # a bridge has some of its own
     }
     assert not left
+
+
+def waited(condition, seconds=30):
+    """What a condition says, as soon as it holds or time is over."""
+    end = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return holds
 
 
 def random_vector(model, seed=0, scale=5.0, **fields):

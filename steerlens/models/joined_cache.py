@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -64,7 +64,7 @@ def joined(
     return cache, mask
 
 
-def _padded(part: Held, kept: Keys, width: int) -> Keys:
+def _padded(part: Held, kept: Keys, width: int) -> Float[Tensor, "row text head d_head"]:
     """A part's keys or values; padding is zero, as 0 × NaN would show."""
     rows = kept[part.rows.to(kept.device), kept.shape[1] - part.length :]
     return pad(rows, (0, 0, 0, 0, width - part.length, 0))

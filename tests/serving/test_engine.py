@@ -1,12 +1,11 @@
 """Whoever shares the batch, each reply is the one that `generate` gives alone."""
 
 import random
-import time
 from threading import Thread
 
 import pytest
 import torch
-from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
+from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition, waited
 
 import steerlens as sl
 from steerlens.models.tokenizing import tokenize
@@ -339,8 +338,7 @@ def test_the_engine_stops_its_thread_and_leaves_the_model_as_it_was(model, plans
     events, late = [], []
     engine.submit(asked(model, "Hi.", plans[1], max_new_tokens=4), events.append)
     engine.submit(asked(model, "Why?", plans[2], max_new_tokens=100), late.append)
-    while not (events and isinstance(events[-1], Replies)):
-        time.sleep(0.01)
+    assert waited(lambda: events and isinstance(events[-1], Replies))
     closing = Thread(target=engine.close)
     closing.start()
     closing.join(10)

@@ -4,14 +4,13 @@ import asyncio
 import http.client
 import json
 import socket
-import time
 from contextlib import ExitStack, closing
 from threading import Thread
 
 import httpx
 import openai
 import pytest
-from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition
+from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_condition, waited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import client_of
@@ -225,13 +224,6 @@ def test_32_clients_with_32_plans_get_what_each_gets_alone(client, address, mode
         assert texts(reply) == list(replied(model, [prompt], [alone]))
         changed.update(texts(reply))
     assert len(changed) > 16
-
-
-def waited(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 @pytest.mark.parametrize("stream", [True, False])

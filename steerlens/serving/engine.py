@@ -234,7 +234,11 @@ class Engine:
                 self._changed.wait_for(lambda: self._stopped or self._running or self._waiting)
                 if self._stopped:
                     return
-            self.step()
+            try:
+                self.step()
+            except Exception as error:  # not expected; whoever waits must hear of it
+                for rows in list(self._running):
+                    self._fail(rows, error)
 
     def _drop_cancelled(self) -> None:
         for rows, ticket in list(self._running.items()):
@@ -299,9 +303,10 @@ class Engine:
         for piece in pieces:
             ticket.tell(piece)
         if not len(rows):
+            replies = rows.replies()
             self._leave(rows)
             self.counts.finished += 1
-            ticket.tell(rows.replies())
+            ticket.tell(replies)
 
     def _fail(self, rows: RequestRows, error: Exception) -> None:
         ticket = self._leave(rows)

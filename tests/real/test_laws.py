@@ -9,6 +9,8 @@ from helpers import PROMPTS, assert_no_hooks_left, random_vector, splitting_cond
 import steerlens as sl
 from steerlens.models.sites import hook_name
 from steerlens.models.tokenizing import tokenize
+from steerlens.serving.engine import Engine
+from steerlens.serving.requests import Request
 
 pytestmark = pytest.mark.real
 
@@ -58,6 +60,18 @@ def test_a_gated_batch_is_its_rows_one_by_one(case):
     assert batch.tokens == tuple(one.tokens[0] for one in alone)
     assert 0 < batch.gates[0].open.sum() < len(PROMPTS)
     assert batch.gates[0].open.tolist() == [bool(one.gates[0].open[0]) for one in alone]
+    assert_no_hooks_left(case.model)
+
+
+def test_rows_that_join_a_running_batch_are_as_they_are_alone(case):
+    engine, seen = Engine(case.model), [[] for _ in PROMPTS]
+    for row, events in zip(tokenize(case.model, PROMPTS), seen, strict=True):
+        engine.submit(Request(row, (case.gated,), max_new_tokens=8), events.append)
+        engine.step()
+    while engine.step():
+        pass
+    alone = [sl.generate(case.model, [prompt], case.gated, **OPTIONS) for prompt in PROMPTS]
+    assert [events[-1].tokens for events in seen] == [one.tokens for one in alone]
     assert_no_hooks_left(case.model)
 
 

@@ -350,6 +350,19 @@ def test_the_engine_stops_its_thread_and_leaves_the_model_as_it_was(model, plans
     assert_no_hooks_left(model)
 
 
+def test_what_nobody_expects_is_told_and_the_thread_lives(model, monkeypatch):
+    engine = Engine(model)
+    engine.start()
+    events, later = [], []
+    with monkeypatch.context() as broken:
+        broken.setattr(requests.RequestRows, "replies", lambda rows: 1 / 0)
+        engine.submit(asked(model, "Hi.", max_new_tokens=2), events.append)
+        assert waited(lambda: events and isinstance(events[-1], ZeroDivisionError))
+    engine.submit(asked(model, "Hi.", max_new_tokens=2), later.append)
+    engine.close(patience=60)
+    assert isinstance(later[-1], Replies)
+
+
 def test_patience_lets_replies_end(model):
     engine = Engine(model)
     engine.start()

@@ -127,8 +127,6 @@ def test_the_built_wheel_runs_the_demo_in_an_environment_of_its_own(tmp_path):
         "--quick",
         "--model",
         "tiny-chat",
-        "--model",
-        "tiny-chat",
         "--out",
         "here",
     )

@@ -55,8 +55,8 @@ def make_service(
 def token_for(host: str, token: str | None) -> str | None:
     """The token that clients must send: the given one, or a new one beyond this machine.
 
-    >>> token_for("127.0.0.1", None) is None, token_for("0.0.0.0", "secret")
-    (True, 'secret')
+    >>> token_for("127.0.0.1", None) is None, token_for("0.0.0.0", "a long secret")
+    (True, 'a long secret')
     """
     if token is not None and len(token) < 8:
         raise SteerlensError("got a token of fewer than 8 characters; expected a longer one")

@@ -199,21 +199,14 @@ def serve_command(
         typer.Option(help="The vectors' strength where a request gives none. Default: 1."),
     ] = None,
     relative: Relative = False,
-    name: Annotated[
-        str, typer.Option(help="The model's name for clients. Default: that of --model.")
-    ] = "",
+    name: Annotated[str, typer.Option(help="The model's name for clients.")] = "",
     host: Annotated[
-        str,
-        typer.Option(help="The address to listen on; beyond loopback, clients need a token."),
+        str, typer.Option(help="The address to listen on; beyond loopback, clients need a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(
-            envvar="STEERLENS_TOKEN",
-            show_envvar=True,
-            help="What clients send as their API key. Default: a new one beyond loopback.",
-        ),
+        typer.Option(envvar="STEERLENS_TOKEN", help="Clients' API key. Default: a new one."),
     ] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Most replies written at once.")] = 32,
     max_queue: Annotated[
@@ -232,28 +225,32 @@ def serve_command(
 
     Example: steerlens serve refuse.safetensors --model smollm2 --layers 15 --relative
     """
-    for package in ("starlette", "uvicorn"):
-        import_extra(package, "serve", "the server")
     from steerlens.models.loading import load_model
     from steerlens.serving.engine import Limits
     from steerlens.serving.plans import read_plan
     from steerlens.serving.running import address_of, bound, make_service, serve, token_for
 
+    import_extra("uvicorn", "serve", "the server")
     secret = token_for(host, token)
     of_vectors: dict[str, Any] = {"layers": layers, "strength": strength, "relative": relative}
     read = [
         read_plan(path, **({} if path.suffix.lower() == PLAN_ENDING else of_vectors))
         for path in plans or ()
     ]
+    limits = Limits(max_rows, max_queue)
     with bound(host, port) as listening:
         service = make_service(
             load_model(model), read, name=name or Path(model).name,
-            limits=Limits(max_rows, max_queue), longest=max_tokens,
-            folder=plans_from, token=secret,
+            limits=limits, longest=max_tokens, folder=plans_from, token=secret,
         )  # fmt: skip
         say(f"serving {service.name} at {address_of(listening)}/v1")
-        for plan in service.shelf.plans:
-            say(f"  {service.name}+{plan.name}: {', '.join(map(repr, plan.steerings))}")
-        if secret is not None and token is None:
-            say(f"clients send this as their API key: {secret}")
+        _say_plans(service, None if token else secret)
         serve(service, listening, patience=patience)
+
+
+def _say_plans(service: Any, new_token: str | None) -> None:
+    """Print what clients can ask for, and the token that they need."""
+    for plan in service.shelf.plans:
+        say(f"  {service.name}+{plan.name}: {', '.join(map(repr, plan.steerings))}")
+    if new_token is not None:
+        say(f"clients send this as their API key: {new_token}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -162,11 +162,8 @@ class RequestRows:
     def replies(self) -> Replies:
         """The replies so far, with what each gate has seen."""
         texts = [text.text for text in self._texts]
-        return self._transcript.replies([self.request.row] * len(texts), texts, self._tokenizer)
-
-    @property
-    def _tokenizer(self) -> Any:
-        return self._model.tokenizer
+        prompts = [self.request.row] * len(texts)
+        return self._transcript.replies(prompts, texts, self._model.tokenizer)
 
     def _take(self, logits: Float[Tensor, "row d_vocab"]) -> list[Piece]:
         """Choose tokens, and drop the rows that they end."""

@@ -13,8 +13,6 @@ from statistics import median
 
 import openai
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import steerlens as sl
 from steerlens.serving.plans import Plan
@@ -100,8 +98,8 @@ def main() -> None:
         "one plan": ["m+p0"] * n,
         f"{n} plans": [f"m+p{i}" for i in range(n)],
     }
-    table = Table("clients", *ways, title=f"{options.model}, {n} × {tokens} tokens: requests/s "
-                  "(median seconds to the first token)")  # fmt: skip
+    print(f"{options.model}, {n} × {tokens} tokens: requests/s (median seconds to the first token)")
+    print("clients", *ways, sep="\t")
     with in_background(make_service(model, named, name="m")) as address:
         asyncio.run(measured(address, ways["unsteered"][:4], prompts[:4], 4, 4))  # warms up
         for at_once in options.clients:
@@ -110,10 +108,9 @@ def main() -> None:
                 for names in ways.values()
             ]
             cells = [f"{one.rate(n):.2f} ({median(one.first_tokens):.2f})" for one in got]
-            table.add_row(str(at_once), *cells)
+            print(at_once, *cells, sep="\t", flush=True)
     alone = [f"{n / one_by_one(model, prompts, way, tokens):.2f}" for way in (None, plans[0])]
-    table.add_row("generate, one by one", *alone, "")
-    Console(width=120).print(table)
+    print("generate", *alone, sep="\t")
 
 
 if __name__ == "__main__":
